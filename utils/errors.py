@@ -1,0 +1,22 @@
+"""The mistakes a user can make, as exceptions with one-line messages.
+
+Every message says what is wrong, where, what was expected and what to do next. The command line
+prints it and exits with status 2; any other exception is a fault of the program and keeps its
+traceback.
+"""
+
+
+class DMDError(Exception):
+    """A problem the user can solve: one line, exit status 2."""
+
+
+class ConfigError(DMDError):
+    """The configuration, a flag or the environment they describe does not hold together."""
+
+
+class DataError(DMDError):
+    """A feature pickle is missing, unreadable, or not of the layout it should have."""
+
+
+class CheckpointError(DMDError):
+    """A checkpoint is missing, unreadable, or belongs to another model."""
