@@ -1,0 +1,85 @@
+"""Forward pass, edges, losses and gradients against the released code (tolerances: 1e-5, gradient norms 1e-4)."""
+
+import json
+
+import pytest
+import torch
+
+from tests.reference import CASES, FOLDER, Reference, fill_parameters, relative_difference
+
+
+@pytest.fixture(scope="module", params=CASES)
+def reference(request, tmp_path_factory):
+    return Reference(request.param, tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def computed(reference):
+    model, objective = reference.build()
+    batch = reference.batch()
+    output = model(batch["text"], batch["audio"], batch["vision"])
+    terms = objective(output, batch["labels"])
+    terms["total"].backward()
+    return model, objective, output, terms
+
+
+def test_forward(reference, computed):
+    output = computed[2]
+    expected = {name: value for name, value in reference.group("fwd").items() if not name.startswith("proj_s_")}
+    assert set(output.keys()) == set(expected)
+    for name, value in expected.items():
+        assert relative_difference(getattr(output, name), value) <= 1e-5, name
+
+
+def test_edges(reference, computed):
+    for graph, value in reference.group("edges").items():
+        assert relative_difference(computed[3].edges[graph], value) <= 1e-5, graph
+
+
+def test_losses(reference, computed):
+    terms = computed[3]
+    expected = reference.group("loss")
+    assert set(terms) == set(expected)
+    for name, value in expected.items():
+        assert relative_difference(terms[name], value) <= 1e-5, name
+
+
+def test_gradient_norms(reference, computed):
+    model, objective, _, _ = computed
+    parameters = dict(model.named_parameters()) | dict(objective.named_parameters())
+    expected = reference.group("gradnorm")
+    assert set(parameters) == set(expected)
+    for name, value in expected.items():
+        gradient = parameters[name].grad
+        if value == -1:
+            assert gradient is None, name
+        else:
+            assert relative_difference(gradient.norm(), value) <= 1e-4, name
+
+
+@pytest.mark.parametrize("case", ["mosi_aligned", "mosei_aligned"])
+def test_state_dict_has_the_published_names_order_and_shapes(case, tmp_path):
+    reference = Reference(case, tmp_path)
+    model, objective = reference.build()
+    published = json.loads((FOLDER / f"state_dict_{case}.json").read_text())
+    # The file lists the parameters of the graphs behind those of the model.
+    ours = {name: list(value.shape) for part in (model, objective) for name, value in part.state_dict().items()}
+    assert list(ours.items()) == list(published.items())
+
+
+def test_published_state_loads_strictly(tmp_path):
+    reference = Reference("mosi_aligned", tmp_path)
+    published = json.loads((FOLDER / "state_dict_mosi_aligned.json").read_text())
+    state = {name: torch.zeros(shape) for name, shape in published.items() if not name.startswith(("homo.", "hetero."))}
+    reference.build()[0].load_state_dict(state, strict=True)
+
+
+def test_every_parameter_but_the_unused_ones_gets_a_gradient(tmp_path):
+    reference = Reference("mosi_aligned", tmp_path)
+    model, objective = reference.build()
+    fill_parameters(model, 5)
+    batch = reference.batch(1)
+    objective(model(batch["text"], batch["audio"], batch["vision"]), batch["labels"])["total"].backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {f"proj_cosine_{m}.{kind}" for m in "lva" for kind in ("weight", "bias")}
+    assert all(p.grad is not None for p in objective.parameters())

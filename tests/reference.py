@@ -1,0 +1,115 @@
+"""The reference numbers of the released code (PyTorch 1.9.0, CPU) and the recipe for their weights and inputs.
+
+Weights and inputs are not stored: both follow from a seed and, for a weight, from its name. The `.npz` files in
+tests/parity/ hold the results; `case` in each says how it was made.
+"""
+
+import json
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from easydict import EasyDict
+from transformers import BertConfig
+
+from config import load_config
+from models.dmd import DMD
+from trainers.losses import Objective
+
+FOLDER = Path(__file__).parent / "parity"
+CASES = ("mosi_aligned", "mosei_aligned", "mosi_aligned_bert")
+DROPOUTS = ("text_dropout", "attn_dropout", "attn_dropout_a", "attn_dropout_v",
+            "relu_dropout", "embed_dropout", "res_dropout", "output_dropout")  # fmt: skip
+TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+             "vocab_size": 200, "max_position_embeddings": 64,
+             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+
+
+def parameter_value(name: str, shape, seed: int) -> torch.Tensor:
+    """The value of the parameter called `name`: normal, scaled by its fan-in; near 1 for norms, small for biases."""
+    rng = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
+    value = rng.standard_normal(size=tuple(shape))
+    if len(shape) > 1:
+        value = value / np.sqrt(int(np.prod(shape[1:])))
+    else:
+        value = 1.0 + 0.05 * value if name.endswith("weight") else 0.05 * value
+    return torch.from_numpy(value.astype(np.float32))
+
+
+def fill_parameters(module: torch.nn.Module, seed: int, prefix: str = "") -> None:
+    """Overwrite every parameter of the module by its reference value."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(parameter_value(prefix + name, parameter.shape, seed))
+
+
+def make_utterances(case: dict) -> dict[str, np.ndarray]:
+    """All utterances of a case: text, audio, vision, labels; the order of the draws is part of the recipe."""
+    rng = np.random.RandomState(case["seed"])
+    n, (t_l, t_a, t_v), (d_l, d_a, d_v) = case["n_samples"], case["lens"], case["feature_dims"]
+    labels = np.round(rng.uniform(-3, 3, size=n) / 0.6) * 0.6
+    text, audio, vision = [], [], []
+    for i in range(n):
+        kept = rng.randint(t_l // 3, t_l + 1)
+        if case["use_bert"]:
+            rows = np.zeros((3, t_l))
+            rows[0, :kept] = rng.randint(1, case["vocab_size"], size=kept)
+            rows[1, :kept] = 1
+        else:
+            rows = rng.standard_normal((t_l, d_l))
+            rows[kept:] = 0
+        kept_a, kept_v = rng.randint(t_a // 3, t_a + 1), rng.randint(t_v // 3, t_v + 1)
+        a, v = rng.standard_normal((t_a, d_a)), rng.standard_normal((t_v, d_v))
+        for steps, kept in ((a, kept_a), (v, kept_v)):  # padded at the end and at the front in turn
+            steps[slice(kept, None) if i % 2 else slice(None, len(steps) - kept)] = 0
+        text.append(rows)
+        audio.append(a)
+        vision.append(v)
+    arrays = {"text": np.stack(text), "audio": np.stack(audio), "vision": np.stack(vision), "labels": labels}
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+class Reference:
+    """One case: its configuration, its inputs, the model and objective with their reference weights, the numbers."""
+
+    def __init__(self, name: str, bert_folder: Path):
+        self.numbers = np.load(FOLDER / f"{name}.npz")
+        self.case = json.loads(str(self.numbers["case"]))
+        overrides = {key: 0.0 for key in DROPOUTS}
+        overrides |= {"use_bert": self.case["use_bert"], "feature_dims": self.case["feature_dims"]}
+        overrides |= self.case["overrides"] | {"batch_size": self.case["batch_size"]}
+        if self.case["use_bert"]:
+            BertConfig(**TINY_BERT).save_pretrained(bert_folder)
+            overrides["pretrained"] = str(bert_folder)
+        self.args: EasyDict = load_config("dmd", self.case["dataset"], overrides=overrides)
+        self.args.seq_lens = self.case["lens"]
+
+    @cached_property
+    def utterances(self) -> dict[str, np.ndarray]:
+        return make_utterances(self.case)
+
+    def build(self) -> tuple[DMD, Objective]:
+        model, objective = DMD(self.args), Objective(self.args)
+        fill_parameters(model, self.case["seed"])
+        fill_parameters(objective, self.case["seed"])
+        return model, objective
+
+    def batch(self, index: int = 0) -> dict[str, torch.Tensor]:
+        size = self.case["batch_size"]
+        rows = slice(index * size, (index + 1) * size)
+        batch = {name: torch.from_numpy(array[rows]) for name, array in self.utterances.items()}
+        return batch | {"labels": batch["labels"][:, None]}
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """The reference numbers whose names begin with `prefix`/, without it."""
+        start = prefix + "/"
+        return {key[len(start) :]: self.numbers[key] for key in self.numbers.files if key.startswith(start)}
+
+
+def relative_difference(got, expected) -> float:
+    """Largest absolute difference over the largest absolute value of the reference (1e-3 where that is larger)."""
+    got = got.detach().cpu().double().numpy() if isinstance(got, torch.Tensor) else np.asarray(got, np.float64)
+    assert got.shape == np.shape(expected), f"shape {got.shape}, expected {np.shape(expected)}"
+    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-3))
