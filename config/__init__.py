@@ -1,0 +1,5 @@
+"""The settings of a run: `load_config` merges and checks them."""
+
+from config.loading import config_from_resolved, load_config, parse_overrides
+
+__all__ = ["config_from_resolved", "load_config", "parse_overrides"]

@@ -1,0 +1,157 @@
+"""From a JSON file of this family, and overrides, to the checked settings of one data set."""
+
+import difflib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from easydict import EasyDict
+from pydantic import ValidationError
+
+from config.schema import SETTING_NAMES, DMDConfig
+from utils.errors import ConfigError
+
+DEFAULT_FILE = Path(__file__).parent / "config.json"
+MODEL_SECTIONS = ("commonParams", "objectiveParams", "datasetParams")
+COMMAND_LINE = "--set"
+
+
+def load_config(
+    model_name: str, dataset_name: str, config_file: str | Path = "", overrides: dict | None = None
+) -> EasyDict:
+    """Settings of one model on one data set: defaults < file (default config/config.json) < overrides.
+
+    -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
+    Raises ConfigError in one line that names file, key, value and what is allowed.
+    """
+    path = Path(config_file) if str(config_file) else DEFAULT_FILE
+    content = _read(path)
+    overrides = dict(overrides or {})
+    _check_names(overrides, SETTING_NAMES, COMMAND_LINE, path, "key")
+    _check_names(content, None, path, path, "section", required=("datasetCommonParams",))
+    model_name, dataset_name = model_name.lower(), dataset_name.lower()
+    if model_name not in content or model_name != "dmd":
+        raise ConfigError(f"{path}: no model '{model_name}' here; expected a section 'dmd', the only model there is.")
+
+    datasets, model = content["datasetCommonParams"], content[model_name]
+    _check_names(model, MODEL_SECTIONS, f"{model_name} of {path}", path, "section", required=("commonParams",))
+    known = [name for name in datasets if name != "dataset_root_dir"]
+    if dataset_name not in known:
+        raise ConfigError(f"data set '{dataset_name}' is not in {path}; it has {', '.join(known)}. Use one of them.")
+    layers = {
+        f"{model_name}.commonParams": model["commonParams"],
+        f"{model_name}.objectiveParams": model.get("objectiveParams", {}),
+        f"{model_name}.datasetParams.{dataset_name}": model.get("datasetParams", {}).get(dataset_name, {}),
+    }
+    root = {key: value for key, value in datasets.items() if key == "dataset_root_dir"}
+    merged, origin = _merge({"datasetCommonParams": root} | layers, path)
+    aligned = overrides.get("need_data_aligned", merged.get("need_data_aligned", True))
+    variant = "aligned" if aligned else "unaligned"
+    if not isinstance(datasets[dataset_name], dict) or variant not in datasets[dataset_name]:
+        raise ConfigError(
+            f"{path}: datasetCommonParams.{dataset_name} has no '{variant}' features. Add them, or set "
+            f"need_data_aligned to {str(not aligned).lower()}."
+        )
+    # The model's sections are the stronger ones, so that a data set's own section there may override anything.
+    files = {f"datasetCommonParams.{dataset_name}.{variant}": datasets[dataset_name][variant]}
+    base, base_origin = _merge(files, path)
+    origin = base_origin | origin | dict.fromkeys(overrides, COMMAND_LINE)
+    settings = _validate(base | merged | overrides, origin)
+    settings.featurePath = os.path.join(settings.dataset_root_dir, settings.featurePath)
+    return EasyDict(settings, model_name=model_name, dataset_name=dataset_name)
+
+
+def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
+    """Check settings that were resolved before (a run's config.json), with overrides on top.
+
+    An overriding featurePath is relative to dataset_root_dir, as in `load_config`.
+    """
+    settings, overrides = dict(settings), dict(overrides or {})
+    names = {key: settings.pop(key, "") for key in ("model_name", "dataset_name")}
+    settings.pop("seq_lens", None)  # what the data had, not a setting
+    for layer in (settings, overrides):
+        _check_names(layer, SETTING_NAMES, COMMAND_LINE if layer is overrides else "the run's config.json", "", "key")
+    origin = dict.fromkeys(settings, "the run's config.json") | dict.fromkeys(overrides, COMMAND_LINE)
+    checked = _validate(settings | overrides, origin)
+    if "featurePath" in overrides:
+        checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+    return EasyDict(checked, **names)
+
+
+def parse_overrides(items: Iterable[str]) -> dict:
+    """['batch_size=32', 'pretrained=bert-base-cased'] -> {key: value}, values as JSON where they are JSON.
+
+    Raises ConfigError for an item without '='.
+    """
+    overrides = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"{COMMAND_LINE}: '{item}' is not of the form key=value.")
+        try:
+            overrides[key.strip()] = json.loads(text)
+        except ValueError:
+            words = {"True": True, "False": False, "None": None}  # Python's spelling of JSON's words
+            overrides[key.strip()] = words.get(text.strip(), text)
+    return overrides
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file. Leave out -c for config/config.json.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a readable JSON text file ({type(error).__name__}).") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected an object with 'datasetCommonParams' and 'dmd', got {_show(content)}.")
+    return content
+
+
+def _check_names(names, known, where, path, kind: str, required: tuple[str, ...] = ()) -> None:
+    """Refuse a section that is no object, an unknown name in it (naming the nearest known one), a missing one."""
+    if not isinstance(names, dict):
+        raise ConfigError(f"{where}: expected an object, got {_show(names)}.")
+    for name in names:
+        if known is not None and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ConfigError(f"{where}: unknown {kind} '{name}'; the nearest known one is '{nearest[0]}'.")
+    for name in required:
+        if not isinstance(names.get(name), dict):
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f"; is '{nearest[0]}' meant to be it?" if nearest and nearest[0] != name else "."
+            raise ConfigError(f"{path}: the section '{name}' is missing or no object{hint}")
+
+
+def _merge(layers: dict[str, dict], path: Path) -> tuple[dict, dict[str, str]]:
+    """Later layers win.  -> (settings, where each comes from)"""
+    settings, origin = {}, {}
+    for section, layer in layers.items():
+        where = f"{section} of {path}"
+        _check_names(layer, SETTING_NAMES, where, path, "key")
+        settings |= layer
+        origin |= dict.fromkeys(layer, where)
+    return settings, origin
+
+
+def _validate(settings: dict, origin: dict[str, str]) -> EasyDict:
+    try:
+        return EasyDict(DMDConfig(**settings).model_dump())
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:  # a condition on several settings
+            key = first["msg"].removeprefix("Value error, ").split()[0]
+            raise ConfigError(f"{origin.get(key, 'config')}: {first['msg'].removeprefix('Value error, ')}.") from error
+        key = first["loc"][0]
+        if first["type"] == "missing":
+            raise ConfigError(f"config: '{key}' is missing.") from error
+        where = origin.get(key, "config")
+        raise ConfigError(f"{where}: {key} is {_show(settings[key])}; {first['msg'].lower()}.") from error
+
+
+def _show(value) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
