@@ -99,7 +99,10 @@ class DMD(nn.Module):
         self.steps = {m: steps[m] - kernels[m] + 1 if self.projected[m] else steps[m] for m in ARGUMENT_ORDER}
         short = [m for m in ARGUMENT_ORDER if self.steps[m] < 1]
         if short:
-            raise ValueError(f"conv1d_kernel_size_{short[0]} is longer than the {steps[short[0]]} steps of the data")
+            raise ValueError(
+                f"conv1d_kernel_size_{short[0]} is {kernels[short[0]]}, but the data has only {steps[short[0]]} steps; "
+                "choose a smaller one"
+            )
 
         if args.use_bert:
             self.text_model = BertTextEncoder(args.pretrained, args.use_finetune, widths["l"])

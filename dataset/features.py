@@ -1,0 +1,215 @@
+"""Feature pickles in the MMSA layout, read and verified.
+
+Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are [text, audio, vision].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset.unpickling import load_pickle
+from utils.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+FIELDS = ("text", "audio", "vision")  # of a Split; arguments and feature_dims have this order
+PUBLISHED_SHA256 = {
+    ("mosi", True): "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9",
+    ("mosi", False): "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524",
+    ("mosei", True): "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791",
+    ("mosei", False): "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
+}
+ONE_EXTRACTION = "All splits must come from one extraction. Download the file again, or point featurePath elsewhere."
+
+
+@dataclass(frozen=True)
+class Split:
+    """The utterances of one split; arrays are float32."""
+
+    text: np.ndarray  # (N, T_l, d_l) features, or (N, 3, T_l) input ids, attention mask, segment ids for BERT
+    audio: np.ndarray  # (N, T_a, d_a)
+    vision: np.ndarray  # (N, T_v, d_v)
+    labels: np.ndarray  # (N,) sentiment
+    ids: list[str]
+    raw_text: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Splits that agree with each other, and the sizes a model for them needs."""
+
+    path: str
+    splits: dict[str, Split]
+    feature_dims: list[int]  # widths; with BERT the first is what the config says
+    seq_lens: list[int]  # steps
+
+
+def load_features(
+    args,
+    feature_T: str = "",  # noqa: N803
+    feature_A: str = "",  # noqa: N803
+    feature_V: str = "",  # noqa: N803
+    splits: Sequence[str] = SPLITS,
+) -> FeatureSet:
+    """Read the pickle at args.featurePath, and replace text, audio or vision by another pickle's where one is given.
+
+    Widths must be args.feature_dims, but a replaced modality takes the width of its file.
+
+    Raises DataError, in one line, for whatever is wrong with a file.
+    """
+    path, field_of = args.featurePath, {"text": "text_bert" if args.use_bert else "text"}
+    source_of = dict(zip(FIELDS, (feature_T or path, feature_A or path, feature_V or path), strict=True))
+    raw = {source: _read(source, args) for source in dict.fromkeys([path, *map(str, source_of.values())])}
+    parts = {name: _read_split(raw, path, source_of, field_of, name, args.use_bert) for name in splits}
+    raw.clear()
+
+    first_name, first = next(iter(parts.items()))
+    widths, steps = {}, {}
+    for field, expected in zip(FIELDS, args.feature_dims, strict=True):
+        source, key = source_of[field], field_of.get(field, field)
+        tokens = field == "text" and args.use_bert
+        for name, part in parts.items():
+            shape, reference = getattr(part, field).shape, getattr(first, field).shape
+            for axis, unit in ((1, "steps long"), (2, "wide")):
+                if shape[axis] != reference[axis]:
+                    unit = "steps long" if tokens else unit
+                    raise DataError(
+                        f"{source}: '{key}' of split '{name}' is {shape}, but '{first_name}' is {reference[axis]} "
+                        f"{unit}. {ONE_EXTRACTION}"
+                    )
+        _, rows, columns = getattr(first, field).shape
+        widths[field], steps[field] = (expected, columns) if tokens else (columns, rows)
+        if widths[field] != expected and source == path:
+            raise DataError(
+                f"{path}: '{key}' is {columns} wide, but feature_dims says {expected} for {field}. Set feature_dims "
+                "to the file's widths, or point featurePath to the file that was meant."
+            )
+    if args.need_data_aligned and source_of == dict.fromkeys(FIELDS, path) and len(set(steps.values())) > 1:
+        raise DataError(
+            f"{path}: text, audio and vision have {list(steps.values())} steps, so the file is unaligned, but "
+            "need_data_aligned is true. Set need_data_aligned=false, or use the aligned file."
+        )
+    return FeatureSet(str(path), parts, list(widths.values()), list(steps.values()))
+
+
+def _read(path: str, args) -> dict:
+    if not Path(path).exists():
+        raise DataError(_missing(path, args))
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}; expected a dict with the splits {list(SPLITS)}.")
+    return content
+
+
+def _missing(path: str, args) -> str:
+    digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
+    published = (
+        f" The published file is among those that the MMSA project shares (linked from its README on GitHub); its "
+        f"SHA-256 is {digest}."
+        if digest
+        else ""
+    )
+    return f"{path}: no such feature file.{published} To try the program without a download: --dataset synthetic."
+
+
+def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict, name: str, use_bert: bool) -> Split:
+    """Take one split out of the raw pickles (arrays are moved, not copied) and check it by itself."""
+    ids = _strings(_take(raw[path], path, name, "id"), path, name, "id")
+    where = f"split '{name}'"
+    if not ids:
+        raise DataError(f"{path}: {where} has no utterance. Each split needs at least one.")
+    arrays = {}
+    for field in FIELDS:
+        source, key = source_of[field], field_of.get(field, field)
+        array = _numbers(_take(raw[source], source, name, key), source, name, key, ndim=3)
+        if len(array) != len(ids):
+            raise DataError(f"{source}: '{key}' of {where} has {len(array)} utterances, but 'id' of {path} {len(ids)}.")
+        if 0 in array.shape:
+            raise DataError(f"{source}: '{key}' of {where} is {array.shape}: an axis is empty.")
+        if source != path:
+            _check_same_utterances(raw[source], source, path, name, ids)
+        if field == "audio":  # published audio holds -inf (the logarithm of silence)
+            silent = np.isneginf(array)
+            if silent.any():
+                array = np.where(silent, np.float32(0), array)
+        _check_finite(array, source, name, key, ids)
+        if field == "text" and use_bert:
+            _check_tokens(array, source, name)
+        arrays[field] = array
+    labels = _take(raw[path], path, name, "regression_labels")
+    labels = np.array(_numbers(labels, path, name, "regression_labels")).reshape(-1)
+    if len(labels) != len(ids):
+        raise DataError(f"{path}: 'regression_labels' of {where} has {len(labels)} entries, but 'id' {len(ids)}.")
+    _check_finite(labels, path, name, "regression_labels", ids)
+    texts = raw[path][name].get("raw_text")
+    raw_text = [""] * len(ids) if texts is None else _strings(texts, path, name, "raw_text")
+    if len(raw_text) != len(ids):
+        raise DataError(f"{path}: 'raw_text' of {where} has {len(raw_text)} entries, but 'id' {len(ids)}.")
+    return Split(**arrays, labels=labels, ids=ids, raw_text=raw_text)
+
+
+def _take(content: dict, path: str, split: str, field: str):
+    """A field of a split."""
+    if not isinstance(content.get(split), dict):
+        raise DataError(f"{path}: the split '{split}' is missing; it has {sorted(map(str, content))[:5]}.")
+    if field not in content[split]:
+        hint = " Set use_bert=false for a file without tokens." if field == "text_bert" else ""
+        found = sorted(map(str, content[split]))
+        raise DataError(f"{path}: split '{split}' lacks the field '{field}'; it has {found}.{hint}")
+    return content[split][field]
+
+
+def _numbers(value, path: str, split: str, field: str, ndim: int | None = None) -> np.ndarray:
+    """The value as a writable float32 array, copied only where its type differs."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"its type is {array.dtype}")
+        with np.errstate(over="ignore"):
+            array = np.require(array, np.float32, ["C", "W"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: '{field}' of split '{split}' is no array of numbers ({error}).") from error
+    if ndim is not None and array.ndim != ndim:
+        raise DataError(
+            f"{path}: '{field}' of split '{split}' is {array.shape}; expected {ndim} axes (N, steps, width)."
+        )
+    return array
+
+
+def _strings(value, path: str, split: str, field: str) -> list[str]:
+    if not isinstance(value, (list, tuple, np.ndarray)) or getattr(value, "ndim", 1) != 1:
+        raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings.")
+    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in value]
+
+
+def _check_same_utterances(content: dict, source: str, path: str, split: str, ids: list[str]) -> None:
+    if "id" not in content[split]:
+        return
+    theirs = _strings(content[split]["id"], source, split, "id")
+    for ours, other in zip(ids, theirs, strict=False):
+        if ours != other:
+            raise DataError(
+                f"{source}: split '{split}' has utterance '{other}' where {path} has '{ours}'. Features that replace "
+                "others must list the same utterances in the same order."
+            )
+
+
+def _check_finite(array: np.ndarray, path: str, split: str, field: str, ids: list[str]) -> None:
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    if bad.any():
+        named = ", ".join(ids[i] for i in np.flatnonzero(bad)[:3])
+        raise DataError(
+            f"{path}: '{field}' of split '{split}' is not finite (NaN or infinite) in {int(bad.sum())} utterances: "
+            f"{named}{', …' if bad.sum() > 3 else ''}. Repair or remove them."
+        )
+
+
+def _check_tokens(tokens: np.ndarray, path: str, split: str) -> None:
+    if tokens.shape[1] != 3:
+        raise DataError(f"{path}: 'text_bert' of split '{split}' is {tokens.shape}; expected (N, 3, steps).")
+    if (tokens < 0).any() or (tokens != np.rint(tokens)).any():
+        raise DataError(f"{path}: 'text_bert' of split '{split}' holds other numbers than token ids.")

@@ -1,0 +1,156 @@
+"""Train DMD over one or more seeds and write checkpoints, histories and result tables.
+
+python run.py --dataset mosi
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from config import load_config, parse_overrides
+from dataset.features import FeatureSet
+from dataset.loaders import make_loaders
+from trainers.losses import Objective
+from trainers.setup import build_model, prepare_features
+from trainers.trainer import Trainer, count_parameters
+from utils.cli import run_command
+from utils.errors import ConfigError
+from utils.results import RunFolder, append_results
+from utils.runtime import choose_device, describe_device, logger, set_seed, start_log, versions
+
+DEFAULT_SEEDS = (1111,)
+
+
+def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
+    model_name: str = "dmd",
+    dataset_name: str = "mosi",
+    config_file: str | Path = "",
+    config: dict | None = None,
+    seeds: Sequence[int] | None = None,
+    feature_T: str = "",  # noqa: N803
+    feature_A: str = "",  # noqa: N803
+    feature_V: str = "",  # noqa: N803
+    gpu_ids: Sequence[int] | None = None,
+    num_workers: int = 0,
+    verbose_level: int = 1,
+    model_save_dir: str | Path = "pt",
+    res_save_dir: str | Path = "result",
+    log_dir: str | Path = "log",
+    device: str = "auto",
+    name: str = "",
+    epochs: int | None = None,
+) -> dict[int, dict[str, float]]:
+    """Train and evaluate DMD once for each seed.
+
+    config_file     JSON in the layout of config/config.json, which is the default
+    config          overrides by key, stronger than the file
+    feature_T/A/V   another pickle whose text, audio or vision features replace the data set's
+    gpu_ids         [n] is device "cuda:n", [-1] is "cpu"; None or [] leaves the choice to `device`
+    num_workers     loader processes;  verbose_level  0 errors, 1 info, 2 debug
+    name            prefix of the run's folders `<name>-<dataset>-<seed>`; an earlier run of that name is replaced
+    epochs          stop after so many, whatever early stopping says
+
+    -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can mend.
+    """
+    overrides = dict(config or {})
+    if epochs is not None:
+        overrides["max_epochs"] = epochs
+    args = load_config(model_name, dataset_name, config_file, overrides)
+    seeds, name = tuple(seeds or DEFAULT_SEEDS), name or args.model_name
+    _check_arguments(seeds, name, num_workers)
+    chosen = choose_device(_device_of(gpu_ids, device))
+    features = prepare_features(args, feature_T, feature_A, feature_V)
+
+    start_log(Path(log_dir) / f"{name}-{args.dataset_name}.log", verbose_level)
+    logger.info(f"Seeds {list(seeds)} on {describe_device(chosen)}, features {args.featurePath}.")
+    for split, part in features.splits.items():
+        logger.info(f"{split} samples: {(len(part),)}")
+    per_seed = {}
+    for number, seed in enumerate(seeds, start=1):
+        run = RunFolder(name, args.dataset_name, seed, model_save_dir, res_save_dir)
+        replaced = {"feature_T": str(feature_T), "feature_A": str(feature_A), "feature_V": str(feature_V)}
+        description = {"settings": dict(args), "features": replaced, "seed": seed}
+        description |= {"device": describe_device(chosen), "versions": versions()}
+        per_seed[seed] = _train_seed(args, features, chosen, seed, number, num_workers, run, description)
+    table = append_results(res_save_dir, args.dataset_name, name, per_seed)
+    logger.info(f"Results saved to {table}.")
+    return per_seed
+
+
+def _check_arguments(seeds: Sequence[int], name: str, num_workers: int) -> None:
+    wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
+    if wrong:
+        raise ConfigError(f"--seeds: {wrong[0]} is not between 0 and {2**32 - 1}.")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds: {list(seeds)} names a seed twice; its second run would replace the first.")
+    if Path(name).name != name:
+        raise ConfigError(f"--name: '{name}' must be a plain name, not a path.")
+    if num_workers < 0:
+        raise ConfigError(f"--num-workers: {num_workers} is negative.")
+
+
+def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
+    if not gpu_ids:
+        return device
+    return "cpu" if gpu_ids[0] < 0 else f"cuda:{gpu_ids[0]}"
+
+
+def _train_seed(args, features: FeatureSet, device, seed, number, num_workers, run: RunFolder, description) -> dict:
+    """Train with one seed; nothing is written before model and data are known to fit."""
+    set_seed(seed)
+    model, objective = build_model(args, features), Objective(args)
+    loaders = make_loaders(features, args.batch_size, seed, num_workers, pin_memory=device.type == "cuda")
+    run.start(description)
+    logger.info(f"Seed {seed}: {count_parameters(model, objective)} parameters, checkpoints in {run.checkpoints}.")
+    metrics = Trainer(args, model, objective, loaders, device, number).fit(run)
+    run.save_metrics({"seed": seed} | metrics)
+    return metrics
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of run.py."""
+    parser = argparse.ArgumentParser(description="Train and evaluate DMD.")
+    parser.add_argument("-d", "--dataset", required=True, help="mosi, mosei, or synthetic (which needs no download)")
+    parser.add_argument("-c", "--config", default="", help="JSON config (default: config/config.json)")
+    parser.add_argument("-s", "--seeds", nargs="+", type=int, default=list(DEFAULT_SEEDS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--name", default="", help="prefix of the run's folders (default: dmd)")
+    parser.add_argument("--epochs", type=int, help="stop after so many epochs at the latest")
+    parser.add_argument("-n", "--num-workers", type=int, default=0, help="loader processes")
+    parser.add_argument("-v", "--verbose", type=int, choices=(0, 1, 2), default=1, help="0 errors, 1 info, 2 debug")
+    for short, long in (("T", "text"), ("A", "audio"), ("V", "vision")):
+        letter = short.lower()
+        parser.add_argument(f"-F{letter}", f"--feature-{short}", default="", help=f"pickle with other {long} features")
+    parser.add_argument("--model-save-dir", default="pt")
+    parser.add_argument("--res-save-dir", default="result")
+    parser.add_argument("--log-dir", default="log")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse_arguments(argv)
+    DMD_run(
+        dataset_name=options.dataset,
+        config_file=options.config,
+        config=parse_overrides(options.set),
+        seeds=options.seeds,
+        feature_T=options.feature_T,
+        feature_A=options.feature_A,
+        feature_V=options.feature_V,
+        num_workers=options.num_workers,
+        verbose_level=options.verbose,
+        model_save_dir=options.model_save_dir,
+        res_save_dir=options.res_save_dir,
+        log_dir=options.log_dir,
+        device=options.device,
+        name=options.name,
+        epochs=options.epochs,
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(run_command(main))

@@ -1,0 +1,99 @@
+"""Score a checkpoint on a split, and write its predictions.
+
+python test.py pt/dmd-mosi-1111/best.pth
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from config import config_from_resolved, load_config, parse_overrides
+from dataset.features import SPLITS
+from dataset.loaders import make_loaders
+from trainers.evaluate import predict
+from trainers.setup import build_model, prepare_features
+from trainers.trainer import log_metrics
+from utils.checkpoint import load_weights, read_checkpoint, settings_beside
+from utils.cli import run_command
+from utils.errors import ConfigError
+from utils.results import write_csv
+from utils.runtime import choose_device, set_seed, start_log
+
+
+def DMD_test(  # noqa: N802  (the sister of DMD_run)
+    checkpoint: str | Path,
+    dataset_name: str = "",
+    config_file: str | Path = "",
+    config: dict | None = None,
+    split: str = "test",
+    device: str = "auto",
+    predictions: str | Path = "",
+    log_dir: str | Path = "log",
+) -> dict[str, float]:
+    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV.
+
+    Settings and data set come from the run's config.json beside the checkpoint, unless `dataset_name` or
+    `config_file` says otherwise; a checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
+
+    -> the metrics. Raises a DMDError for what the caller can mend.
+    """
+    read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
+    args, replaced = _settings(checkpoint, dataset_name, config_file, config)
+    chosen = choose_device(device)
+    set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
+    features = prepare_features(args, **replaced, splits=(split,))
+    model = build_model(args, features)
+    load_weights(model, checkpoint)
+    model.to(chosen)
+    start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
+    scored = predict(model, make_loaders(features, args.batch_size, seed=0)[split], chosen, split)
+    metrics = scored.metrics()
+    log_metrics(split, args.model_name, metrics)
+    if predictions:
+        part = features.splits[split]
+        columns = {"id": part.ids, "raw_text": part.raw_text, "label": part.labels, "prediction": scored.predicted}
+        try:
+            write_csv(Path(predictions), pd.DataFrame(columns))
+        except OSError as error:
+            raise ConfigError(f"--predictions: cannot write {predictions} ({error.strerror}).") from error
+    return metrics
+
+
+def _settings(checkpoint, dataset_name: str, config_file, config: dict | None):
+    """-> (settings of the model and data, the feature files that replaced a modality's)"""
+    beside = settings_beside(checkpoint)
+    if beside and not dataset_name and not config_file:
+        return config_from_resolved(beside["settings"] | (config or {})), beside["features"]
+    if not dataset_name and not beside:
+        raise ConfigError(f"{checkpoint}: no config.json beside it says its data set. Name it: -d mosi or -d mosei.")
+    return load_config("dmd", dataset_name or beside["settings"]["dataset_name"], config_file, config), {}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Score a DMD checkpoint.")
+    parser.add_argument("checkpoint")
+    parser.add_argument("-d", "--dataset", default="", help="mosi, mosei or synthetic (default: as trained)")
+    parser.add_argument("-c", "--config", default="", help="JSON config (default: as trained)")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
+    parser.add_argument("--predictions", default="", metavar="FILE.csv", help="write id, raw_text, label, prediction")
+    parser.add_argument("--log-dir", default="log")
+    options = parser.parse_args(argv)
+    DMD_test(
+        options.checkpoint,
+        options.dataset,
+        options.config,
+        parse_overrides(options.set),
+        options.split,
+        options.device,
+        options.predictions,
+        options.log_dir,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,85 @@
+"""Three epochs of the project's own trainer against three epochs of the released training loop."""
+
+import re
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dataset.features import Split
+from dataset.loaders import UtteranceDataset
+from tests.reference import CASES, Reference, relative_difference
+from trainers.evaluate import predict
+from trainers.trainer import Trainer
+from utils.metrics import CORE_METRICS
+from utils.results import RunFolder
+from utils.runtime import logger
+
+NUMBER = re.compile(r"(total_loss|Acc_2|F1_score|Acc_7|MAE|Loss): (-?[\d.]+)")
+
+
+def split_of(reference: Reference, batches: range) -> Split:
+    size = reference.case["batch_size"]
+    rows = slice(batches.start * size, batches.stop * size)
+    arrays = {name: array[rows] for name, array in reference.utterances.items()}
+    n = len(arrays["labels"])
+    return Split(**arrays, ids=[str(i) for i in range(n)], raw_text=[""] * n)
+
+
+class RecordingRun(RunFolder):
+    """Keeps the weight norms of each epoch, and the state after the last."""
+
+    def __init__(self, folder):
+        super().__init__("dmd", "mosi", 1, folder / "pt", folder / "result")
+        self.start({})
+        self.norms, self.last = {}, None
+
+    def save_epoch(self, model, epoch, is_best):
+        super().save_epoch(model, epoch, is_best)
+        for name, parameter in model.named_parameters():
+            self.norms[f"{epoch}/{name}"] = parameter.detach().norm()
+        self.last = {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_epochs(case, tmp_path, caplog, monkeypatch):
+    reference = Reference(case, tmp_path / "bert")
+    info = reference.case
+    n_batches, held_out = info["n_samples"] // info["batch_size"], info["n_valid_batches"]
+    first_valid, first_test = n_batches - 2 * held_out, n_batches - held_out
+    ranges = {"train": range(first_valid), "valid": range(first_valid, first_test),
+              "test": range(first_test, n_batches)}  # fmt: skip
+    loaders = {
+        name: DataLoader(UtteranceDataset(split_of(reference, batches)), batch_size=info["batch_size"])
+        for name, batches in ranges.items()
+    }
+    reference.args.max_epochs = info["epochs"]
+    model, objective = reference.build()
+    trainer = Trainer(reference.args, model, objective, loaders, torch.device("cpu"))
+    run = RecordingRun(tmp_path)
+    monkeypatch.setattr(logger, "propagate", True)
+    caplog.set_level("INFO", logger=logger.name)
+    trainer.fit(run)
+
+    published = NUMBER.findall("\n".join(str(line) for line in reference.numbers["log"]))
+    lines = [line for line in caplog.messages if ">>" in line][: 3 * info["epochs"]]
+    logged = NUMBER.findall("\n".join(lines))
+    assert [name for name, _ in logged] == [name for name, _ in published]
+    assert len(logged) == info["epochs"] * (3 * len(CORE_METRICS) + 3)
+    for (name, got), (_, expected) in zip(logged, published, strict=True):
+        assert abs(float(got) - float(expected)) <= 2e-4, name
+    brackets = re.compile(r"\[\d+/\d+/\d+\]")
+    assert brackets.findall("\n".join(lines)) == brackets.findall(str(reference.numbers["log"]))
+
+    expected_norms = reference.group("traj")
+    final_logits = expected_norms.pop("final_logits")
+    assert set(run.norms) == set(expected_norms)
+    for name, value in expected_norms.items():
+        # The true gradient of an attention key's bias is zero, so that it drifts on rounding.
+        tolerance = 1e-2 if name.endswith(("in_proj_bias", "key.bias")) else 1e-3
+        assert relative_difference(run.norms[name], value) <= tolerance, name
+
+    model.load_state_dict(run.last)
+    everything = DataLoader(UtteranceDataset(split_of(reference, range(n_batches))), batch_size=info["batch_size"])
+    predicted = predict(model, everything, torch.device("cpu")).predicted[:, None]
+    assert relative_difference(predicted, final_logits) <= 1e-3

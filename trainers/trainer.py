@@ -1,0 +1,173 @@
+"""The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when nothing improves."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from models.distillation import EDGE_NAMES
+from models.dmd import DMD
+from trainers.evaluate import Predictions, predict, to_device
+from trainers.losses import LossTerms, Objective
+from utils.checkpoint import load_weights
+from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
+from utils.results import RunFolder
+from utils.runtime import logger, progress
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """Means over the batches of an epoch, and the predictions made while training."""
+
+    losses: dict[str, float]
+    edges: dict[str, float]
+    predictions: Predictions
+
+
+class Trainer:
+    """Trains one model with one seed.
+
+    `seed_number` counts the seeds of a command from 1; it only appears in the log.
+    """
+
+    def __init__(
+        self,
+        args,
+        model: DMD,
+        objective: Objective,
+        loaders: dict[str, DataLoader],
+        device: torch.device,
+        seed_number: int = 1,
+    ):
+        self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
+        self.model, self.objective = model.to(device), objective.to(device)
+        self.parameters = [*model.parameters(), *objective.parameters()]
+        # Parity: one group for BERT, model and graphs, and no weight decay whatever the config says.
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=args.learning_rate, betas=tuple(args.adam_betas), eps=args.adam_eps
+        )
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
+        )
+        batches = len(loaders["train"])
+        self.steps_at_epoch_end = batches < args.update_epochs
+        if self.steps_at_epoch_end:
+            logger.warning(
+                f"The train split has {batches} batches, fewer than update_epochs {args.update_epochs}: stepping once "
+                "at the end of each epoch (the released code would never step)."
+            )
+
+    def fit(self, run: RunFolder) -> dict[str, float]:
+        """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
+
+        -> TEST metrics of the best epoch, with `epoch` and `valid_Loss`
+        """
+        args = self.args
+        lower = args.KeyEval in LOWER_IS_BETTER
+        best_epoch, best_value = 0, float("inf") if lower else float("-inf")
+        epoch = 0
+        while args.max_epochs is None or epoch < args.max_epochs:
+            epoch += 1
+            started = time.perf_counter()
+            trained = self.train_epoch()
+            train_seconds = time.perf_counter() - started
+            train = trained.predictions.metrics()
+            logger.info(
+                f">> Epoch: {epoch} TRAIN-({args.model_name}) [{epoch - best_epoch}/{epoch}/{self.seed_number}] "
+                f">> total_loss: {round(trained.losses['total'], 4)} {format_metrics(train, CORE_METRICS)}"
+            )
+            valid, test = self.evaluate("valid"), self.evaluate("test")
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            self.scheduler.step(valid["Loss"])
+
+            value = valid[args.KeyEval]
+            improvement = best_value - value if lower else value - best_value
+            # NaN never improves on anything, but the first epoch is always the best so far.
+            is_best = best_epoch == 0 or improvement >= args.min_improvement
+            if is_best:
+                best_epoch, best_value = epoch, value
+            run.save_epoch(self.model, epoch, is_best)
+            run.append_history(
+                {"epoch": epoch, "learning_rate": learning_rate, "train_seconds": round(train_seconds, 3)}
+                | {"seconds": round(time.perf_counter() - started, 3), "best_epoch": best_epoch}
+                | {f"loss/{name}": value for name, value in trained.losses.items()}
+                | {f"{split}/{name}": value for split, metrics in
+                   (("train", train), ("valid", valid), ("test", test)) for name, value in metrics.items()}
+                | {f"edge/{name}": value for name, value in trained.edges.items()}
+            )  # fmt: skip
+            if epoch - best_epoch >= args.early_stop:
+                logger.info(f"No better {args.KeyEval} on valid for {args.early_stop} epochs: stopping.")
+                break
+        logger.info(f"Best epoch: {best_epoch}. Its weights on the test split:")
+        return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | self.evaluate_best(run.best)
+
+    def train_epoch(self) -> TrainedEpoch:
+        """One pass over the train split.
+
+        Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward; the
+        batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained
+        that way.
+        """
+        self.model.train()
+        self.objective.train()
+        group = self.args.update_epochs
+        losses, edges, predicted, labels = [], [], [], []
+        names: list[str] = []
+        for index, batch in enumerate(progress(self.loaders["train"], "train")):
+            if index % group == 0:
+                self.optimizer.zero_grad()
+            output, terms, target = self.training_step(batch)
+            if (index + 1) % group == 0:
+                self.optimizer.step()
+            names = list(terms)
+            # Collected on the device and read once an epoch: reading a value makes the host wait for the device.
+            losses.append(torch.stack([terms[name].detach() for name in names]))
+            edges.append(torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")]))
+            predicted.append(output.detach())
+            labels.append(target)
+        if self.steps_at_epoch_end:
+            self.optimizer.step()
+        mean_losses = torch.stack(losses).double().mean(dim=0).tolist()
+        mean_edges = torch.stack(edges).double().mean(dim=0).tolist()
+        edge_names = [f"{graph}_{name}" for graph in ("homo", "hetero") for name in EDGE_NAMES]
+        arrays = (torch.cat(x).squeeze(1).float().cpu().numpy() for x in (predicted, labels))
+        by_name = dict(zip(names, mean_losses, strict=True))
+        return TrainedEpoch(
+            by_name, dict(zip(edge_names, mean_edges, strict=True)), Predictions(*arrays, loss=by_name["task/all"])
+        )
+
+    def training_step(self, batch: dict) -> tuple[torch.Tensor, LossTerms, torch.Tensor]:
+        """Forward, losses, backward, clipping for one batch.  -> prediction (B, 1), loss terms, labels (B, 1)"""
+        text, audio, vision, target = to_device(batch, self.device)
+        output = self.model(text, audio, vision)
+        terms = self.objective(output, target)
+        terms["total"].backward()
+        if self.args.grad_clip != -1:
+            nn.utils.clip_grad_value_(self.parameters, self.args.grad_clip)
+        return output.output_logit, terms, target
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics of a split with the present weights, logged as VAL or TEST."""
+        metrics = predict(self.model, self.loaders[split], self.device, split).metrics()
+        log_metrics(split, self.args.model_name, metrics)
+        return metrics
+
+    def evaluate_best(self, checkpoint: Path) -> dict[str, float]:
+        """Load the best weights and score the test split."""
+        load_weights(self.model, checkpoint)
+        return self.evaluate("test")
+
+
+def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
+    """One VAL or TEST line in the release's form."""
+    name = {"train": "TRAIN", "valid": "VAL", "test": "TEST"}[split]
+    logger.info(f"{name}-({model_name}) >> {format_metrics(metrics, (*CORE_METRICS, 'Loss'))}")
+
+
+def count_parameters(*modules: nn.Module) -> int:
+    """The number of parameters that training moves."""
+    return int(np.sum([p.numel() for module in modules for p in module.parameters() if p.requires_grad]))

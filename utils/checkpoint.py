@@ -1,0 +1,94 @@
+"""Checkpoints: bare state_dicts, exchangeable with the released code in both directions."""
+
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import CheckpointError
+from utils.files import write_atomically
+
+# A buffer of older BERT versions; its values are 0, 1, 2, … in every file.
+OBSOLETE = "text_model.model.embeddings.position_ids"
+PUBLISHED_WIDTHS = {(5, 20): "MOSI", (74, 35): "MOSEI"}  # (audio, vision)
+
+
+def save_checkpoint(model: nn.Module, path: Path) -> None:
+    """Write the model's state_dict."""
+    write_atomically(path, lambda temporary: torch.save(model.state_dict(), temporary))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a state_dict, ours or a published one, without running anything the file might contain.
+
+    Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); expected a state_dict saved by torch.save. "
+            "The file is damaged, or holds more than weights."
+        ) from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
+    state = dict(state)
+    state.pop(OBSOLETE, None)
+    return state
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint strictly.
+
+    Raises CheckpointError that says what the checkpoint was made for where it does not fit the model.
+    """
+    state = read_checkpoint(path)
+    expected = model.state_dict()
+    theirs, ours = _describe(state), _describe(expected)
+    wrong = [name for name, value in state.items() if name in expected and value.shape != expected[name].shape]
+    missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if wrong or missing or surplus:
+        details = [f"{n} is {tuple(state[n].shape)}, expected {tuple(expected[n].shape)}" for n in wrong[:1]]
+        details += [f"{len(names)} parameters {kind} ({names[0]}, …)" for kind, names in
+                    (("missing", missing), ("unknown", surplus)) if names]  # fmt: skip
+        raise CheckpointError(
+            f"{path}: the checkpoint is of {theirs}, but config and data ask for {ours}: {'; '.join(details)}. "
+            "Name the data set it was trained on with -d, and its settings with -c or --set."
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def _describe(state: dict[str, Tensor]) -> str:
+    """'MOSI, aligned (widths 768/5/20, steps 46/46/46 after convolution, with BERT)' from the shapes alone."""
+    try:
+        widths = {m: state[f"proj_{m}.weight"].shape[1] for m in "lav"}
+        d = state["proj_l.weight"].shape[0]
+        steps = {m: state[f"align_c_{m}.weight"].shape[1] // d for m in "lav"}
+        kernels = {m: state[f"proj_{m}.weight"].shape[2] for m in "lav"}
+    except (KeyError, IndexError):
+        return "no DMD model"
+    lengths = {steps[m] + (kernels[m] - 1 if widths[m] != d else 0) for m in "lav"}
+    dataset = PUBLISHED_WIDTHS.get((widths["a"], widths["v"]), "another data set")
+    bert = "with BERT" if any(name.startswith("text_model.") for name in state) else "without BERT"
+    return (
+        f"{dataset}, {'aligned' if len(lengths) == 1 else 'unaligned'}, {bert} (text/audio/vision widths "
+        f"{widths['l']}/{widths['a']}/{widths['v']}, steps {steps['l']}/{steps['a']}/{steps['v']} after convolution)"
+    )
+
+
+def settings_beside(checkpoint: str | Path) -> dict | None:
+    """The config.json that run.py leaves beside its checkpoints, or None (a published file stands alone)."""
+    path = Path(checkpoint).parent / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["settings"], content["features"]  # noqa: B018  (both must be there)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a run's config.json ({type(error).__name__}). Use -d and -c.") from error
+    return content

@@ -1,0 +1,99 @@
+"""The surroundings of a run: random seeds, the device, the log, versions."""
+
+import logging
+import platform
+import random
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from utils.errors import ConfigError
+
+LOGGER_NAME = "MMSA"  # the name that the log lines of this family carry
+logger = logging.getLogger(LOGGER_NAME)
+
+
+def set_seed(seed: int) -> None:
+    """Seed every generator that training draws from; the loaders have one of their own."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # CUDA's generators too
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there.
+
+    Raises ConfigError for another name, or where CUDA or that GPU is absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device: '{name}' is not one of auto, cpu, cuda, cuda:N.")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"--device: '{name}' was asked for, but PyTorch sees no CUDA device. Use --device cpu.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"--device: '{name}' was asked for, but there are {torch.cuda.device_count()} GPUs.")
+    return device
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes log lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_log(log_file: Path, verbose_level: int) -> None:
+    """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`."""
+    stop_log()
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    formatter = logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s")
+    terminal, file = _TerminalHandler(), logging.FileHandler(log_file, encoding="utf-8")
+    terminal.setLevel({0: logging.ERROR, 1: logging.INFO, 2: logging.DEBUG}[verbose_level])
+    file.setLevel(logging.DEBUG if verbose_level == 2 else logging.INFO)
+    for handler in (terminal, file):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+
+
+def stop_log() -> None:
+    """Close the handlers of an earlier run in this process."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def progress(batches: Iterable, description: str) -> Iterable:
+    """A progress bar over batches; none where the output is not a terminal."""
+    return tqdm(batches, desc=description, leave=False, disable=None)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """'cpu (2 threads)' or the GPU's name."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
