@@ -148,8 +148,8 @@ def _validate(settings: dict, origin: dict[str, str]) -> EasyDict:
         key = first["loc"][0]
         if first["type"] == "missing":
             raise ConfigError(f"config: '{key}' is missing.") from error
-        where = origin.get(key, "config")
-        raise ConfigError(f"{where}: {key} is {_show(settings[key])}; {first['msg'].lower()}.") from error
+        where, allowed = origin.get(key, "config"), first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigError(f"{where}: {key} is {_show(settings[key])}; {allowed}.") from error
 
 
 def _show(value) -> str:

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
+from transformers.utils import logging as transformers_logging
 
 from utils.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-WEIGHT_FILES = tuple(name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json"))
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS))  # whole, or in shards
 
 
 class BertTextEncoder(nn.Module):
@@ -43,6 +45,8 @@ class BertTextEncoder(nn.Module):
 
 def load_bert(pretrained: str) -> BertModel:
     """Load or initialise the BERT that `pretrained` names."""
+    transformers_logging.set_verbosity_error()  # its report of unused weights is no news to our users
+    transformers_logging.disable_progress_bar()
     folder = Path(pretrained)
     if not folder.is_dir() and (PROJECT_ROOT / folder).is_dir():
         folder = PROJECT_ROOT / folder  # the folders shipped with the project are found from anywhere

@@ -2,9 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,6 +24,10 @@ class TrainedEpoch:
     losses: dict[str, float]
     edges: dict[str, float]
     predictions: Predictions
+
+    def columns(self) -> dict[str, float]:
+        """Losses and edges as columns of history.csv."""
+        return _prefixed({"loss": self.losses, "edge": self.edges})
 
 
 class Trainer:
@@ -64,13 +66,12 @@ class Trainer:
     def fit(self, run: RunFolder) -> dict[str, float]:
         """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
 
-        -> TEST metrics of the best epoch, with `epoch` and `valid_Loss`
+        -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`
         """
         args = self.args
-        lower = args.KeyEval in LOWER_IS_BETTER
-        best_epoch, best_value = 0, float("inf") if lower else float("-inf")
-        epoch = 0
-        while args.max_epochs is None or epoch < args.max_epochs:
+        lower_is_better = args.KeyEval in LOWER_IS_BETTER
+        epoch, best_epoch, best_value = 0, 0, float("nan")
+        while epoch - best_epoch < args.early_stop and epoch != args.max_epochs:
             epoch += 1
             started = time.perf_counter()
             trained = self.train_epoch()
@@ -80,30 +81,23 @@ class Trainer:
                 f">> Epoch: {epoch} TRAIN-({args.model_name}) [{epoch - best_epoch}/{epoch}/{self.seed_number}] "
                 f">> total_loss: {round(trained.losses['total'], 4)} {format_metrics(train, CORE_METRICS)}"
             )
-            valid, test = self.evaluate("valid"), self.evaluate("test")
+            metrics = {"train": train, "valid": self.evaluate("valid"), "test": self.evaluate("test")}
             learning_rate = self.optimizer.param_groups[0]["lr"]
-            self.scheduler.step(valid["Loss"])
+            self.scheduler.step(metrics["valid"]["Loss"])
 
-            value = valid[args.KeyEval]
-            improvement = best_value - value if lower else value - best_value
-            # NaN never improves on anything, but the first epoch is always the best so far.
+            value = metrics["valid"][args.KeyEval]
+            improvement = best_value - value if lower_is_better else value - best_value
+            # The first epoch is the best so far, whatever it is.
             is_best = best_epoch == 0 or improvement >= args.min_improvement
             if is_best:
                 best_epoch, best_value = epoch, value
             run.save_epoch(self.model, epoch, is_best)
-            run.append_history(
-                {"epoch": epoch, "learning_rate": learning_rate, "train_seconds": round(train_seconds, 3)}
-                | {"seconds": round(time.perf_counter() - started, 3), "best_epoch": best_epoch}
-                | {f"loss/{name}": value for name, value in trained.losses.items()}
-                | {f"{split}/{name}": value for split, metrics in
-                   (("train", train), ("valid", valid), ("test", test)) for name, value in metrics.items()}
-                | {f"edge/{name}": value for name, value in trained.edges.items()}
-            )  # fmt: skip
-            if epoch - best_epoch >= args.early_stop:
-                logger.info(f"No better {args.KeyEval} on valid for {args.early_stop} epochs: stopping.")
-                break
-        logger.info(f"Best epoch: {best_epoch}. Its weights on the test split:")
-        return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | self.evaluate_best(run.best)
+            seconds = {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
+            row = {"epoch": epoch, "best_epoch": best_epoch, "learning_rate": learning_rate} | seconds
+            run.append_history(row | trained.columns() | _prefixed(metrics))
+        logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
+        load_weights(self.model, run.best)
+        return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | self.evaluate("test")
 
     def train_epoch(self) -> TrainedEpoch:
         """One pass over the train split.
@@ -156,10 +150,10 @@ class Trainer:
         log_metrics(split, self.args.model_name, metrics)
         return metrics
 
-    def evaluate_best(self, checkpoint: Path) -> dict[str, float]:
-        """Load the best weights and score the test split."""
-        load_weights(self.model, checkpoint)
-        return self.evaluate("test")
+
+def _prefixed(groups: dict[str, dict[str, float]]) -> dict[str, float]:
+    """{"valid": {"MAE": 1}} -> {"valid/MAE": 1}"""
+    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
 
 
 def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
@@ -169,5 +163,5 @@ def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
 
 
 def count_parameters(*modules: nn.Module) -> int:
-    """The number of parameters that training moves."""
-    return int(np.sum([p.numel() for module in modules for p in module.parameters() if p.requires_grad]))
+    """The number of parameters of all modules together."""
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,159 @@
+"""Each way a feature pickle can be right or wrong, on real files."""
+
+import pickle
+
+import numpy as np
+import pytest
+from easydict import EasyDict
+
+from dataset.features import PUBLISHED_SHA256, load_features
+from utils.errors import DataError
+
+SIZES = {"train": 6, "valid": 3, "test": 4}
+
+
+def make_content(t_audio=8, t_vision=8, d_audio=5) -> dict:
+    rng = np.random.default_rng(0)
+
+    def fields(split, n):
+        tokens = np.zeros((n, 3, 8), np.float32)
+        tokens[:, 0, :5], tokens[:, 1, :5] = 7, 1
+        return {
+            "raw_text": np.array([f"sentence {i}" for i in range(n)], dtype=object),
+            "id": [f"{split}$_${i}" for i in range(n)],
+            "text": rng.standard_normal((n, 8, 12)).astype(np.float32),
+            "text_bert": tokens,
+            "audio": rng.standard_normal((n, t_audio, d_audio)),
+            "vision": rng.standard_normal((n, t_vision, 4)).astype(np.float32),
+            "regression_labels": rng.uniform(-3, 3, n),
+        }
+
+    return {split: fields(split, n) for split, n in SIZES.items()}
+
+
+def write(path, content) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+    return str(path)
+
+
+def settings(path, **changes) -> EasyDict:
+    args = {"dataset_name": "mosi", "featurePath": str(path), "feature_dims": [12, 5, 4]}
+    return EasyDict(args | {"use_bert": False, "need_data_aligned": True} | changes)
+
+
+def test_sizes_types_and_order(tmp_path):
+    features = load_features(settings(write(tmp_path / "a.pkl", make_content())))
+    assert (features.feature_dims, features.seq_lens) == ([12, 5, 4], [8, 8, 8])
+    assert {name: len(split) for name, split in features.splits.items()} == SIZES
+    train = features.splits["train"]
+    assert {getattr(train, f).dtype for f in ("text", "audio", "vision", "labels")} == {np.dtype(np.float32)}
+    assert train.ids[:2] == ["train$_$0", "train$_$1"] and train.raw_text[1] == "sentence 1"
+
+
+def test_tokens_with_bert_and_unaligned_lengths(tmp_path):
+    path = write(tmp_path / "a.pkl", make_content(t_audio=20, t_vision=30))
+    features = load_features(settings(path, use_bert=True, need_data_aligned=False, feature_dims=[768, 5, 4]))
+    assert features.seq_lens == [8, 20, 30] and features.feature_dims == [768, 5, 4]
+    assert features.splits["valid"].text.shape == (3, 3, 8)
+
+
+def test_minus_infinity_in_audio_is_silence(tmp_path):
+    content = make_content()
+    content["train"]["audio"][0, 0, 0] = -np.inf
+    features = load_features(settings(write(tmp_path / "a.pkl", content)))
+    assert features.splits["train"].audio[0, 0, 0] == 0
+
+
+def test_one_split_is_enough_where_one_is_asked_for(tmp_path):
+    content = {"test": make_content()["test"]}
+    features = load_features(settings(write(tmp_path / "a.pkl", content)), splits=("test",))
+    assert list(features.splits) == ["test"]
+
+
+def test_replaced_features_take_their_file_s_width_and_must_be_of_the_same_utterances(tmp_path):
+    path, other = write(tmp_path / "a.pkl", make_content()), make_content(d_audio=9)
+    features = load_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
+    assert features.feature_dims == [12, 9, 4]
+    other["valid"]["id"][1] = "stranger$_$1"
+    with pytest.raises(DataError, match="b.pkl: split 'valid' has utterance 'stranger"):
+        load_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
+
+
+def change(split, field, value):
+    def apply(content):
+        array = content[split][field]
+        content[split][field] = value(array) if callable(value) else value
+
+    return apply
+
+
+def set_item(split, field, index, value):
+    def apply(content):
+        content[split][field][index] = value
+
+    return apply
+
+
+WRONG = {
+    "missing split": (lambda c: c.pop("valid"), "split 'valid' is missing"),
+    "missing field": (lambda c: c["test"].pop("vision"), "lacks the field 'vision'"),
+    "missing ids": (lambda c: c["test"].pop("id"), "lacks the field 'id'"),
+    "N of a field": (change("train", "audio", lambda a: a[:-1]), "'audio' of split 'train' has 5 utterances"),
+    "N of labels": (change("train", "regression_labels", lambda a: a[:-1]), "'regression_labels'"),
+    "N of raw_text": (change("train", "raw_text", lambda a: a[:-1]), "'raw_text'"),
+    "width of a split": (change("valid", "audio", lambda a: np.repeat(a, 2, 2)), "but .train. is 5 wide"),
+    "length of a split": (change("test", "vision", lambda a: a[:, :7]), "'train' is 8 steps long"),
+    "NaN": (set_item("train", "vision", (2, 0, 0), np.nan), r"'vision' of split 'train' .* 1 utterances: train\$_\$2"),
+    "+inf in audio": (set_item("train", "audio", (2, 0, 0), np.inf), "'audio' of split 'train' is not finite"),
+    "-inf in vision": (set_item("train", "vision", (2, 0, 0), -np.inf), "'vision' of split 'train' is not finite"),
+    "label": (set_item("valid", "regression_labels", 1, np.nan), r"'regression_labels' .* valid\$_\$1"),
+    "too few axes": (change("train", "audio", lambda a: a[:, 0]), "expected 3 axes"),
+    "no numbers": (change("train", "audio", lambda a: a.astype(str)), "no array of numbers"),
+    "ragged": (change("train", "audio", [[1.0], [1.0, 2.0]]), "no array of numbers"),
+    "empty axis": (change("train", "audio", lambda a: a[:, :0]), "an axis is empty"),
+    "empty split": (lambda c: c.update(valid={k: v[:0] for k, v in c["valid"].items()}), "'valid' has no utterance"),
+    "split is no dict": (lambda c: c.update(valid=[1]), "split 'valid' is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_file_is_one_clear_line(case, tmp_path):
+    apply, pattern = WRONG[case]
+    content = make_content()
+    apply(content)
+    with pytest.raises(DataError, match=pattern) as error:
+        load_features(settings(write(tmp_path / "wrong.pkl", content)))
+    assert "wrong.pkl" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "pattern"),
+    [
+        (make_content(t_audio=9), {}, "unaligned"),
+        (make_content(), {"feature_dims": [12, 74, 4]}, "'audio' is 5 wide, but feature_dims says 74"),
+        ([1, 2], {}, "holds a list"),
+        (pickle.dumps(make_content())[:-200], {}, "not a readable pickle"),
+        (b"", {}, "not a readable pickle"),
+        (b"just text, no pickle", {}, "not a readable pickle"),
+    ],
+)
+def test_a_wrong_file_as_a_whole(content, changes, pattern, tmp_path):
+    with pytest.raises(DataError, match=pattern) as error:
+        load_features(settings(write(tmp_path / "wrong.pkl", content), **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_tokens_must_be_ids(tmp_path):
+    content = make_content()
+    content["train"]["text_bert"][0, 0, 0] = 1.5
+    with pytest.raises(DataError, match="other numbers than token ids"):
+        load_features(settings(write(tmp_path / "a.pkl", content), use_bert=True))
+
+
+def test_a_missing_file_says_where_to_get_it(tmp_path):
+    with pytest.raises(DataError) as error:
+        load_features(settings(tmp_path / "none.pkl"))
+    for word in (str(tmp_path / "none.pkl"), PUBLISHED_SHA256["mosi", True], "MMSA", "--dataset synthetic"):
+        assert word in str(error.value)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_features(settings(tmp_path))

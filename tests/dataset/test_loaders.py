@@ -1,0 +1,31 @@
+"""The order of utterances is decided by the seed alone."""
+
+import torch
+
+from dataset.features import load_features
+from dataset.loaders import make_loaders
+from tests.dataset.test_features import make_content, settings, write
+
+
+def orders(features, seed, epochs=2):
+    loader = make_loaders(features, batch_size=4, seed=seed)["train"]
+    return [torch.cat([batch["labels"] for batch in loader]).flatten().tolist() for _ in range(epochs)]
+
+
+def test_shuffling_follows_the_seed_and_nothing_else(tmp_path):
+    features = load_features(settings(write(tmp_path / "a.pkl", make_content())))
+    first = orders(features, seed=1)
+    torch.manual_seed(99)
+    torch.rand(5)
+    assert orders(features, seed=1) == first
+    assert orders(features, seed=2) != first
+    assert first[0] != first[1] and sorted(first[0]) == sorted(first[1])
+
+
+def test_evaluation_keeps_the_order_of_the_file_and_loses_nothing(tmp_path):
+    features = load_features(settings(write(tmp_path / "a.pkl", make_content())))
+    for split in ("valid", "test"):
+        batches = list(make_loaders(features, batch_size=3, seed=1)[split])
+        labels = torch.cat([batch["labels"] for batch in batches])
+        assert labels.flatten().tolist() == features.splits[split].labels.tolist()
+    assert batches[0]["labels"].shape == (3, 1) and batches[1]["audio"].shape == (1, 8, 5)

@@ -1,0 +1,104 @@
+"""The embedded data set: its rules, its shapes, its reproducibility, and how much each modality tells."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from transformers import BertConfig, BertTokenizer
+
+import run
+from dataset.synthetic import SIZES, generate, label_of, vocabulary
+
+FOLDER = Path(__file__).resolve().parents[2] / "dataset/synthetic_bert"
+
+
+@pytest.fixture(scope="module")
+def content():
+    return generate()
+
+
+@pytest.mark.parametrize(
+    ("sentence", "label"),
+    [
+        ("the movie was good .", 1.6),
+        ("the movie was very good .", 2.0),  # 1.6 * 1.3 = 2.08
+        ("the movie was not very good .", -1.2),  # 1.6 * 1.3 * -0.6 = -1.248
+        ("um the plot is bad and this cast was nice .", -0.2),  # (-1.6 + 1.2) / 2
+        ("this film was extremely wonderful .", 3.0),  # 4.5, clipped
+        ("this film was not awful .", 1.6),  # 1.56
+    ],
+)
+def test_the_rules_by_hand(sentence, label):
+    assert label_of(sentence) == pytest.approx(label)
+
+
+def test_labels_follow_from_the_sentences_and_spread_as_mosi_s(content):
+    for fields in content.values():
+        expected = [label_of(sentence) for sentence in fields["raw_text"]]
+        assert np.allclose(fields["regression_labels"], expected)
+    labels = content["train"]["regression_labels"]
+    assert labels.min() == -3 and labels.max() == 3 and abs(labels.mean()) < 0.2 and 1.4 < labels.std() < 1.9
+
+
+def test_every_call_gives_the_same(content):
+    for split, fields in generate().items():
+        for name, value in fields.items():
+            assert np.array_equal(value, content[split][name]), name
+
+
+def test_shapes_of_mosi(content):
+    for split, n in SIZES.items():
+        shapes = {name: content[split][name].shape for name in ("text_bert", "audio", "vision", "regression_labels")}
+        assert shapes == {"text_bert": (n, 3, 50), "audio": (n, 50, 5), "vision": (n, 50, 20),
+                          "regression_labels": (n,)}  # fmt: skip
+        padding = content[split]["text_bert"][:, 1] == 0
+        for name in ("audio", "vision"):
+            assert (content[split][name][padding] == 0).all() and (content[split][name][~padding] != 0).all()
+
+
+def test_no_video_is_in_two_splits(content):
+    videos = [{name.split("$_$")[0] for name in fields["id"]} for fields in content.values()]
+    assert not (videos[0] & videos[1] or videos[0] & videos[2] or videos[1] & videos[2])
+    assert all(len(set(fields["id"])) == len(fields["id"]) for fields in content.values())
+
+
+def test_tokens_are_bert_s(content):
+    assert (FOLDER / "vocab.txt").read_text().split("\n")[:-1] == vocabulary()
+    assert BertConfig.from_pretrained(FOLDER).vocab_size == len(vocabulary())
+    tokenizer = BertTokenizer.from_pretrained(FOLDER)
+    sentences = [str(sentence) for sentence in content["test"]["raw_text"]]
+    ids = tokenizer(sentences, padding="max_length", max_length=50, return_tensors="np")["input_ids"]
+    assert np.array_equal(ids, content["test"]["text_bert"][:, 0])
+
+
+def test_audio_and_vision_tell_something_but_less_than_all(content):
+    for name, low, high in (("audio", 0.25, 0.6), ("vision", 0.35, 0.75)):
+        means = [content[s][name].sum(1) / np.array(content[s][f"{name}_lengths"])[:, None] for s in ("train", "test")]
+        predicted = Ridge().fit(means[0], content["train"]["regression_labels"]).predict(means[1])
+        assert low < np.corrcoef(predicted, content["test"]["regression_labels"])[0, 1] < high
+
+
+def train_on(content, folder, epochs) -> dict[str, float]:
+    path = folder / "data.pkl"
+    path.write_bytes(pickle.dumps(content))
+    directories = {"model_save_dir": folder / "pt", "res_save_dir": folder / "result", "log_dir": folder / "log"}
+    settings = {"featurePath": str(path)}
+    return run.DMD_run("dmd", "synthetic", config=settings, verbose_level=0, epochs=epochs, **directories)[1111]
+
+
+@pytest.mark.slow
+def test_it_is_learned(content, tmp_path):
+    metrics = train_on(content, tmp_path, epochs=None)
+    labels = {split: fields["regression_labels"] for split, fields in content.items()}
+    baseline = np.abs(labels["test"] - labels["train"].mean()).mean()
+    assert metrics["Acc_2"] >= 0.85 and metrics["MAE"] <= baseline / 2
+
+
+def test_shuffled_labels_are_not_learned(content, tmp_path):
+    """Nothing but the labels tells the label: no leak of it through order, padding or ids."""
+    rng = np.random.default_rng(0)
+    shuffled = {s: f | {"regression_labels": rng.permutation(f["regression_labels"])} for s, f in content.items()}
+    # 232 polar test utterances: chance is 0.5 with a standard error of 0.033.
+    assert 0.38 <= train_on(shuffled, tmp_path, epochs=3)["Acc_2"] <= 0.62
