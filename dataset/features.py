@@ -108,8 +108,8 @@ def _read(path: str, args) -> dict:
 def _missing(path: str, args) -> str:
     digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
     published = (
-        f" The published file is among those that the MMSA project shares (linked from its README on GitHub); its "
-        f"SHA-256 is {digest}."
+        f" The published file is among those that the MMSA project shares (a Google Drive and a Baidu folder, "
+        f"linked from the README of MMSA and MMSA-FET on GitHub); its SHA-256 is {digest}."
         if digest
         else ""
     )
@@ -153,14 +153,14 @@ def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict
 
 
 def _take(content: dict, path: str, split: str, field: str):
-    """A field of a split."""
+    """A field of a split, removed from the content: what is converted need not be held twice."""
     if not isinstance(content.get(split), dict):
         raise DataError(f"{path}: the split '{split}' is missing; it has {sorted(map(str, content))[:5]}.")
     if field not in content[split]:
         hint = " Set use_bert=false for a file without tokens." if field == "text_bert" else ""
         found = sorted(map(str, content[split]))
         raise DataError(f"{path}: split '{split}' lacks the field '{field}'; it has {found}.{hint}")
-    return content[split][field]
+    return content[split].pop(field)
 
 
 def _numbers(value, path: str, split: str, field: str, ndim: int | None = None) -> np.ndarray:
@@ -193,7 +193,7 @@ def _check_same_utterances(content: dict, source: str, path: str, split: str, id
     for ours, other in zip(ids, theirs, strict=False):
         if ours != other:
             raise DataError(
-                f"{source}: split '{split}' has utterance '{other}' where {path} has '{ours}'. Features that replace "
+                f"{source}: split '{split}' has utterance {other!r} where {path} has {ours!r}. Features that replace "
                 "others must list the same utterances in the same order."
             )
 
@@ -201,7 +201,7 @@ def _check_same_utterances(content: dict, source: str, path: str, split: str, id
 def _check_finite(array: np.ndarray, path: str, split: str, field: str, ids: list[str]) -> None:
     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if bad.any():
-        named = ", ".join(ids[i] for i in np.flatnonzero(bad)[:3])
+        named = ", ".join(repr(ids[i])[1:-1] for i in np.flatnonzero(bad)[:3])
         raise DataError(
             f"{path}: '{field}' of split '{split}' is not finite (NaN or infinite) in {int(bad.sum())} utterances: "
             f"{named}{', …' if bad.sum() > 3 else ''}. Repair or remove them."

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import DataError
 from utils.files import write_atomically
 
 SIZES = {"train": 600, "valid": 120, "test": 240}
 SEED = 2023
 STEPS, AUDIO_WIDTH, VISION_WIDTH, TEXT_WIDTH = 50, 5, 20, 300
 CLIPS_PER_VIDEO = 12
+SYNTHETIC_FILE = "SYNTHETIC/aligned_50.pkl"  # its featurePath in the config
 
 VALENCES = {
     "wonderful": 3.0, "amazing": 3.0, "brilliant": 2.6, "fantastic": 2.6, "great": 2.2, "delightful": 2.2,
@@ -167,6 +169,16 @@ def _as_arrays(fields: dict[str, list], vectors: np.ndarray) -> dict:
 
 
 def ensure_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, unless a file is there."""
-    if not Path(path).exists():
+    """Write the data set to `path`, unless a file is there.
+
+    Raises DataError where that cannot be done.
+    """
+    if Path(path).exists():
+        return
+    try:
         write_atomically(Path(path), lambda temporary: temporary.write_bytes(pickle.dumps(generate())))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot write the embedded data set ({error.strerror}). Set dataset_root_dir to a folder that "
+            "can be written to."
+        ) from error

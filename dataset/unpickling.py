@@ -4,6 +4,7 @@ A pickle is a program: reading one can call anything that it names. Feature file
 containers only, so that nothing else is ever looked up.
 """
 
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -20,13 +21,26 @@ def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_array(*_) -> np.ndarray:
+    """What an array starts as; its state follows, and brings shape, type and values."""
+    return np.empty(0, np.int8)
+
+
+def _plain_dtype(code: str, *_) -> np.dtype:
+    """A dtype of numbers, strings or objects; its state follows, and may change the byte order only."""
+    dtype = np.dtype(code) if isinstance(code, str) else None
+    if dtype is None or dtype.kind not in "biufcSUO":
+        raise pickle.UnpicklingError(f"an array type other than numbers and strings: {code!r}")
+    return np.dtype(code, copy=True)  # a copy, as the state is written into it
+
+
 def _numpy_globals() -> dict[tuple[str, str], object]:
-    reconstruct = np.empty(0).__reduce__()[0]  # numpy's own function, wherever this version keeps it
-    scalar = np.float64(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]  # numpy's own functions, wherever this version keeps them
     from_buffer = np.empty(0).__reduce_ex__(5)[0]
-    admitted = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+    # The class itself is only ever an argument of _reconstruct, so that a name that cannot be called will do.
+    admitted = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _plain_dtype}
     for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-        admitted[f"{core}.multiarray", "_reconstruct"] = reconstruct
+        admitted[f"{core}.multiarray", "_reconstruct"] = _empty_array
         admitted[f"{core}.multiarray", "scalar"] = scalar
         admitted[f"{core}.numeric", "_frombuffer"] = from_buffer
     return admitted
@@ -45,15 +59,57 @@ class _ForbiddenGlobal(Exception):
     """The pickle asks for something that is no data."""
 
 
-class _DataUnpickler(pickle.Unpickler):
+class _DataUnpickler(pickle._Unpickler):
+    """The reader written in Python: unlike the one in C, it lets the state of an object be checked before it is set.
+
+    The bulk of a feature file is a few large arrays, so that it is no slower.
+    """
+
     def find_class(self, module: str, name: str):
         try:
             return ADMITTED[module, name]
         except KeyError:
             raise _ForbiddenGlobal(f"{module}.{name}") from None
 
+    def get_extension(self, code: int):
+        raise _ForbiddenGlobal("a name from the extension registry")
+
     def persistent_load(self, pid):
         raise _ForbiddenGlobal("a persistent id")
+
+    def load_build(self) -> None:
+        target, state = self.stack[-2:]
+        if isinstance(target, np.dtype):
+            _check_dtype_state(target, state)
+        elif isinstance(target, np.ndarray):
+            if target.size:  # setting it again would free what views of it still read
+                raise pickle.UnpicklingError("an array that is set twice")
+            _check_array_state(state)
+        else:
+            raise pickle.UnpicklingError(f"state for a {type(target).__name__}")
+        super().load_build()
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+
+
+def _check_dtype_state(dtype: np.dtype, state) -> None:
+    """numpy believes what the state says of sizes and flags: an object array said to be plain bytes would make
+    pointers of them. So they must be what the dtype has already."""
+    sizes = (-1, -1) if dtype.kind not in "SU" else (dtype.itemsize, dtype.alignment)
+    if state[0] != 3 or state[1] not in ("<", ">", "|", "=") or state[2:] != (None, None, None, *sizes, dtype.flags):
+        raise pickle.UnpicklingError(f"a forged state of the array type {dtype}")
+
+
+def _check_array_state(state) -> None:
+    _, shape, dtype, _, values = state
+    if not isinstance(dtype, np.dtype) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise pickle.UnpicklingError("an array without a type or shape")
+    if dtype.hasobject:
+        if not isinstance(values, list) or len(values) != math.prod(shape):  # numpy would read on behind the list
+            raise pickle.UnpicklingError(f"an array of shape {shape} with other than that many values")
+        for value in values:
+            if not isinstance(value, (str, bytes, int, float, np.generic, type(None))):
+                raise pickle.UnpicklingError(f"an array with a {type(value).__name__} in it")
 
 
 def load_pickle(path: str | Path) -> object:
@@ -65,8 +121,9 @@ def load_pickle(path: str | Path) -> object:
         with open(path, "rb") as file:
             return _DataUnpickler(file, encoding="latin1").load()
     except _ForbiddenGlobal as error:
+        named = " ".join(str(error).split())
         raise DataError(
-            f"{path}: the pickle contains {error}, which is forbidden: a feature file holds numpy arrays and built-in "
+            f"{path}: the pickle contains {named}, which is forbidden: a feature file holds numpy arrays and built-in "
             "containers only. Do not use this file."
         ) from error
     except OSError as error:

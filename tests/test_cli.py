@@ -192,6 +192,9 @@ BAD_RUNS = {
     "name with a path": (["-d", "synthetic", "--name", "../x"], "--name"),
     "zero epochs": (["-d", "synthetic", "--epochs", "0"], "max_epochs"),
     "negative workers": (["-d", "synthetic", "-n", "-1"], "--num-workers"),
+    "own feature file that is missing": (["-d", "synthetic", "--set", "featurePath=own.pkl"], "own.pkl"),
+    "no folder for results": (["-d", "synthetic", "--res-save-dir", "broken.json/x"], "--res-save-dir"),
+    "no folder for the log": (["-d", "synthetic", "--log-dir", "broken.json/x"], "--log-dir"),
     "damaged features": (["-d", "synthetic", "-Fv", "broken.json"], "broken.json"),
 }
 

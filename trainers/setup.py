@@ -1,9 +1,10 @@
 """From checked settings to features and a model that fits them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dataset.features import SPLITS, FeatureSet, load_features
-from dataset.synthetic import ensure_synthetic
+from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import DMD
 from utils.errors import ConfigError, DataError
 
@@ -17,8 +18,8 @@ def prepare_features(
 ) -> FeatureSet:
     """Read the features that `args` names (making the embedded data set where it is asked for and not there yet),
     and tell `args` their widths and lengths."""
-    if args.dataset_name == "synthetic":
-        ensure_synthetic(args.featurePath)
+    if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
+        ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
     features = load_features(args, feature_T, feature_A, feature_V, splits=splits)
     args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
     return features

@@ -55,11 +55,17 @@ class _TerminalHandler(logging.Handler):
 
 
 def start_log(log_file: Path, verbose_level: int) -> None:
-    """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`."""
+    """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`.
+
+    Raises ConfigError where the file cannot be written.
+    """
     stop_log()
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        terminal, file = _TerminalHandler(), logging.FileHandler(log_file, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--log-dir: cannot write {log_file} ({error.strerror}). Choose another folder.") from error
     formatter = logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s")
-    terminal, file = _TerminalHandler(), logging.FileHandler(log_file, encoding="utf-8")
     terminal.setLevel({0: logging.ERROR, 1: logging.INFO, 2: logging.DEBUG}[verbose_level])
     file.setLevel(logging.DEBUG if verbose_level == 2 else logging.INFO)
     for handler in (terminal, file):

@@ -157,3 +157,23 @@ def test_a_missing_file_says_where_to_get_it(tmp_path):
         assert word in str(error.value)
     with pytest.raises(DataError, match="cannot be read"):
         load_features(settings(tmp_path))
+
+
+def test_an_utterance_named_over_two_lines_keeps_the_message_on_one(tmp_path):
+    content, other = make_content(), make_content()
+    content["train"]["vision"][0, 0, 0] = np.nan
+    content["train"]["id"][0] = "a\nb"
+    with pytest.raises(DataError, match=r"1 utterances: a\\nb") as error:
+        load_features(settings(write(tmp_path / "a.pkl", content)))
+    assert "\n" not in str(error.value)
+    other["train"]["id"][0] = "a\nb"
+    path = write(tmp_path / "b.pkl", make_content())
+    with pytest.raises(DataError, match="has utterance") as error:
+        load_features(settings(path), feature_V=write(tmp_path / "c.pkl", other))
+    assert "\n" not in str(error.value)
+
+
+def test_three_replacements_may_come_from_one_file(tmp_path):
+    path, other = write(tmp_path / "a.pkl", make_content()), write(tmp_path / "b.pkl", make_content(d_audio=9))
+    features = load_features(settings(path), feature_T=other, feature_A=other, feature_V=other)
+    assert features.feature_dims == [12, 9, 4]
