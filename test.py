@@ -66,7 +66,7 @@ def _settings(checkpoint, dataset_name: str, config_file, config: dict | None):
     """-> (settings of the model and data, the feature files that replaced a modality's)"""
     beside = settings_beside(checkpoint)
     if beside and not dataset_name and not config_file:
-        return config_from_resolved(beside["settings"] | (config or {})), beside["features"]
+        return config_from_resolved(beside["settings"], config), beside["features"]
     if not dataset_name and not beside:
         raise ConfigError(f"{checkpoint}: no config.json beside it says its data set. Name it: -d mosi or -d mosei.")
     return load_config("dmd", dataset_name or beside["settings"]["dataset_name"], config_file, config), {}

@@ -14,7 +14,9 @@ from utils.errors import ConfigError
 
 DEFAULT_FILE = Path(__file__).parent / "config.json"
 MODEL_SECTIONS = ("commonParams", "objectiveParams", "datasetParams")
+VARIANTS = ("aligned", "unaligned")
 COMMAND_LINE = "--set"
+RUN_FILE = "the run's config.json"
 
 
 def load_config(
@@ -29,29 +31,33 @@ def load_config(
     content = _read(path)
     overrides = dict(overrides or {})
     _check_names(overrides, SETTING_NAMES, COMMAND_LINE, path, "key")
-    _check_names(content, None, path, path, "section", required=("datasetCommonParams",))
     model_name, dataset_name = model_name.lower(), dataset_name.lower()
-    if model_name not in content or model_name != "dmd":
+    if model_name != "dmd":
         raise ConfigError(f"{path}: no model '{model_name}' here; expected a section 'dmd', the only model there is.")
+    _check_names(content, None, path, path, "section", required=("datasetCommonParams", model_name))
 
     datasets, model = content["datasetCommonParams"], content[model_name]
     _check_names(model, MODEL_SECTIONS, f"{model_name} of {path}", path, "section", required=("commonParams",))
-    known = [name for name in datasets if name != "dataset_root_dir"]
+    known = _data_sets(datasets, path)
     if dataset_name not in known:
         raise ConfigError(f"data set '{dataset_name}' is not in {path}; it has {', '.join(known)}. Use one of them.")
     layers = {
         f"{model_name}.commonParams": model["commonParams"],
         f"{model_name}.objectiveParams": model.get("objectiveParams", {}),
-        f"{model_name}.datasetParams.{dataset_name}": model.get("datasetParams", {}).get(dataset_name, {}),
+        f"{model_name}.datasetParams.{dataset_name}": _own_section(
+            model.get("datasetParams", {}), dataset_name, known, f"{model_name}.datasetParams of {path}"
+        ),
     }
     root = {key: value for key, value in datasets.items() if key == "dataset_root_dir"}
     merged, origin = _merge({"datasetCommonParams": root} | layers, path)
-    aligned = overrides.get("need_data_aligned", merged.get("need_data_aligned", True))
-    variant = "aligned" if aligned else "unaligned"
-    if not isinstance(datasets[dataset_name], dict) or variant not in datasets[dataset_name]:
+    aligned = (merged | overrides).get("need_data_aligned", True)
+    # Only `false` means unaligned; a value of another type gets its own error below.
+    variant = "unaligned" if aligned is False else "aligned"
+    _check_names(datasets[dataset_name], VARIANTS, f"datasetCommonParams.{dataset_name} of {path}", path, "section")
+    if variant not in datasets[dataset_name]:
         raise ConfigError(
             f"{path}: datasetCommonParams.{dataset_name} has no '{variant}' features. Add them, or set "
-            f"need_data_aligned to {str(not aligned).lower()}."
+            f"need_data_aligned to {str(variant == 'unaligned').lower()}."
         )
     # The model's sections are the stronger ones, so that a data set's own section there may override anything.
     files = {f"datasetCommonParams.{dataset_name}.{variant}": datasets[dataset_name][variant]}
@@ -67,12 +73,13 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
 
     An overriding featurePath is relative to dataset_root_dir, as in `load_config`.
     """
+    _check_names(settings, None, RUN_FILE, "", "key")
     settings, overrides = dict(settings), dict(overrides or {})
     names = {key: settings.pop(key, "") for key in ("model_name", "dataset_name")}
     settings.pop("seq_lens", None)  # what the data had, not a setting
     for layer in (settings, overrides):
-        _check_names(layer, SETTING_NAMES, COMMAND_LINE if layer is overrides else "the run's config.json", "", "key")
-    origin = dict.fromkeys(settings, "the run's config.json") | dict.fromkeys(overrides, COMMAND_LINE)
+        _check_names(layer, SETTING_NAMES, COMMAND_LINE if layer is overrides else RUN_FILE, "", "key")
+    origin = dict.fromkeys(settings, RUN_FILE) | dict.fromkeys(overrides, COMMAND_LINE)
     checked = _validate(settings | overrides, origin)
     if "featurePath" in overrides:
         checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
@@ -91,24 +98,61 @@ def parse_overrides(items: Iterable[str]) -> dict:
             raise ConfigError(f"{COMMAND_LINE}: '{item}' is not of the form key=value.")
         try:
             overrides[key.strip()] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             words = {"True": True, "False": False, "None": None}  # Python's spelling of JSON's words
             overrides[key.strip()] = words.get(text.strip(), text)
     return overrides
 
 
 def _read(path: Path) -> dict:
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder, not a config file. Name the JSON file in it.")
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file. Leave out -c for config/config.json.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except _RepeatedKey as error:
+        raise ConfigError(f"{path}: the key {error} stands twice in one section. Remove one of the two.") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable JSON text file ({type(error).__name__}).") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected an object with 'datasetCommonParams' and 'dmd', got {_show(content)}.")
     return content
+
+
+class _RepeatedKey(ValueError):
+    """A JSON object names a key twice; Python's reader would silently keep the last."""
+
+
+def _without_repeats(pairs: list[tuple]) -> dict:
+    content = {}
+    for key, value in pairs:
+        if key in content:
+            raise _RepeatedKey(_show(key))
+        content[key] = value
+    return content
+
+
+def _data_sets(datasets: dict, path: Path) -> list[str]:
+    """Names of the data sets; anything that is no section there can only be dataset_root_dir."""
+    for name, section in datasets.items():
+        if name != "dataset_root_dir" and not isinstance(section, dict):
+            where = f"datasetCommonParams.{name} of {path}"
+            raise ConfigError(f"{where}: expected an object, got {_show(section)}; the only plain key beside the "
+                              "data sets is 'dataset_root_dir'.")  # fmt: skip
+    return [name for name in datasets if name != "dataset_root_dir"]
+
+
+def _own_section(sections, dataset_name: str, known: list[str], where: str) -> dict:
+    """The data set's section, or {} without one; a misspelt one must not pass for none."""
+    _check_names(sections, None, where, "", "section")
+    if dataset_name not in sections:
+        strangers = [name for name in sections if name not in known]
+        for name in difflib.get_close_matches(dataset_name, strangers, n=1, cutoff=0.8):
+            raise ConfigError(f"{where}: unknown section {_show(name)}; did you mean '{dataset_name}'?")
+    return sections.get(dataset_name, {})
 
 
 def _check_names(names, known, where, path, kind: str, required: tuple[str, ...] = ()) -> None:
@@ -117,8 +161,9 @@ def _check_names(names, known, where, path, kind: str, required: tuple[str, ...]
         raise ConfigError(f"{where}: expected an object, got {_show(names)}.")
     for name in names:
         if known is not None and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ConfigError(f"{where}: unknown {kind} '{name}'; the nearest known one is '{nearest[0]}'.")
+            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+            shown = _show(str(name))[1:-1]  # escaped: a name may hold a line break
+            raise ConfigError(f"{where}: unknown {kind} '{shown}'; the nearest known one is '{nearest[0]}'.")
     for name in required:
         if not isinstance(names.get(name), dict):
             nearest = difflib.get_close_matches(name, names, n=1)

@@ -24,31 +24,37 @@ class DMDConfig(BaseModel):
 
     # Data
     featurePath: Name = Field(description="feature pickle, relative to dataset_root_dir or absolute")
-    feature_dims: Annotated[list[Count], Field(min_length=3, max_length=3)] = [768, 5, 20]
-    need_data_aligned: Flag = True
-    dataset_root_dir: Name = "./dataset"
+    feature_dims: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
+        [768, 5, 20], description="widths of text, audio, vision"
+    )
+    need_data_aligned: Flag = Field(True, description="aligned features, or each modality at its own rate")
+    dataset_root_dir: Name = Field("./dataset", description="folder that a relative featurePath starts from")
 
     # Text encoder
-    use_bert: Flag = True
-    use_finetune: Flag = True
-    transformers: Literal["bert"] = "bert"
-    pretrained: Name = "bert-base-uncased"
+    use_bert: Flag = Field(True, description="text from BERT's last hidden states; off: ready-made features")
+    use_finetune: Flag = Field(True, description="train BERT along with the model")
+    transformers: Literal["bert"] = Field("bert", description="kind of text encoder")
+    pretrained: Name = Field("bert-base-uncased", description="name or folder of the BERT weights")
 
     # Model
-    dst_feature_dim_nheads: Annotated[list[Count], Field(min_length=2, max_length=2)] = [50, 10]
-    nlevels: Count = 4
-    attn_mask: Flag = True
-    conv1d_kernel_size_l: Count = 5
-    conv1d_kernel_size_a: Count = 5
-    conv1d_kernel_size_v: Count = 5
-    text_dropout: Probability = 0.5
-    attn_dropout: Probability = 0.3
-    attn_dropout_a: Probability = 0.2
-    attn_dropout_v: Probability = 0.0
-    relu_dropout: Probability = 0.0
-    embed_dropout: Probability = 0.2
-    res_dropout: Probability = 0.0
-    output_dropout: Probability = 0.5
+    dst_feature_dim_nheads: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+        [50, 10], description="[d, h]: common width, attention heads"
+    )
+    nlevels: Count = Field(
+        4, description="layers of a cross-modal transformer; self-attention over memories has at least 3"
+    )
+    attn_mask: Flag = Field(True, description="hide later steps from a query")
+    conv1d_kernel_size_l: Count = Field(5, description="k_l, steps that the text projection spans")
+    conv1d_kernel_size_a: Count = Field(5, description="k_a, as k_l for audio")
+    conv1d_kernel_size_v: Count = Field(5, description="k_v, as k_l for vision")
+    text_dropout: Probability = Field(0.5, description="on the text features")
+    attn_dropout: Probability = Field(0.3, description="on attention weights: text as source, memories")
+    attn_dropout_a: Probability = Field(0.2, description="on attention weights: audio as source")
+    attn_dropout_v: Probability = Field(0.0, description="on attention weights: vision as source")
+    relu_dropout: Probability = Field(0.0, description="inside the transformers' feed-forward layers")
+    embed_dropout: Probability = Field(0.2, description="on the transformers' inputs")
+    res_dropout: Probability = Field(0.0, description="before each residual sum of a transformer")
+    output_dropout: Probability = Field(0.5, description="in every prediction head")
 
     # Objective
     lambda_decoupling: NonNegative = Field(0.1, description="λ1, weight of the decoupling losses")
@@ -59,33 +65,39 @@ class DMDConfig(BaseModel):
     hetero_gd_size: Count = Field(32, description="node width of the heterogeneous graph")
     homo_gd_prior: Pattern = Field([0, 0, 1, 0, 1, 0], description="pattern over V→L, A→L, L→V, A→V, L→A, V→A")
     hetero_gd_prior: Pattern = Field([0, 0, 1, 0, 1, 1], description="as homo_gd_prior")
-    gd_prior_temperature: Positive = 0.25
-    gd_edge_temperature: Positive = 8.0
+    gd_prior_temperature: Positive = Field(0.25, description="divides a prior pattern before its softmax")
+    gd_edge_temperature: Positive = Field(8.0, description="divides the edge scores before their softmax")
     gd_reg_weight: NonNegative = Field(10.0, description="pull of the mean edges to the prior")
     gd_repr_weight: NonNegative = Field(10.0, description="weight of the representation terms")
 
     # Training
-    batch_size: Count = 16
+    batch_size: Count = Field(16, description="utterances in a batch")
     update_epochs: Count = Field(10, description="batches whose gradients add up before a step")
     grad_clip: float = Field(0.6, description="largest absolute gradient; -1: no clipping")
-    optimizer: Literal["adam"] = "adam"
-    learning_rate: Positive = 1e-4
-    adam_betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    adam_eps: Positive = 1e-8
-    scheduler: Literal["plateau"] = "plateau"
-    scheduler_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    patience: Annotated[StrictInt, Field(ge=0)] = 5
-    early_stop: Count = 10
+    optimizer: Literal["adam"] = Field("adam", description="the release's")
+    learning_rate: Positive = Field(1e-4, description="initial step size, one for all parameters")
+    adam_betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.999], description="β1, β2 of Adam"
+    )
+    adam_eps: Positive = Field(1e-8, description="ε of Adam")
+    scheduler: Literal["plateau"] = Field("plateau", description="lower the rate when the validation Loss stalls")
+    scheduler_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="multiplies the rate at a plateau")
+    patience: Annotated[StrictInt, Field(ge=0)] = Field(
+        5, description="epochs without a lower Loss before the rate falls"
+    )
+    early_stop: Count = Field(10, description="epochs without a new best before training ends")
     max_epochs: Count | None = Field(None, description="stop here at the latest; null: only early stopping")
-    KeyEval: Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"] = "Loss"
-    min_improvement: NonNegative = 1e-6
+    KeyEval: Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"] = Field(
+        "Loss", description="validation metric that picks the best epoch"
+    )
+    min_improvement: NonNegative = Field(1e-6, description="least change of KeyEval that makes a new best")
 
     # IGNORED_KEYS
-    weight_decay: NonNegative = 0.005
-    num_classes: Count = 3
-    language: Name = "en"
-    train_samples: Count = 1284
-    need_model_aligned: Flag = True
+    weight_decay: NonNegative = Field(0.005, description="ignored: the release never hands it to Adam")
+    num_classes: Count = Field(3, description="ignored")
+    language: Name = Field("en", description="ignored")
+    train_samples: Count = Field(1284, description="ignored: counted in the data")
+    need_model_aligned: Flag = Field(True, description="ignored")
 
     @model_validator(mode="after")
     def _check_together(self) -> "DMDConfig":

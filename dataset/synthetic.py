@@ -64,7 +64,7 @@ def label_of(sentence: str) -> float:
 
 def generate() -> dict[str, dict]:
     """The whole data set, the same at every call: {split: {field: values}} (the fields of the MMSA layout)."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.Generator(np.random.PCG64(SEED))  # named, since default_rng may change its generator one day
     words = vocabulary()
     vectors = rng.standard_normal((len(words), TEXT_WIDTH)).astype(np.float32)  # text features for use_bert = false
     vectors[0] = 0
@@ -168,13 +168,11 @@ def _as_arrays(fields: dict[str, list], vectors: np.ndarray) -> dict:
     }
 
 
-def ensure_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, unless a file is there.
+def write_synthetic(path: str | Path) -> None:
+    """Write the data set to `path`, making its folder where there is none; a file that is there is replaced whole.
 
     Raises DataError where that cannot be done.
     """
-    if Path(path).exists():
-        return
     try:
         write_atomically(Path(path), lambda temporary: temporary.write_bytes(pickle.dumps(generate())))
     except OSError as error:
@@ -182,3 +180,9 @@ def ensure_synthetic(path: str | Path) -> None:
             f"{path}: cannot write the embedded data set ({error.strerror}). Set dataset_root_dir to a folder that "
             "can be written to."
         ) from error
+
+
+def ensure_synthetic(path: str | Path) -> None:
+    """Write the data set to `path`, unless a file is there (raises as write_synthetic does)."""
+    if not Path(path).exists():
+        write_synthetic(path)

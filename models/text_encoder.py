@@ -1,6 +1,7 @@
 """BERT behind one small class."""
 
 import contextlib
+import logging
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ class BertTextEncoder(nn.Module):
 def load_bert(pretrained: str) -> BertModel:
     """Load or initialise the BERT that `pretrained` names."""
     transformers_logging.set_verbosity_error()  # its report of unused weights is no news to our users
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are five retries without a network
     transformers_logging.disable_progress_bar()
     folder = Path(pretrained)
     if not folder.is_dir() and (PROJECT_ROOT / folder).is_dir():

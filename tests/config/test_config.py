@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import config_from_resolved, load_config, parse_overrides
-from config.schema import IGNORED_KEYS, SETTING_NAMES
+from config.schema import IGNORED_KEYS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +112,16 @@ BAD_FILES = {
     "wrong type": (edited("dmd", "datasetParams", "mosi", "nlevels", "4"), 'own.json: nlevels is "4"; .*integer'),
     "a section that is none": (edited("dmd", "datasetParams", "mosi", 3), "expected an object"),
     "no such variant": (edited("dmd", "commonParams", "need_data_aligned", False), "no 'unaligned' features"),
+    "a data set's section misspelt": (
+        edited("dmd", "datasetParams", {"mosii": {"nlevels": 3}}), "unknown section \"mosii\".*'mosi'",
+    ),
+    "data sets' sections in a list": (edited("dmd", "datasetParams", []), "datasetParams.*expected an object"),
+    "root folder misspelt": (edited("datasetCommonParams", "dataset_rot_dir", "x"), "'dataset_root_dir'"),
+    "variant misspelt": (edited("datasetCommonParams", "mosi", "alined", {}), "'alined'.*'aligned'"),
+    "model misspelt": (edited("dmd", None) | {"dmdd": {}}, "'dmd' is missing.*'dmdd'"),
+    "a key twice": (json.dumps(OLD_FILE).replace('"nlevels": 3', '"nlevels": 3, "nlevels": 4'), '"nlevels".*twice'),
+    "a number of 5000 digits": ('{"dmd": ' + "9" * 5000 + "}", "not a readable JSON"),
+    "not a number": (edited("dmd", "datasetParams", "mosi", "grad_clip", float("nan")), "own.json: grad_clip is NaN"),
     "no feature path": (edited("datasetCommonParams", "mosi", "aligned", "featurePath", None), "'featurePath'"),
 }
 BAD_OVERRIDES = {
@@ -125,6 +135,11 @@ BAD_OVERRIDES = {
     "KeyEval": ("Loos", "'Loss', 'MAE'"),
     "gamma": (float("nan"), "finite"),
     "batch_siz": (4, "'batch_size'"),
+    "need_data_aligned": (0, "boolean"),
+    "nlevels": (1.5, "integer"),
+    "patience": (True, "integer"),
+    "max_epochs": (0, "greater than or equal to 1"),
+    "homo_gd_prior": ([0, 0, 1], "at least 6"),
 }
 
 
@@ -151,9 +166,14 @@ def test_unknown_data_set_model_and_file(tmp_path):
     assert_refused("'mosii'.*mosi, mosei, synthetic", "dmd", "mosii")
     assert_refused("'misa'", "misa", "mosi")
     assert_refused("no such config file", "dmd", "mosi", str(tmp_path / "none.json"))
-    assert_refused("no such config file", "dmd", "mosi", str(tmp_path))
+    assert_refused("a folder", "dmd", "mosi", str(tmp_path))
+    assert_refused(r"a\\nb", "dmd", "mosi", "", {"a\nb": 1})  # one line, whatever the key holds
     with pytest.raises(ConfigError, match="key=value"):
         parse_overrides(["batch_size"])
+
+
+def test_every_key_is_described():
+    assert [key for key, field in DMDConfig.model_fields.items() if not field.description] == []
 
 
 def test_every_key_has_a_reader_or_is_listed_as_ignored():

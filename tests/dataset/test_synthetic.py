@@ -9,7 +9,19 @@ from sklearn.linear_model import Ridge
 from transformers import BertConfig, BertTokenizer
 
 import run
-from dataset.synthetic import SIZES, generate, label_of, vocabulary
+from dataset.synthetic import (
+    INTENSIFIERS,
+    NEGATION,
+    SIZES,
+    VALENCES,
+    ensure_synthetic,
+    generate,
+    label_of,
+    vocabulary,
+    write_synthetic,
+)
+from dataset.unpickling import load_pickle
+from utils.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "dataset/synthetic_bert"
 
@@ -42,6 +54,25 @@ def test_labels_follow_from_the_sentences_and_spread_as_mosi_s(content):
     assert labels.min() == -3 and labels.max() == 3 and abs(labels.mean()) < 0.2 and 1.4 < labels.std() < 1.9
 
 
+def test_labels_agree_with_a_second_reading_of_the_rules(content):
+    """Written apart from label_of: it looks back from each sentiment word to the words right before it."""
+    for fields in content.values():
+        for sentence, label in zip(fields["raw_text"], fields["regression_labels"], strict=True):
+            words, valences = sentence.split(), []
+            for end, word in enumerate(words):
+                if word not in VALENCES:
+                    continue
+                start = end
+                while words[start - 1] in INTENSIFIERS or words[start - 1] == "not":
+                    start -= 1
+                factors = [NEGATION if w == "not" else INTENSIFIERS[w] for w in words[start:end]]
+                valences.append(np.prod([VALENCES[word], *factors]))
+            exact = max(-3.0, min(3.0, sum(valences) / len(valences)))
+            assert abs(label - exact) <= 0.1 + 1e-6  # half a step of 0.2
+            assert label * 5 == pytest.approx(round(label * 5), abs=1e-5)
+            assert 1 <= len(valences) <= 3 and 5 <= len(words) <= 25
+
+
 def test_every_call_gives_the_same(content):
     for split, fields in generate().items():
         for name, value in fields.items():
@@ -56,6 +87,40 @@ def test_shapes_of_mosi(content):
         padding = content[split]["text_bert"][:, 1] == 0
         for name in ("audio", "vision"):
             assert (content[split][name][padding] == 0).all() and (content[split][name][~padding] != 0).all()
+
+
+def test_fields_and_types_of_the_published_layout(content):
+    for split, n in SIZES.items():
+        fields = content[split]
+        assert set(fields) == {
+            "raw_text", "audio", "vision", "id", "text", "text_bert", "audio_lengths", "vision_lengths",
+            "annotations", "classification_labels", "regression_labels",
+        }  # fmt: skip
+        for name in ("audio", "vision", "text", "text_bert", "regression_labels"):
+            assert fields[name].dtype == np.float32 and np.isfinite(fields[name]).all(), name
+        assert fields["text"].shape == (n, 50, 300)
+        assert (fields["text"][fields["text_bert"][:, 1] == 0] == 0).all()
+        assert all(len(values) == n for values in fields.values())
+        assert isinstance(fields["audio_lengths"], list) and isinstance(fields["vision_lengths"], list)
+
+
+def test_it_is_written_whole_and_once(content, tmp_path):
+    path = tmp_path / "new/folder/data.pkl"
+    write_synthetic(path)
+    assert [p.name for p in path.parent.iterdir()] == ["data.pkl"]  # nothing temporary is left
+    read = load_pickle(path)  # the reader that admits arrays and containers only
+    assert np.array_equal(read["test"]["audio"], content["test"]["audio"])
+    path.write_bytes(b"the user's own")
+    ensure_synthetic(path)
+    assert path.read_bytes() == b"the user's own"
+    write_synthetic(path)
+    assert np.array_equal(load_pickle(path)["valid"]["id"], content["valid"]["id"])
+
+
+def test_a_place_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write the embedded data set"):
+        ensure_synthetic(tmp_path / "file/data.pkl")
 
 
 def test_no_video_is_in_two_splits(content):
