@@ -13,7 +13,7 @@ from trainers.evaluate import predict
 from trainers.trainer import Trainer
 from utils.metrics import CORE_METRICS
 from utils.results import RunFolder
-from utils.runtime import logger
+from utils.runtime import start_log
 
 NUMBER = re.compile(r"(total_loss|Acc_2|F1_score|Acc_7|MAE|Loss): (-?[\d.]+)")
 
@@ -42,7 +42,7 @@ class RecordingRun(RunFolder):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_three_epochs(case, tmp_path, caplog, monkeypatch):
+def test_three_epochs(case, tmp_path):
     reference = Reference(case, tmp_path / "bert")
     info = reference.case
     n_batches, held_out = info["n_samples"] // info["batch_size"], info["n_valid_batches"]
@@ -57,12 +57,11 @@ def test_three_epochs(case, tmp_path, caplog, monkeypatch):
     model, objective = reference.build()
     trainer = Trainer(reference.args, model, objective, loaders, torch.device("cpu"))
     run = RecordingRun(tmp_path)
-    monkeypatch.setattr(logger, "propagate", True)
-    caplog.set_level("INFO", logger=logger.name)
+    start_log(tmp_path / "run.log", verbose_level=0)
     trainer.fit(run)
 
     published = NUMBER.findall("\n".join(str(line) for line in reference.numbers["log"]))
-    lines = [line for line in caplog.messages if ">>" in line][: 3 * info["epochs"]]
+    lines = [line for line in (tmp_path / "run.log").read_text().splitlines() if ">>" in line][: 3 * info["epochs"]]
     logged = NUMBER.findall("\n".join(lines))
     assert [name for name, _ in logged] == [name for name, _ in published]
     assert len(logged) == info["epochs"] * (3 * len(CORE_METRICS) + 3)
