@@ -16,7 +16,7 @@ from dataset.loaders import make_loaders
 from trainers.evaluate import predict
 from trainers.setup import build_model, prepare_features
 from trainers.trainer import log_metrics
-from utils.checkpoint import load_weights, read_checkpoint, settings_beside
+from utils.checkpoint import load_state, read_checkpoint, settings_beside
 from utils.cli import run_command
 from utils.errors import ConfigError
 from utils.results import write_csv
@@ -40,13 +40,13 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
 
     -> the metrics. Raises a DMDError for what the caller can mend.
     """
-    read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
+    state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
     args, replaced = _settings(checkpoint, dataset_name, config_file, config)
     chosen = choose_device(device)
     set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
     features = prepare_features(args, **replaced, splits=(split,))
     model = build_model(args, features)
-    load_weights(model, checkpoint)
+    load_state(model, state, checkpoint)
     model.to(chosen)
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
     scored = predict(model, make_loaders(features, args.batch_size, seed=0)[split], chosen, split)

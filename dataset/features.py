@@ -61,9 +61,9 @@ def load_features(
 
     Raises DataError, in one line, for whatever is wrong with a file.
     """
-    path, field_of = args.featurePath, {"text": "text_bert" if args.use_bert else "text"}
-    source_of = dict(zip(FIELDS, (feature_T or path, feature_A or path, feature_V or path), strict=True))
-    raw = {source: _read(source, args) for source in dict.fromkeys([path, *map(str, source_of.values())])}
+    path, field_of = str(args.featurePath), {"text": "text_bert" if args.use_bert else "text"}
+    source_of = dict(zip(FIELDS, (str(f or path) for f in (feature_T, feature_A, feature_V)), strict=True))
+    raw = {source: _read(source, args) for source in dict.fromkeys([path, *source_of.values()])}
     parts = {name: _read_split(raw, path, source_of, field_of, name, args.use_bert) for name in splits}
     raw.clear()
 
@@ -93,7 +93,7 @@ def load_features(
             f"{path}: text, audio and vision have {list(steps.values())} steps, so the file is unaligned, but "
             "need_data_aligned is true. Set need_data_aligned=false, or use the aligned file."
         )
-    return FeatureSet(str(path), parts, list(widths.values()), list(steps.values()))
+    return FeatureSet(path, parts, list(widths.values()), list(steps.values()))
 
 
 def _read(path: str, args) -> dict:

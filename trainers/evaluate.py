@@ -20,6 +20,11 @@ class Predictions:
     labels: np.ndarray
     loss: float
 
+    @classmethod
+    def collect(cls, predicted: list[torch.Tensor], labels: list[torch.Tensor], loss: float) -> "Predictions":
+        """Join the batches (B, 1) of an epoch or a split."""
+        return cls(*(torch.cat(batches).squeeze(1).float().cpu().numpy() for batches in (predicted, labels)), loss)
+
     def metrics(self) -> dict[str, float]:
         """The metrics of utils.metrics, and `Loss`."""
         return regression_metrics(self.predicted, self.labels) | {"Loss": round(self.loss, 4)}
@@ -45,5 +50,4 @@ def predict(model: DMD, loader: DataLoader, device: torch.device, description: s
         predicted.append(output)
         labels.append(target)
         losses.append(F.l1_loss(output, target))
-    as_array = (torch.cat(x).squeeze(1).float().cpu().numpy() for x in (predicted, labels))
-    return Predictions(*as_array, loss=torch.stack(losses).double().mean().item())
+    return Predictions.collect(predicted, labels, torch.stack(losses).double().mean().item())

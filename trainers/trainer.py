@@ -128,11 +128,9 @@ class Trainer:
         mean_losses = torch.stack(losses).double().mean(dim=0).tolist()
         mean_edges = torch.stack(edges).double().mean(dim=0).tolist()
         edge_names = [f"{graph}_{name}" for graph in ("homo", "hetero") for name in EDGE_NAMES]
-        arrays = (torch.cat(x).squeeze(1).float().cpu().numpy() for x in (predicted, labels))
         by_name = dict(zip(names, mean_losses, strict=True))
-        return TrainedEpoch(
-            by_name, dict(zip(edge_names, mean_edges, strict=True)), Predictions(*arrays, loss=by_name["task/all"])
-        )
+        predictions = Predictions.collect(predicted, labels, by_name["task/all"])
+        return TrainedEpoch(by_name, dict(zip(edge_names, mean_edges, strict=True)), predictions)
 
     def training_step(self, batch: dict) -> tuple[torch.Tensor, LossTerms, torch.Tensor]:
         """Forward, losses, backward, clipping for one batch.  -> prediction (B, 1), loss terms, labels (B, 1)"""

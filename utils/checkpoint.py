@@ -43,11 +43,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint strictly.
+    """Read a checkpoint and load it strictly. Raises as read_checkpoint and load_state do."""
+    load_state(model, read_checkpoint(path), path)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Load a state_dict strictly; `path` is where it came from, for the message.
 
     Raises CheckpointError that says what the checkpoint was made for where it does not fit the model.
     """
-    state = read_checkpoint(path)
     expected = model.state_dict()
     theirs, ours = _describe(state), _describe(expected)
     wrong = [name for name, value in state.items() if name in expected and value.shape != expected[name].shape]
