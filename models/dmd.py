@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import kernels
 from models.text_encoder import BertTextEncoder
-from models.transformer import CrossModalEncoder
+from models.transformer import CrossModalEncoder, encode
 
 ARGUMENT_ORDER = ("l", "a", "v")  # forward's arguments, feature_dims, seq_lens: text, audio, vision
 STACK_ORDER = ("l", "v", "a")  # everything that is stacked: graphs and fusion
@@ -171,35 +172,35 @@ class DMD(nn.Module):
         ->     DMDOutput; `output_logit` (B, 1) is the prediction
         """
         origin = self._project(text, audio, vision)
-        specific = {m: getattr(self, f"encoder_s_{m}")(origin[m]) for m in STACK_ORDER}
-        common = {m: self.encoder_c(origin[m]) for m in STACK_ORDER}
-        recon = {
-            m: getattr(self, f"decoder_{m}")(torch.cat([specific[m], common[m]], dim=1)) for m in STACK_ORDER
-        }
-        specific_recon = {m: getattr(self, f"encoder_s_{m}")(recon[m]) for m in STACK_ORDER}
-        common_sim = {m: getattr(self, f"align_c_{m}")(common[m].flatten(1)) for m in STACK_ORDER}  # (B, d)
+        specific, common = self._decouple(origin)
+        recon, specific_recon = self._reconstruct(specific, common)
+        common_sim = {m: getattr(self, f"align_c_{m}")(common[m].transpose(1, 2).flatten(1)) for m in STACK_ORDER}
+        homo = {m: self._head(f"{{}}_{m}_low", common[m].flatten(1)) for m in STACK_ORDER}
 
-        specific = {m: s.permute(2, 0, 1) for m, s in specific.items()}  # (T', B, d)
-        common = {m: c.permute(2, 0, 1) for m, c in common.items()}  # (T', B, d)
-        homo = {m: self._head(f"{{}}_{m}_low", common[m].transpose(0, 1).flatten(1)) for m in STACK_ORDER}
-        c_fusion = torch.cat([getattr(self, f"self_attentions_c_{m}")(common[m])[-1] for m in STACK_ORDER], dim=1)
+        remembered, c_fusion = self._attend(specific), self._fuse_common(common)
+        last_h = {m: remembered[m] for m in STACK_ORDER}
         logits_c, _, _ = self._head("{}_c", c_fusion)
-
-        last_h = {m: self._attend(m, specific) for m in STACK_ORDER}
         hetero = {m: self._head(f"{{}}_{m}_high", last_h[m]) for m in STACK_ORDER}
-        # Parity: the fusion weights themselves are fed on, not the features weighted by them (paper, section 3.4).
-        gates = [torch.sigmoid(getattr(self, f"weight_{m}")(last_h[m])) for m in STACK_ORDER]
-        gates.append(torch.sigmoid(self.weight_c(c_fusion)))
-        output_logit, _, _ = self._head("{}", torch.cat(gates, dim=1))  # (B, 9d) -> (B, 1)
+        output_logit = self._fuse(last_h, c_fusion)
 
         return DMDOutput(
-            output_logit, logits_c, origin, specific, common, recon, specific_recon, common_sim,
+            output_logit, logits_c, origin,
+            specific={m: x.transpose(0, 1) for m, x in specific.items()},
+            common={m: x.transpose(0, 1) for m, x in common.items()},
+            recon={m: x.transpose(1, 2) for m, x in recon.items()},
+            specific_recon={m: x.transpose(1, 2) for m, x in specific_recon.items()},
+            common_sim=common_sim,
             logits_homo={m: logit for m, (logit, _, _) in homo.items()},
             repr_homo={m: hidden for m, (_, hidden, _) in homo.items()},
             last_h=last_h,
             logits_hetero={m: logit for m, (logit, _, _) in hetero.items()},
             repr_hetero={m: residual for m, (_, _, residual) in hetero.items()},
         )  # fmt: skip
+
+    def predict(self, text: Tensor, audio: Tensor, vision: Tensor) -> Tensor:
+        """`output_logit` (B, 1) alone, without the branches that only the objective reads."""
+        specific, common = self._decouple(self._project(text, audio, vision))
+        return self._fuse(self._attend(specific), self._fuse_common(common))
 
     def _project(self, text: Tensor, audio: Tensor, vision: Tensor) -> PerModality:
         """Bring every modality to width d.  -> (B, d, T') each"""
@@ -214,7 +215,47 @@ class DMD(nn.Module):
             for m in STACK_ORDER
         }
 
-    def _attend(self, m: str, specific: PerModality) -> Tensor:
-        """Enrich modality m by the two others and remember: last step of the result.  -> (B, 2d)"""
-        enriched = [getattr(self, f"trans_{m}_with_{n}")(specific[m], specific[n]) for n in self._others(m)]
-        return getattr(self, f"trans_{m}_mem")(torch.cat(enriched, dim=2))[-1]
+    def _decouple(self, origin: PerModality) -> tuple[PerModality, PerModality]:
+        """Split (B, d, T') into what only the modality says and what all have in common.  -> (B, T', d) each, twice"""
+        x = {m: origin[m].transpose(1, 2) for m in STACK_ORDER}
+        return self._per_step("encoder_s_{}", x), self._per_step("encoder_c", x)
+
+    def _reconstruct(self, specific: PerModality, common: PerModality) -> tuple[PerModality, PerModality]:
+        """Decode (B, T', d) from both parts, and split its specific part off again.  -> (B, T', d) each, twice"""
+        recon = self._per_step("decoder_{}", {m: torch.cat([specific[m], common[m]], dim=2) for m in STACK_ORDER})
+        return recon, self._per_step("encoder_s_{}", recon)
+
+    def _per_step(self, name: str, x: PerModality) -> PerModality:
+        """The convolutions `name`, whose kernels span one step: linear layers.  (B, T', ·) -> (B, T', d) each"""
+        batch, sizes = len(x["l"]), [x[m].size(0) * x[m].size(1) for m in STACK_ORDER]
+        weight = torch.stack([getattr(self, name.format(m)).weight.squeeze(-1) for m in STACK_ORDER])
+        rows = kernels.grouped_linear(torch.cat([x[m].flatten(0, 1) for m in STACK_ORDER]), weight, None, sizes)
+        return {m: part.view(batch, -1, self.d) for m, part in zip(STACK_ORDER, rows.split(sizes), strict=True)}
+
+    def _attend(self, specific: PerModality) -> PerModality:
+        """Enrich every modality by the two others, and remember.  (B, T', d) each -> (B, 2d) each"""
+        # In the order of registration, in which stacking the weights costs nothing (see kernels.stack).
+        pairs = [(m, n) for m in ARGUMENT_ORDER for n in self._others(m)]
+        encoders = [getattr(self, f"trans_{m}_with_{n}") for m, n in pairs]
+        enriched = encode(encoders, [specific[m] for m, _ in pairs], [specific[n] for _, n in pairs])
+        by_pair = dict(zip(pairs, enriched, strict=True))
+        memories = {m: torch.cat([by_pair[m, n] for n in self._others(m)], dim=2) for m in ARGUMENT_ORDER}  # (B, T', 2d)
+        return self._remember("trans_{}_mem", memories)
+
+    def _fuse_common(self, common: PerModality) -> Tensor:
+        """(B, T', d) each -> c_fusion (B, 3d)"""
+        last = self._remember("self_attentions_c_{}", common)
+        return torch.cat([last[m] for m in STACK_ORDER], dim=1)
+
+    def _remember(self, name: str, sequences: PerModality) -> PerModality:
+        """The last step of the self-attention `name` over each sequence (B, T', ·).  -> (B, ·) each"""
+        encoders = [getattr(self, name.format(m)) for m in sequences]
+        last = encode(encoders, list(sequences.values()), last_step=True)
+        return {m: x[:, 0] for m, x in zip(sequences, last, strict=True)}
+
+    def _fuse(self, last_h: PerModality, c_fusion: Tensor) -> Tensor:
+        """The prediction from last_h (B, 2d) each and c_fusion (B, 3d).  -> (B, 1)"""
+        # Parity: the fusion weights themselves are fed on, not the features weighted by them (paper, section 3.4).
+        gates = [torch.sigmoid(getattr(self, f"weight_{m}")(last_h[m])) for m in STACK_ORDER]
+        gates.append(torch.sigmoid(self.weight_c(c_fusion)))
+        return self._head("{}", torch.cat(gates, dim=1))[0]  # (B, 9d) -> (B, 1)

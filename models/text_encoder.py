@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
+from models import kernels
 from utils.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,7 @@ class BertTextEncoder(nn.Module):
     def __init__(self, pretrained: str, finetune: bool, width: int):
         super().__init__()
         self.finetune = finetune
-        self.model = load_bert(pretrained)
+        self.model = load_bert(pretrained).requires_grad_(finetune)
         if self.model.config.hidden_size != width:
             raise ConfigError(
                 f"pretrained: {pretrained} is {self.model.config.hidden_size} wide, but feature_dims[0] is {width}. "
@@ -40,7 +41,7 @@ class BertTextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         ids, mask, segments = tokens.long().unbind(1)  # (B, T) each
-        with contextlib.nullcontext() if self.finetune else torch.no_grad():
+        with contextlib.nullcontext() if self.finetune else torch.no_grad(), kernels.Substitutes():
             return self.model(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
 
 

@@ -1,14 +1,22 @@
-"""The cross-modal transformer encoder (MulT's, as the release uses it).
+"""The cross-modal transformer encoder (MulT's, as the release uses it), many at a time.
 
-Legend: T_q, T_s steps of the query and the source, B batch, D width, h heads. Time comes first here, and
-only here: (T, B, D).
+Each encoder is a module that holds its parameters under their published names; `encode` runs several of one shape
+as a single computation on stacked weights.
+
+Legend: E encoders, L layers, T_q and T_s steps of the query and the source, B batch, D width, N rows: the steps of
+all utterances of all encoders, encoder by encoder and utterance by utterance.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models import kernels
 
 
 class SinusoidalPositions(nn.Module):
@@ -37,16 +45,11 @@ class SinusoidalPositions(nn.Module):
         return table * first_channel.ne(0).unsqueeze(-1)  # (B, T, D)
 
 
-class MultiheadAttention(nn.Module):
-    """Scaled dot-product attention with one packed input projection, under the published parameter names.
+class AttentionParameters(nn.Module):
+    """Multi-head attention with one packed input projection."""
 
-    query (T_q, B, D); key, value (T_s, B, D); mask (T_q, T_s), true where a key may be seen, or None
-    -> (T_q, B, D)
-    """
-
-    def __init__(self, dim: int, num_heads: int, dropout: float):
+    def __init__(self, dim: int):
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
@@ -54,31 +57,13 @@ class MultiheadAttention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            self._split_heads(F.linear(x, w, b)) for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.out_proj(attended.permute(2, 0, 1, 3).reshape(query.shape))  # (T_q, B, D)
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)  # (B, h, T, D/h)
+class LayerParameters(nn.Module):
+    """One pre-norm layer: attention, then a feed-forward network four times as wide."""
 
-
-class EncoderLayer(nn.Module):
-    """One pre-norm layer: attention, then a feed-forward network four times as wide, each with a residual.
-
-    x (T_q, B, D); key, value (T_s, B, D), or None for self-attention -> (T_q, B, D)
-    """
-
-    def __init__(
-        self, dim: int, num_heads: int, attn_dropout: float, relu_dropout: float, res_dropout: float
-    ):
+    def __init__(self, dim: int):
         super().__init__()
-        self.relu_dropout, self.res_dropout = relu_dropout, res_dropout
-        self.self_attn = MultiheadAttention(dim, num_heads, attn_dropout)
+        self.self_attn = AttentionParameters(dim)
         self.fc1 = self._linear(dim, 4 * dim)
         self.fc2 = self._linear(4 * dim, dim)
         self.layer_norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(2)])
@@ -90,24 +75,13 @@ class EncoderLayer(nn.Module):
         nn.init.zeros_(layer.bias)
         return layer
 
-    def forward(self, x: Tensor, key: Tensor | None, value: Tensor | None, mask: Tensor | None) -> Tensor:
-        norm_attention, norm_ffn = self.layer_norms
-        query = norm_attention(x)
-        # Parity: key and value pass the *query's* layer norm.
-        key = query if key is None else norm_attention(key)
-        value = query if value is None else norm_attention(value)
-        attended = self.self_attn(query, key, value, mask)
-        x = x + F.dropout(attended, self.res_dropout, self.training)
-        hidden = F.dropout(F.relu(self.fc1(norm_ffn(x))), self.relu_dropout, self.training)
-        return x + F.dropout(self.fc2(hidden), self.res_dropout, self.training)
-
 
 class CrossModalEncoder(nn.Module):
     """Transformer through which one modality reads another.
 
-    query  (T_q, B, D)  the modality being enriched
-    source (T_s, B, D)  the modality it reads; leave it out for self-attention
-    ->     (T_q, B, D)
+    query  (B, T_q, D)  the modality being enriched
+    source (B, T_s, D)  the modality it reads; leave it out for self-attention
+    ->     (B, T_q, D)
     """
 
     def __init__(
@@ -122,30 +96,174 @@ class CrossModalEncoder(nn.Module):
         attn_mask: bool,
     ):
         super().__init__()
-        self.scale, self.embed_dropout, self.attn_mask = math.sqrt(dim), embed_dropout, attn_mask
+        self.dim, self.num_heads, self.attn_mask = dim, num_heads, attn_mask
+        self.attn_dropout, self.relu_dropout = attn_dropout, relu_dropout
+        self.res_dropout, self.embed_dropout = res_dropout, embed_dropout
         self.embed_positions = SinusoidalPositions(dim)
-        self.layers = nn.ModuleList(
-            [EncoderLayer(dim, num_heads, attn_dropout, relu_dropout, res_dropout) for _ in range(num_layers)]
-        )
+        self.layers = nn.ModuleList([LayerParameters(dim) for _ in range(num_layers)])
         # Parity: nothing reads this buffer; published checkpoints contain it.
         self.register_buffer("version", torch.tensor([2.0]))
         self.layer_norm = nn.LayerNorm(dim)
 
     def forward(self, query: Tensor, source: Tensor | None = None) -> Tensor:
-        x = self._embed(query)
-        # Key and value are the embedded source in every layer, each with a dropout draw of its own.
-        key, value = (None, None) if source is None else (self._embed(source), self._embed(source))
-        mask = self._causal_mask(query, query if source is None else source) if self.attn_mask else None
-        for layer in self.layers:
-            x = layer(x, key, value, mask)
-        return self.layer_norm(x)
+        return encode([self], [query], None if source is None else [source])[0]
 
-    def _embed(self, x: Tensor) -> Tensor:
-        positions = self.embed_positions(x[:, :, 0].t()).transpose(0, 1)  # (T, B, D)
-        return F.dropout(self.scale * x + positions, self.embed_dropout, self.training)
+    def embed(self, x: Tensor) -> Tensor:
+        """Scale x (B, T, D) and add positions.  -> (B, T, D)"""
+        return torch.add(self.embed_positions(x[:, :, 0]), x, alpha=math.sqrt(self.dim))
 
-    @staticmethod
-    def _causal_mask(query: Tensor, source: Tensor) -> Tensor:
-        """Query i sees key j where j <= i + |T_s - T_q|.  -> (T_q, T_s) bool"""
-        t_q, t_s = query.size(0), source.size(0)
-        return torch.ones(t_q, t_s, dtype=torch.bool, device=query.device).tril(abs(t_s - t_q))
+
+class _Weights(NamedTuple):
+    """The weights of L layers of E encoders, stacked; the norm before each linear layer is folded into it."""
+
+    qkv: Tensor  # (L, E, 3D, D)
+    qkv_bias: Tensor  # (L, E, 3D)
+    out: Tensor  # (L, E, D, D)
+    out_bias: Tensor  # (L, E, D)
+    fc1: Tensor  # (L, E, 4D, D)
+    fc1_bias: Tensor  # (L, E, 4D)
+    fc2: Tensor  # (L, E, D, 4D)
+    fc2_bias: Tensor  # (L, E, D)
+
+    def layers(self) -> list["_Weights"]:
+        """The same without the axis L, layer by layer."""
+        return [_Weights(*tensors) for tensors in zip(*(tensor.unbind(0) for tensor in self), strict=True)]
+
+
+def _stack(encoders: Sequence[CrossModalEncoder]) -> _Weights:
+    layers = list(zip(*(encoder.layers for encoder in encoders), strict=True))
+
+    def stacked(parameter: Callable[[LayerParameters], Tensor]) -> Tensor:
+        return kernels.stack([[parameter(layer) for layer in of_one_depth] for of_one_depth in layers])
+
+    def behind_norm(index: int, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """W (γ n + β) + b as (W γ) n + (W β + b): the many rows n are then normalised without scale and shift."""
+        scale = stacked(lambda layer: layer.layer_norms[index].weight)
+        shift = stacked(lambda layer: layer.layer_norms[index].bias)
+        return weight * scale.unsqueeze(-2), bias + (weight @ shift.unsqueeze(-1)).squeeze(-1)
+
+    return _Weights(
+        # Parity: key and value pass the *query's* layer norm, so that it belongs to all three projections.
+        *behind_norm(
+            0, stacked(lambda layer: layer.self_attn.in_proj_weight), stacked(lambda layer: layer.self_attn.in_proj_bias)
+        ),
+        stacked(lambda layer: layer.self_attn.out_proj.weight),
+        stacked(lambda layer: layer.self_attn.out_proj.bias),
+        *behind_norm(1, stacked(lambda layer: layer.fc1.weight), stacked(lambda layer: layer.fc1.bias)),
+        stacked(lambda layer: layer.fc2.weight),
+        stacked(lambda layer: layer.fc2.bias),
+    )
+
+
+class _Rows:
+    """The rows of E encoders: which are whose, and what is done to them.
+
+    lengths: the steps of each encoder's sequences; it owns B · steps rows
+    """
+
+    def __init__(self, encoders: Sequence[CrossModalEncoder], batch: int):
+        self.encoders, self.batch, self.first = encoders, batch, encoders[0]
+        self.dim, self.training = self.first.dim, self.first.training
+        self._embedded: dict[int, Tensor] = {}  # by identity of the sequences, which outlive this object
+
+    def embed(self, sequences: Sequence[Tensor]) -> Tensor:
+        """Sequences (B, T, D), embedded once where several encoders read the same one.  -> (N, D)"""
+        for x in sequences:
+            if id(x) not in self._embedded:
+                self._embedded[id(x)] = self.first.embed(x).reshape(-1, self.dim)
+        rows = torch.cat([self._embedded[id(x)] for x in sequences])
+        return self.dropout(rows, self.first.embed_dropout)
+
+    def dropout(self, rows: Tensor, p: float) -> Tensor:
+        return kernels.dropout(rows, p if self.training else 0.0)
+
+    def normalise(self, rows: Tensor) -> Tensor:
+        """Layer norm without its scale and shift, which are in the weights."""
+        return F.layer_norm(rows, (self.dim,), rows.new_ones(self.dim))  # with a weight it is faster
+
+    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor, lengths: Sequence[int]) -> Tensor:
+        return kernels.grouped_linear(rows, weight, bias, [self.batch * t for t in lengths])
+
+    def feed_forward(self, rows: Tensor, layer: _Weights, lengths: Sequence[int]) -> Tensor:
+        weights = (layer.fc1, layer.fc1_bias, layer.fc2, layer.fc2_bias)
+        p = self.first.relu_dropout if self.training else 0.0
+        return kernels.feed_forward(self.normalise(rows), *weights, [self.batch * t for t in lengths], p)
+
+    def project(self, sources: Sequence[Tensor], lengths: Sequence[int], weights: _Weights) -> list[list[Tensor]]:
+        """Key and value (N, D) of every layer: they do not depend on the query, so that all are projected at once."""
+        depth = len(weights.qkv)
+        weight = weights.qkv[:, :, self.dim :].transpose(0, 1).unflatten(2, (2, -1))  # (E, L, 2, D, D)
+        bias = weights.qkv_bias[:, :, self.dim :].transpose(0, 1).unflatten(2, (2, -1))  # (E, L, 2, D)
+        if self.training and self.first.embed_dropout:  # key and value have a dropout draw of their own
+            k, v = (
+                self.linear(
+                    self.normalise(self.embed(sources)), weight[:, :, i].flatten(1, 2), bias[:, :, i].flatten(1), lengths
+                ).unflatten(1, (depth, -1)).unbind(1)
+                for i in (0, 1)
+            )  # fmt: skip
+            return list(zip(k, v, strict=True))
+        rows = self.linear(self.normalise(self.embed(sources)), weight.flatten(1, 3), bias.flatten(1), lengths)
+        return [kv.unbind(1) for kv in rows.unflatten(1, (depth, 2, -1)).unbind(1)]
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, query_steps: Sequence[int], source_steps: Sequence[int], causal: bool
+    ) -> Tensor:
+        """Attention of each encoder; neighbours of equal lengths are one call."""
+        dropouts = [encoder.attn_dropout if self.training else 0.0 for encoder in self.encoders]
+        runs, first = [], 0
+        for (t_q, t_s), same in groupby(zip(query_steps, source_steps, strict=True)):
+            count = len(list(same))
+            runs.append((count * self.batch, t_q, t_s, tuple(dropouts[first : first + count])))
+            first += count
+        q = q.split([sequences * t_q for sequences, t_q, _, _ in runs])
+        k, v = (x.split([sequences * t_s for sequences, _, t_s, _ in runs]) for x in (k, v))
+        attended = [
+            kernels.attention(*(x.reshape(sequences, -1, self.dim) for x in qkv), self.first.num_heads, causal, p)
+            for (sequences, _, _, p), *qkv in zip(runs, q, k, v, strict=True)
+        ]
+        return torch.cat([x.flatten(0, 1) for x in attended])
+
+    def last_steps(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The row of each utterance's last step.  -> (E · B, D)"""
+        parts = rows.split([self.batch * t for t in lengths])
+        return torch.cat([part.view(self.batch, -1, self.dim)[:, -1] for part in parts])
+
+
+def encode(
+    encoders: Sequence[CrossModalEncoder],
+    queries: Sequence[Tensor],
+    sources: Sequence[Tensor] | None = None,
+    last_step: bool = False,
+) -> list[Tensor]:
+    """Run encoders that agree in everything but weights, lengths and attention dropout as one computation.
+
+    queries (B, T_q, D) and sources (B, T_s, D), one for each encoder; no sources: self-attention
+    -> (B, T_q, D) for each encoder; with `last_step` the last step alone, (B, 1, D), for less work in the last layer
+    """
+    first, batch = encoders[0], queries[0].size(0)
+    rows, weights = _Rows(encoders, batch), _stack(encoders)
+    steps = [query.size(1) for query in queries]
+    source_steps = steps if sources is None else [source.size(1) for source in sources]
+    memories = None if sources is None else rows.project(sources, source_steps, weights)
+    layers = weights.layers()
+    causal = first.attn_mask
+    x = rows.embed(queries)  # (N, D)
+    for depth, layer in enumerate(layers):
+        normed = rows.normalise(x)
+        if memories is None:
+            q, k, v = rows.linear(normed, layer.qkv, layer.qkv_bias, steps).unflatten(1, (3, -1)).unbind(1)
+        else:
+            q = rows.linear(normed, layer.qkv[:, : first.dim], layer.qkv_bias[:, : first.dim], steps)
+            k, v = memories[depth]
+        if last_step and depth == len(layers) - 1:
+            # Behind the attention steps do not meet again; and the last query sees every key.
+            x, q = rows.last_steps(x, steps), rows.last_steps(q, steps)
+            steps, causal = [1] * len(encoders), False
+        attended = rows.attend(q, k, v, steps, source_steps, causal)
+        x = x + rows.dropout(rows.linear(attended, layer.out, layer.out_bias, steps), first.res_dropout)
+        x = x + rows.dropout(rows.feed_forward(x, layer, steps), first.res_dropout)
+    outputs = x.split([batch * t for t in steps])
+    return [
+        encoder.layer_norm(output.view(batch, -1, first.dim))
+        for encoder, output in zip(encoders, outputs, strict=True)
+    ]

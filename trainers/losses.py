@@ -75,6 +75,8 @@ class Objective(nn.Module):
             prior = graph_prior(pattern, args.gd_prior_temperature)
             self.register_buffer(f"{graph}_prior", prior, persistent=False)
 
+    margin = staticmethod(margin_loss)
+
     def forward(self, output: DMDOutput, labels: Tensor) -> LossTerms:
         terms = LossTerms()
         terms["task/all"] = F.l1_loss(output.output_logit, labels)
@@ -86,7 +88,7 @@ class Objective(nn.Module):
             terms[f"cycle/{m}"] = F.mse_loss(output.specific_recon[m].permute(2, 0, 1), output.specific[m])
             terms[f"ort/{m}"] = orthogonality_loss(output.specific[m], output.common[m])
         common = torch.cat([output.common_sim[m] for m in STACK_ORDER])  # (3B, d)
-        terms["margin"] = margin_loss(common, labels.view(-1).repeat(3), self.args.margin_slope)
+        terms["margin"] = self.margin(common, labels.view(-1).repeat(3), self.args.margin_slope)
         terms.edges = {
             "homo": self._distil("homo", stack(output.logits_homo), stack(output.repr_homo), terms),
             "hetero": self._distil("hetero", stack(output.logits_hetero), stack(output.repr_hetero), terms),

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from models.distillation import EDGE_NAMES
 from models.dmd import DMD
 from trainers.evaluate import Predictions, predict, to_device
+from trainers.flat import FlatParameters
 from trainers.losses import LossTerms, Objective
 from utils.checkpoint import load_weights
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
@@ -47,10 +48,10 @@ class Trainer:
     ):
         self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
         self.model, self.objective = model.to(device), objective.to(device)
-        self.parameters = [*model.parameters(), *objective.parameters()]
+        self.parameters = FlatParameters([*self.model.parameters(), *self.objective.parameters()])
         # Parity: one group for BERT, model and graphs, and no weight decay whatever the config says.
         self.optimizer = torch.optim.Adam(
-            self.parameters, lr=args.learning_rate, betas=tuple(args.adam_betas), eps=args.adam_eps
+            [self.parameters.values], lr=args.learning_rate, betas=tuple(args.adam_betas), eps=args.adam_eps, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
@@ -113,7 +114,7 @@ class Trainer:
         names: list[str] = []
         for index, batch in enumerate(progress(self.loaders["train"], "train")):
             if index % group == 0:
-                self.optimizer.zero_grad()
+                self.parameters.zero_grad()
             output, terms, target = self.training_step(batch)
             if (index + 1) % group == 0:
                 self.optimizer.step()
@@ -139,7 +140,7 @@ class Trainer:
         terms = self.objective(output, target)
         terms["total"].backward()
         if self.args.grad_clip != -1:
-            nn.utils.clip_grad_value_(self.parameters, self.args.grad_clip)
+            self.parameters.clip_grad_value(self.args.grad_clip)
         return output.output_logit, terms, target
 
     def evaluate(self, split: str) -> dict[str, float]:

@@ -1,0 +1,371 @@
+"""The operations in which a training step spends its time, each in the form that suits the device.
+
+On the CPU in full precision they are built from oneDNN's matrix product and from memory layouts that keep the long
+axis innermost; anywhere else (CUDA, autocast, torch.compile) they are PyTorch's own. Both forms compute the same
+function to within rounding: the tests compare them. benchmarks/README.md has what each gains.
+
+Legend: E encoders, N rows (steps of utterances) of all encoders together, D width, h heads, G sequences,
+T_q and T_s steps of query and source.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+SCORES_AT_ONCE = 2**20  # attention scores held at a time (4 MiB)
+SMALL_ATTENTION = 2**14  # scores of one head up to which they are computed as a whole
+QUERIES_AT_ONCE = 64  # in a longer sequence, so that keys which the mask hides from all of them cost nothing
+LARGE_WEIGHT = 20_000  # elements from which oneDNN's product also wins for a weight's gradient
+
+
+def _eager_cpu(x: Tensor) -> bool:
+    """Whether x is on the CPU and operations run one by one."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _plain_cpu(x: Tensor) -> bool:
+    """The same in full precision, with oneDNN at hand."""
+    full = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return full and _eager_cpu(x) and torch.backends.mkldnn.is_available()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """x @ weight.T + bias by oneDNN, which on some processors is twice as fast as the library behind F.linear."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """gradient.T @ x; gradient (N, D_out), x (N, D_in) -> (D_out, D_in)"""
+    if gradient.size(1) * x.size(1) < LARGE_WEIGHT:
+        return gradient.t() @ x
+    return _product(x.t(), gradient.t()).t()
+
+
+class _Linear(torch.autograd.Function):
+    """x (N, D_in), weight (D_out, D_in), bias (D_out) -> (N, D_out)"""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if needs_x else None,
+            _weight_gradient(gradient, x) if needs_weight else None,
+            gradient.sum(dim=0) if needs_bias else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear; x (..., D_in) -> (..., D_out)."""
+    if not _plain_cpu(x):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x.reshape(-1, x.size(-1)), weight, bias).view(*x.shape[:-1], -1)
+
+
+def stack(parameters: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Parameters of one shape as one tensor: L lists of E -> (L, E, ·).
+
+    Where they and their gradients lie at regular distances in one buffer each (see trainers/flat.py), nothing is
+    copied: the result is a view, and its gradient is added in place.
+    """
+    flat = [p for row in parameters for p in row]
+    shape = (len(parameters), len(parameters[0]))
+    if not torch.compiler.is_compiling():
+        values = _regular_view(flat, shape)
+        if values is not None and not (torch.is_grad_enabled() and flat[0].requires_grad):
+            return values
+        gradients = None if values is None else _regular_view([p.grad for p in flat], shape)
+        if gradients is not None:
+            return _StackedView.apply(flat[0], values, gradients)
+    return torch.stack(flat).unflatten(0, shape)
+
+
+def _regular_view(tensors: list[Tensor | None], shape: tuple[int, int]) -> Tensor | None:
+    """A view of tensors at regular distances in one buffer, or None where they are not."""
+    first = tensors[0]
+    if any(t is None or not t.is_contiguous() for t in tensors):
+        return None
+    if len({t.untyped_storage().data_ptr() for t in tensors}) > 1:
+        return None
+    offsets, (rows, columns) = [t.storage_offset() for t in tensors], shape
+    across = offsets[1] - offsets[0] if columns > 1 else 0
+    down = offsets[columns] - offsets[0] if rows > 1 else 0
+    if offsets != [offsets[0] + i * down + j * across for i in range(rows) for j in range(columns)]:
+        return None
+    return first.detach().as_strided((*shape, *first.shape), (down, across, *first.stride()))
+
+
+class _StackedView(torch.autograd.Function):
+    """Weights that are read as one view, and whose gradients are added to another."""
+
+    @staticmethod
+    def forward(ctx, parameter, values, gradients):
+        ctx.gradients = gradients
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        ctx.gradients.add_(gradient)
+        return None, None, None
+
+
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int]) -> Tensor:
+    """A linear layer for each encoder, on its own rows.
+
+    x (N, D_in), of which encoder e owns sizes[e] rows; weight (E, D_out, D_in), bias (E, D_out) -> (N, D_out)
+    """
+    if _plain_cpu(x) and weight[0].numel() >= LARGE_WEIGHT:
+        return _GroupedLinear.apply(x, weight, bias, sizes)
+    if len(set(sizes)) == 1:
+        x = x.view(len(sizes), sizes[0], -1)
+        product = x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+        return product.flatten(0, 1)
+    biases = [None] * len(sizes) if bias is None else bias
+    return torch.cat([linear(*operands) for operands in zip(x.split(sizes), weight, biases, strict=True)])
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """See grouped_linear."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, sizes):
+        ctx.sizes = sizes
+        ctx.save_for_backward(x, weight)
+        biases = [None] * len(sizes) if bias is None else bias
+        return torch.cat([_product(*operands) for operands in zip(x.split(sizes), weight, biases, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gradients = gradient.contiguous().split(ctx.sizes)
+        return (
+            torch.cat([_product(g, w.t()) for g, w in zip(gradients, weight, strict=True)]),
+            torch.stack([_weight_gradient(g, rows) for g, rows in zip(gradients, x.split(ctx.sizes), strict=True)]),
+            torch.stack([g.sum(dim=0) for g in gradients]) if ctx.needs_input_grad[2] else None,
+            None,
+        )
+
+
+def feed_forward(
+    x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor, sizes: list[int], p: float
+) -> Tensor:
+    """linear, ReLU, dropout p, linear for each encoder, on its own rows.
+
+    x (N, D); w_in (E, H, D), b_in (E, H), w_out (E, D, H), b_out (E, D) -> (N, D)
+    """
+    if _plain_cpu(x):
+        return _FeedForward.apply(x, w_in, b_in, w_out, b_out, sizes, p)
+    hidden = F.dropout(F.relu(grouped_linear(x, w_in, b_in, sizes)), p)
+    return grouped_linear(hidden, w_out, b_out, sizes)
+
+
+class _FeedForward(torch.autograd.Function):
+    """One encoder after the other, so that its hidden rows, four times as wide as x, stay in the cache."""
+
+    @staticmethod
+    def forward(ctx, x, w_in, b_in, w_out, b_out, sizes, p):
+        hidden, outputs = [], []
+        for rows, w1, b1, w2, b2 in zip(x.split(sizes), w_in, b_in, w_out, b_out, strict=True):
+            h = dropout(_product(rows, w1, b1, "relu"), p)
+            hidden.append(h)
+            outputs.append(_product(h, w2, b2))
+        ctx.sizes, ctx.hidden, ctx.scale = sizes, hidden, 1 / _kept(p)
+        ctx.save_for_backward(x, w_in, w_out)
+        return torch.cat(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, w_in, w_out = ctx.saved_tensors
+        of_x, of_w_in, of_b_in, of_w_out = [], [], [], []
+        parts = gradient.contiguous().split(ctx.sizes)
+        for g, rows, h, w1, w2 in zip(parts, x.split(ctx.sizes), ctx.hidden, w_in, w_out, strict=True):
+            of_w_out.append(_weight_gradient(g, h))
+            # h is 0 both where the ReLU and where the dropout let nothing through.
+            of_hidden = torch.ops.aten.threshold_backward(_product(g, w2.t()), h, 0)
+            if ctx.scale != 1:
+                of_hidden.mul_(ctx.scale)
+            of_w_in.append(_weight_gradient(of_hidden, rows))
+            of_b_in.append(of_hidden.sum(dim=0))
+            of_x.append(_product(of_hidden, w1.t()))
+        of_b_out = torch.stack([g.sum(dim=0) for g in parts])
+        return torch.cat(of_x), *map(torch.stack, (of_w_in, of_b_in, of_w_out)), of_b_out, None, None
+
+
+def _kept(p: float) -> float:
+    """The part that a dropout of probability p keeps: p is rounded to what 16 bits can tell."""
+    return 1 - round(p * 2**16) / 2**16
+
+
+def _random_bits(shape: tuple[int, ...]) -> Tensor:
+    """Uniform int16. One 64-bit random number serves four, at a sixth of what as many Bernoulli draws cost."""
+    n = math.prod(shape)
+    return torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:n].view(shape)
+
+
+def _threshold(p: float) -> int:
+    """What random bits must reach for a dropout of probability p to keep an element."""
+    return round(p * 2**16) - 2**15
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """F.dropout in training; p = 0 leaves x as it is."""
+    if p == 0:
+        return x
+    if not _eager_cpu(x):
+        return F.dropout(x, p)
+    return x * (_random_bits(x.shape) >= _threshold(p)).to(x.dtype).mul_(1 / _kept(p))
+
+
+def _causal_mask(t_q: int, t_s: int, device: torch.device) -> Tensor:
+    """Query i sees key j where j <= i + |T_s - T_q|.  -> (T_q, T_s) bool"""
+    return torch.ones(t_q, t_s, dtype=torch.bool, device=device).tril(abs(t_s - t_q))
+
+
+def _heads_inside(x: Tensor, heads: int) -> Tensor:
+    """(G, T, D) -> (G·h, D/h, T)"""
+    g, t, d = x.shape
+    return x.view(g, t, heads, d // heads).permute(0, 2, 3, 1).reshape(g * heads, d // heads, t)
+
+
+def _heads_outside(x: Tensor, heads: int) -> Tensor:
+    """(G·h, D/h, T) -> (G, T, D)"""
+    _, width, t = x.shape
+    return x.view(-1, heads, width, t).permute(0, 3, 1, 2).reshape(-1, t, heads * width)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention in tiles of scores. Heads lie as (G·h, D/h, T), so that every product has a long inner axis: heads
+    are a few elements wide, and matrix products with so short an inner axis run at a third of the speed."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx, q, k, v, heads, causal, dropouts):
+        t_q, t_s = q.size(1), k.size(1)
+        q, k, v = (_heads_inside(x, heads) for x in (q, k, v))
+        q = q * (scale := q.size(1) ** -0.5)
+        mask, thresholds, kept = _additive_mask(t_q, t_s, causal), None, None
+        if any(dropouts):
+            thresholds, kept = _dropout_of_each(dropouts, len(q))
+        output, tiles = torch.empty_like(q), []
+        rows = t_q if t_q * t_s <= SMALL_ATTENTION else QUERIES_AT_ONCE
+        for first in range(0, t_q, rows):
+            block = slice(first, min(t_q, first + rows))
+            keys = slice(0, min(t_s, block.stop + abs(t_s - t_q)) if causal else t_s)
+            hidden = mask[block, keys]
+            groups = max(1, SCORES_AT_ONCE // hidden.numel())
+            for start in range(0, len(q), groups):
+                part = slice(start, start + groups)
+                scores = torch.baddbmm(hidden, q[part, :, block].mT, k[part, :, keys])
+                weights, keep = scores.softmax(dim=-1), None
+                dropped = weights
+                if thresholds is not None:
+                    keep = _random_bits(weights.shape) >= thresholds[part]
+                    dropped = torch.mul(weights, keep, out=scores)
+                output[part, :, block] = v[part, :, keys] @ dropped.mT
+                tiles.append((part, block, keys, weights, keep))
+        ctx.heads, ctx.scale, ctx.kept, ctx.tiles = heads, scale, kept, tiles
+        ctx.save_for_backward(q, k, v)
+        return _heads_outside(output if kept is None else output.div_(kept), heads)
+
+    @staticmethod
+    @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx, gradient):
+        q, k, v = ctx.saved_tensors
+        gradient = _heads_inside(gradient.contiguous(), ctx.heads)
+        if ctx.kept is not None:
+            gradient.div_(ctx.kept)
+        of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for part, block, keys, weights, keep in ctx.tiles:
+            g, dropped = gradient[part, :, block], weights
+            of_weights = g.mT @ v[part, :, keys]
+            if keep is not None:
+                dropped = weights * keep
+                of_weights.mul_(keep)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, torch.float32)
+            of_v[part, :, keys] += g @ dropped
+            of_k[part, :, keys] += q[part, :, block] @ of_scores
+            of_q[part, :, block] = k[part, :, keys] @ of_scores.mT
+        of_q *= ctx.scale
+        return *(_heads_outside(x, ctx.heads) for x in (of_q, of_k, of_v)), None, None, None
+
+
+@lru_cache(maxsize=32)
+def _additive_mask(t_q: int, t_s: int, causal: bool) -> Tensor:
+    """0 where a query sees a key, minus infinity where it does not.  -> (T_q, T_s) on the CPU"""
+    mask = torch.zeros(t_q, t_s)
+    return mask.masked_fill_(~_causal_mask(t_q, t_s, mask.device), -math.inf) if causal else mask
+
+
+@lru_cache(maxsize=32)
+def _dropout_of_each(dropouts: tuple[float, ...], sequences: int) -> tuple[Tensor, Tensor]:
+    """Threshold of the random bits, and part that is kept, for sequences with one dropout each equal part of them.
+
+    -> (sequences, 1, 1), int16 and float32
+    """
+    repeats = sequences // len(dropouts)
+    thresholds = torch.tensor([_threshold(p) for p in dropouts], dtype=torch.int16).repeat_interleave(repeats)
+    return thresholds.view(-1, 1, 1), torch.tensor([_kept(p) for p in dropouts]).repeat_interleave(repeats).view(-1, 1, 1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropouts: tuple[float, ...]) -> Tensor:
+    """Scaled dot-product attention of G sequences, with a dropout on the weights for each equal part of them.
+
+    q (G, T_q, D), k and v (G, T_s, D) -> (G, T_q, D). With `causal`, query i sees key j where j <= i + |T_s - T_q|.
+    """
+    if _eager_cpu(q):
+        return _Attention.apply(q, k, v, heads, causal, dropouts).to(q.dtype)
+    mask = _causal_mask(q.size(1), k.size(1), q.device) if causal else None
+    output: list[Tensor] = list(dropouts)
+    parts = [x.unflatten(-1, (heads, -1)).transpose(1, 2).chunk(len(dropouts)) for x in (q, k, v)]  # (·, h, T, D/h)
+    for p in set(dropouts):
+        members = [i for i, own in enumerate(dropouts) if own == p]
+        qkv = (torch.cat([x[i] for i in members]) for x in parts)
+        attended = F.scaled_dot_product_attention(*qkv, attn_mask=mask, dropout_p=p).transpose(1, 2).flatten(2)
+        for i, part in zip(members, attended.chunk(len(members)), strict=True):
+            output[i] = part
+    return torch.cat(output)
+
+
+class Substitutes(TorchFunctionMode):
+    """While active, linear layers, dropout and attention of any model run in the forms of this file.
+
+    For models from a library, BERT here. Off the CPU it changes nothing.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self.SUBSTITUTES.get(function, function)(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return dropout(x, p) if training else x
+
+    @staticmethod
+    def _attention(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal=False, **more
+    ) -> Tensor:
+        if not dropout_p or not _eager_cpu(q) or is_causal or more.get("enable_gqa"):
+            more |= {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
+            return F.scaled_dot_product_attention(q, k, v, **more)
+        scores = (q * (more.get("scale") or q.size(-1) ** -0.5)) @ k.mT
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        return dropout(scores.softmax(dim=-1), dropout_p) @ v
+
+    SUBSTITUTES = {F.linear: linear, F.dropout: _dropout, F.scaled_dot_product_attention: _attention}
