@@ -17,7 +17,16 @@ from trainers.trainer import Trainer, count_parameters
 from utils.cli import run_command
 from utils.errors import ConfigError
 from utils.results import RunFolder, append_results
-from utils.runtime import choose_device, describe_device, logger, set_seed, start_log, versions
+from utils.runtime import (
+    PRECISIONS,
+    choose_device,
+    describe_device,
+    keep_freed_memory,
+    logger,
+    set_seed,
+    start_log,
+    versions,
+)
 
 DEFAULT_SEEDS = (1111,)
 
@@ -40,6 +49,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     device: str = "auto",
     name: str = "",
     epochs: int | None = None,
+    precision: str = "fp32",
+    compile: bool = False,  # noqa: A002
 ) -> dict[int, dict[str, float]]:
     """Train and evaluate DMD once for each seed.
 
@@ -50,6 +61,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     num_workers     loader processes;  verbose_level  0 errors, 1 info, 2 debug
     name            prefix of the run's folders `<name>-<dataset>-<seed>`; an earlier run of that name is replaced
     epochs          stop after so many, whatever early stopping says
+    precision       "fp32", or "bf16": autocast of the model; compile: torch.compile of forward and losses
 
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can mend.
     """
@@ -58,7 +70,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
         overrides["max_epochs"] = epochs
     args = load_config(model_name, dataset_name, config_file, overrides)
     seeds, name = tuple(seeds or DEFAULT_SEEDS), name or args.model_name
-    _check_arguments(seeds, name, num_workers)
+    _check_arguments(seeds, name, num_workers, precision)
     chosen = choose_device(_device_of(gpu_ids, device))
     features = prepare_features(args, feature_T, feature_A, feature_V)
 
@@ -72,13 +84,14 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
         replaced = {"feature_T": str(feature_T), "feature_A": str(feature_A), "feature_V": str(feature_V)}
         description = {"settings": dict(args), "features": replaced, "seed": seed}
         description |= {"device": describe_device(chosen), "versions": versions()}
+        description |= {"precision": precision, "compile": compile}
         per_seed[seed] = _train_seed(args, features, chosen, seed, number, num_workers, run, description)
     table = append_results(res_save_dir, args.dataset_name, name, per_seed)
     logger.info(f"Results saved to {table}.")
     return per_seed
 
 
-def _check_arguments(seeds: Sequence[int], name: str, num_workers: int) -> None:
+def _check_arguments(seeds: Sequence[int], name: str, num_workers: int, precision: str) -> None:
     wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
     if wrong:
         raise ConfigError(f"--seeds: {wrong[0]} is not between 0 and {2**32 - 1}.")
@@ -88,6 +101,8 @@ def _check_arguments(seeds: Sequence[int], name: str, num_workers: int) -> None:
         raise ConfigError(f"--name: '{name}' must be a plain name, not a path.")
     if num_workers < 0:
         raise ConfigError(f"--num-workers: {num_workers} is negative.")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision: '{precision}' is not one of {', '.join(PRECISIONS)}.")
 
 
 def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
@@ -100,10 +115,11 @@ def _train_seed(args, features: FeatureSet, device, seed, number, num_workers, r
     """Train with one seed; nothing is written before model and data are known to fit."""
     set_seed(seed)
     model, objective = build_model(args, features), Objective(args)
-    loaders = make_loaders(features, args.batch_size, seed, num_workers, pin_memory=device.type == "cuda")
+    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed, num_workers, device)
     run.start(description)
     logger.info(f"Seed {seed}: {count_parameters(model, objective)} parameters, checkpoints in {run.checkpoints}.")
-    metrics = Trainer(args, model, objective, loaders, device, number).fit(run)
+    precision, compiled = description["precision"], description["compile"]
+    metrics = Trainer(args, model, objective, loaders, device, number, precision, compiled).fit(run)
     run.save_metrics({"seed": seed} | metrics)
     return metrics
 
@@ -116,6 +132,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-s", "--seeds", nargs="+", type=int, default=list(DEFAULT_SEEDS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16: faster, and not exact")
+    parser.add_argument("--compile", action="store_true", help="torch.compile forward and losses")
     parser.add_argument("--name", default="", help="prefix of the run's folders (default: dmd)")
     parser.add_argument("--epochs", type=int, help="stop after so many epochs at the latest")
     parser.add_argument("-n", "--num-workers", type=int, default=0, help="loader processes")
@@ -131,6 +149,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse_arguments(argv)
+    keep_freed_memory()
     DMD_run(
         dataset_name=options.dataset,
         config_file=options.config,
@@ -147,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=options.device,
         name=options.name,
         epochs=options.epochs,
+        precision=options.precision,
+        compile=options.compile,
     )
 
 

@@ -20,7 +20,7 @@ from utils.checkpoint import load_state, read_checkpoint, settings_beside
 from utils.cli import run_command
 from utils.errors import ConfigError
 from utils.results import write_csv
-from utils.runtime import choose_device, set_seed, start_log
+from utils.runtime import choose_device, keep_freed_memory, set_seed, start_log
 
 
 def DMD_test(  # noqa: N802  (the sister of DMD_run)
@@ -49,7 +49,7 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     load_state(model, state, checkpoint)
     model.to(chosen)
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
-    scored = predict(model, make_loaders(features, args.batch_size, seed=0)[split], chosen, split)
+    scored = predict(model, make_loaders(features, args.batch_size, args.eval_batch_size, seed=0, device=chosen)[split], chosen, split)
     metrics = scored.metrics()
     log_metrics(split, args.model_name, metrics)
     if predictions:
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--predictions", default="", metavar="FILE.csv", help="write id, raw_text, label, prediction")
     parser.add_argument("--log-dir", default="log")
     options = parser.parse_args(argv)
+    keep_freed_memory()
     DMD_test(
         options.checkpoint,
         options.dataset,

@@ -1,42 +1,78 @@
 """Seeded loaders over the splits."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.features import FeatureSet, Split
 
+RESIDENT_BYTES = 8 * 2**30  # splits of up to so much altogether are kept on the GPU
+
+Batch = dict[str, torch.Tensor]
+
 
 class UtteranceDataset(Dataset):
-    """The utterances of a split as tensors.
+    """The utterances of a split as tensors on a device; on the CPU they share the split's memory.
 
-    item -> text (T, d_l) or (3, T), audio (T_a, d_a), vision (T_v, d_v), labels (1,), all float32
+    batch of n indices -> text (n, T, d_l) or (n, 3, T), audio (n, T_a, d_a), vision (n, T_v, d_v), labels (n, 1),
+    all float32. One utterance, by its index, is the same without the first axis.
     """
 
-    def __init__(self, split: Split):
-        self.tensors = {name: torch.from_numpy(getattr(split, name)) for name in ("text", "audio", "vision")}
-        self.tensors["labels"] = torch.from_numpy(split.labels)[:, None]
+    def __init__(self, split: Split, device: torch.device | str = "cpu"):
+        tensors = {name: torch.from_numpy(getattr(split, name)) for name in ("text", "audio", "vision")}
+        tensors["labels"] = torch.from_numpy(split.labels)[:, None]
+        self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        self.device = torch.device(device)
 
     def __len__(self) -> int:
         return len(self.tensors["labels"])
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Batch:
         return {name: tensor[index] for name, tensor in self.tensors.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """What DataLoader asks for a whole batch with: one gather for each tensor."""
+        rows = torch.tensor(indices).to(self.device, non_blocking=True)
+        return {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
+
+
+def _whole(batch: Batch) -> Batch:
+    """The collating function: the dataset answers with batches."""
+    return batch
+
+
+def make_loader(dataset: UtteranceDataset, batch_size: int, **options) -> DataLoader:
+    """A loader of whole batches, in file order unless `options` of DataLoader say otherwise."""
+    return DataLoader(dataset, batch_size, collate_fn=_whole, **options)
 
 
 def make_loaders(
-    features: FeatureSet, batch_size: int, seed: int, num_workers: int = 0, pin_memory: bool = False
+    features: FeatureSet,
+    batch_size: int,
+    eval_batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
 ) -> dict[str, DataLoader]:
     """A loader for each split that was read. Train is shuffled by a generator of its own, seeded with `seed`, so
     that nothing else that draws random numbers changes the order; the other splits come in file order (the release
-    shuffles them too, which only changes what its Loss calls a batch)."""
+    shuffles them too, which only changes what its Loss calls a batch).
+
+    With a GPU as `device`, splits of at most RESIDENT_BYTES altogether are moved there once (and need no workers);
+    larger ones come from pinned memory.
+    """
+    device = torch.device(device)
+    arrays = [array for s in features.splits.values() for array in (s.text, s.audio, s.vision)]
+    resident = device.type == "cuda" and sum(array.nbytes for array in arrays) <= RESIDENT_BYTES
     return {
-        name: DataLoader(
-            UtteranceDataset(split),
-            batch_size=batch_size,
+        name: make_loader(
+            UtteranceDataset(split, device if resident else "cpu"),
+            batch_size if name == "train" else eval_batch_size,
             shuffle=name == "train",
             generator=torch.Generator().manual_seed(seed) if name == "train" else None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
+            num_workers=0 if resident else num_workers,
+            pin_memory=device.type == "cuda" and not resident,
         )
         for name, split in features.splits.items()
     }

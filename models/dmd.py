@@ -5,6 +5,7 @@ Convolutions see (B, d, T'), transformers (T', B, d). In the published names `lo
 `high` the heterogeneous one; l, v, a are text (language), vision, audio.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,6 +65,14 @@ class DMDOutput:
         for field, template in self.PUBLISHED_NAMES.items():
             for m, tensor in getattr(self, field).items():
                 yield template.format(m), tensor
+
+    def float(self) -> "DMDOutput":
+        """The same in float32, for the losses."""
+        fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return DMDOutput(**{
+            name: x.float() if isinstance(x, Tensor) else {m: tensor.float() for m, tensor in x.items()}
+            for name, x in fields
+        })  # fmt: skip
 
     def keys(self) -> list[str]:
         return [name for name, _ in self.items()]

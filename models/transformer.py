@@ -164,15 +164,20 @@ class _Rows:
     def __init__(self, encoders: Sequence[CrossModalEncoder], batch: int):
         self.encoders, self.batch, self.first = encoders, batch, encoders[0]
         self.dim, self.training = self.first.dim, self.first.training
-        self._embedded: dict[int, Tensor] = {}  # by identity of the sequences, which outlive this object
+        self._embedded: list[tuple[Tensor, Tensor]] = []
 
     def embed(self, sequences: Sequence[Tensor]) -> Tensor:
         """Sequences (B, T, D), embedded once where several encoders read the same one.  -> (N, D)"""
-        for x in sequences:
-            if id(x) not in self._embedded:
-                self._embedded[id(x)] = self.first.embed(x).reshape(-1, self.dim)
-        rows = torch.cat([self._embedded[id(x)] for x in sequences])
+        rows = torch.cat([self._embed_once(x) for x in sequences])
         return self.dropout(rows, self.first.embed_dropout)
+
+    def _embed_once(self, x: Tensor) -> Tensor:
+        for known, embedded in self._embedded:
+            if known is x:
+                return embedded
+        embedded = self.first.embed(x).reshape(-1, self.dim)
+        self._embedded.append((x, embedded))
+        return embedded
 
     def dropout(self, rows: Tensor, p: float) -> Tensor:
         return kernels.dropout(rows, p if self.training else 0.0)

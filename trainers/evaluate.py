@@ -1,6 +1,10 @@
 """Predictions of a model over a split, and their metrics."""
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -9,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from models.dmd import DMD
 from utils.metrics import regression_metrics
-from utils.runtime import progress
+from utils.runtime import autocast, progress
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Predictions:
     loss: float
 
     @classmethod
-    def collect(cls, predicted: list[torch.Tensor], labels: list[torch.Tensor], loss: float) -> "Predictions":
+    def collect(cls, predicted: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], loss: float) -> "Predictions":
         """Join the batches (B, 1) of an epoch or a split."""
         return cls(*(torch.cat(batches).squeeze(1).float().cpu().numpy() for batches in (predicted, labels)), loss)
 
@@ -35,19 +39,45 @@ def to_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, ...]:
     return tuple(batch[name].to(device, non_blocking=True) for name in ("text", "audio", "vision", "labels"))
 
 
-@torch.inference_mode()
-def predict(model: DMD, loader: DataLoader, device: torch.device, description: str = "evaluate") -> Predictions:
-    """Run the model over a split in eval mode.
+def predict(
+    model: DMD, loader: DataLoader, device: torch.device, description: str = "evaluate", precision: str = "fp32"
+) -> Predictions:
+    """Run the model over a split in eval mode, in batches of the loader's size.
 
-    Parity: Loss is the mean over batches of their mean absolute error, so that utterances of the last, smaller
-    batch weigh more.
+    Parity: Loss is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
+    last, smaller batch weigh more. It does not depend on the loader's batches.
     """
     model.eval()
-    predicted, labels, losses = [], [], []
-    for batch in progress(loader, description):
+
+    @torch.inference_mode()
+    def of_batch(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         text, audio, vision, target = to_device(batch, device)
-        output = model(text, audio, vision).output_logit
-        predicted.append(output)
-        labels.append(target)
-        losses.append(F.l1_loss(output, target))
-    return Predictions.collect(predicted, labels, torch.stack(losses).double().mean().item())
+        with autocast(device, precision):
+            return model.predict(text, audio, vision).float(), target
+
+    with one_batch_a_thread(device) as apply:
+        predicted, labels = zip(*progress(apply(of_batch, loader), description, len(loader)), strict=True)
+    pairs = zip(*(torch.cat(parts).split(model.args.batch_size) for parts in (predicted, labels)), strict=True)
+    loss = torch.stack([F.l1_loss(*pair) for pair in pairs]).double().mean().item()
+    return Predictions.collect(predicted, labels, loss)
+
+
+@contextlib.contextmanager
+def one_batch_a_thread(device: torch.device) -> Iterator[Callable]:
+    """A `map` that, on the CPU, works on as many batches at a time as PyTorch has threads, with one thread each.
+
+    Most operations of a batch are too small to share: two threads on one batch leave a third of both idle.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+        def apply(function: Callable, batches: Iterable) -> Iterator:
+            batches = iter(batches)
+            while some := list(islice(batches, threads)):  # not all at once, as pool.map alone would take them
+                yield from pool.map(function, some)
+
+        yield apply
+    torch.set_num_threads(threads)

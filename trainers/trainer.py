@@ -1,6 +1,7 @@
 """The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when nothing improves."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from trainers.losses import LossTerms, Objective
 from utils.checkpoint import load_weights
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
 from utils.results import RunFolder
-from utils.runtime import logger, progress
+from utils.runtime import autocast, logger, progress
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class TrainedEpoch:
 class Trainer:
     """Trains one model with one seed.
 
-    `seed_number` counts the seeds of a command from 1; it only appears in the log.
+    `seed_number` counts the seeds of a command from 1; it only appears in the log. `precision` is fp32 or bf16
+    (autocast of the model; losses and metrics stay in fp32), `compiled` runs forward and losses through
+    torch.compile.
     """
 
     def __init__(
@@ -45,8 +48,11 @@ class Trainer:
         loaders: dict[str, DataLoader],
         device: torch.device,
         seed_number: int = 1,
+        precision: str = "fp32",
+        compiled: bool = False,
     ):
         self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
+        self.precision = precision
         self.model, self.objective = model.to(device), objective.to(device)
         self.parameters = FlatParameters([*self.model.parameters(), *self.objective.parameters()])
         # Parity: one group for BERT, model and graphs, and no weight decay whatever the config says.
@@ -56,6 +62,11 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
         )
+        self.compute = self.forward
+        if compiled:
+            # On CUDA "reduce-overhead" captures forward and backward as graphs.
+            mode = "reduce-overhead" if device.type == "cuda" else "default"
+            self.compute = torch.compile(self.forward, mode=mode, dynamic=False)
         batches = len(loaders["train"])
         self.steps_at_epoch_end = batches < args.update_epochs
         if self.steps_at_epoch_end:
@@ -75,7 +86,7 @@ class Trainer:
         while epoch - best_epoch < args.early_stop and epoch != args.max_epochs:
             epoch += 1
             started = time.perf_counter()
-            trained = self.train_epoch()
+            trained = self.train_epoch(run.check_writing)
             train_seconds = time.perf_counter() - started
             train = trained.predictions.metrics()
             logger.info(
@@ -92,16 +103,17 @@ class Trainer:
             is_best = best_epoch == 0 or improvement >= args.min_improvement
             if is_best:
                 best_epoch, best_value = epoch, value
-            run.save_epoch(self.model, epoch, is_best)
+            run.save_epoch(self.model, epoch, is_best)  # returns at once; the next epoch trains meanwhile
             seconds = {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
             row = {"epoch": epoch, "best_epoch": best_epoch, "learning_rate": learning_rate} | seconds
             run.append_history(row | trained.columns() | _prefixed(metrics))
+        run.finish_writing()
         logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
         load_weights(self.model, run.best)
         return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | self.evaluate("test")
 
-    def train_epoch(self) -> TrainedEpoch:
-        """One pass over the train split.
+    def train_epoch(self, between_batches: Callable[[], None] = lambda: None) -> TrainedEpoch:
+        """One pass over the train split; `between_batches` is called before each batch.
 
         Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward; the
         batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained
@@ -113,6 +125,7 @@ class Trainer:
         losses, edges, predicted, labels = [], [], [], []
         names: list[str] = []
         for index, batch in enumerate(progress(self.loaders["train"], "train")):
+            between_batches()
             if index % group == 0:
                 self.parameters.zero_grad()
             output, terms, target = self.training_step(batch)
@@ -122,7 +135,7 @@ class Trainer:
             # Collected on the device and read once an epoch: reading a value makes the host wait for the device.
             losses.append(torch.stack([terms[name].detach() for name in names]))
             edges.append(torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")]))
-            predicted.append(output.detach())
+            predicted.append(output.detach().clone())
             labels.append(target)
         if self.steps_at_epoch_end:
             self.optimizer.step()
@@ -135,17 +148,26 @@ class Trainer:
 
     def training_step(self, batch: dict) -> tuple[torch.Tensor, LossTerms, torch.Tensor]:
         """Forward, losses, backward, clipping for one batch.  -> prediction (B, 1), loss terms, labels (B, 1)"""
-        text, audio, vision, target = to_device(batch, self.device)
-        output = self.model(text, audio, vision)
-        terms = self.objective(output, target)
+        inputs = to_device(batch, self.device)
+        # The smaller last batch of an epoch is not worth a compilation of its own.
+        compute = self.compute if len(inputs[-1]) == self.args.batch_size else self.forward
+        output, terms = compute(*inputs)
         terms["total"].backward()
         if self.args.grad_clip != -1:
             self.parameters.clip_grad_value(self.args.grad_clip)
-        return output.output_logit, terms, target
+        return output, terms, inputs[-1]
+
+    def forward(self, text, audio, vision, labels) -> tuple[torch.Tensor, LossTerms]:
+        """-> prediction (B, 1), loss terms"""
+        with autocast(self.device, self.precision):
+            output = self.model(text, audio, vision)
+        if self.precision != "fp32":
+            output = output.float()
+        return output.output_logit, self.objective(output, labels)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics of a split with the present weights, logged as VAL or TEST."""
-        metrics = predict(self.model, self.loaders[split], self.device, split).metrics()
+        metrics = predict(self.model, self.loaders[split], self.device, split, self.precision).metrics()
         log_metrics(split, self.args.model_name, metrics)
         return metrics
 

@@ -1,7 +1,10 @@
 """Checkpoints: bare state_dicts, exchangeable with the released code in both directions."""
 
 import json
+import os
 import pickle
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -17,7 +20,52 @@ PUBLISHED_WIDTHS = {(5, 20): "MOSI", (74, 35): "MOSEI"}  # (audio, vision)
 
 def save_checkpoint(model: nn.Module, path: Path) -> None:
     """Write the model's state_dict."""
-    write_atomically(path, lambda temporary: torch.save(model.state_dict(), temporary))
+    writer = CheckpointWriter()
+    writer.save(model, path)
+    writer.finish()
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, at most one at a time, from snapshots of the weights."""
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+
+    def save(self, model: nn.Module, path: Path, *copies: Path) -> None:
+        """Take a snapshot and start writing it to `path` and `copies`; waits for the write before, if it still runs.
+
+        Raises the error of that write, if it failed.
+        """
+        self.finish()
+        # Cloned, as training goes on in place. On the CPU the clone is the snapshot; from a GPU it comes over here.
+        snapshot = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+        self._pending = self._pool.submit(_write, snapshot, path, copies)
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed; never waits."""
+        if self._pending is not None and self._pending.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the write under way. Raises its error, if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _write(state: dict[str, Tensor], path: Path, copies: tuple[Path, ...]) -> None:
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    for copy in copies:
+        write_atomically(copy, lambda temporary: _link(path, temporary))
+
+
+def _link(path: Path, to: Path) -> None:
+    """The same file under a second name, or a copy where the file system has no such thing."""
+    try:
+        os.link(path, to)
+    except OSError:
+        shutil.copyfile(path, to)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

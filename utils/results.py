@@ -1,12 +1,14 @@
 """Where a run leaves its files, and the tables over seeds."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import CheckpointWriter
 from utils.errors import DMDError
 from utils.files import write_atomically, write_json
 from utils.metrics import CORE_METRICS, WIDER_METRICS
@@ -23,6 +25,7 @@ class RunFolder:
         self.results = Path(res_save_dir) / folder
         self.best = self.checkpoints / "best.pth"
         self._history: list[dict] = []
+        self._writer = CheckpointWriter()
 
     def start(self, description: dict) -> None:
         """Make the folders, remove what an earlier run of this name left, and write config.json to both.
@@ -45,10 +48,30 @@ class RunFolder:
             ) from error
 
     def save_epoch(self, model: nn.Module, epoch: int, is_best: bool) -> None:
-        """Write `<epoch>.pth`, and `best.pth` if it is the best so far."""
-        save_checkpoint(model, self.checkpoints / f"{epoch}.pth")
-        if is_best:
-            save_checkpoint(model, self.best)
+        """Start to write `<epoch>.pth`, and `best.pth` if it is the best so far; raises what the last write met."""
+        with self._naming_the_file():
+            self._writer.save(model, self.checkpoints / f"{epoch}.pth", *([self.best] if is_best else []))
+
+    def check_writing(self) -> None:
+        """Raise DMDError if writing a checkpoint has failed; never waits."""
+        with self._naming_the_file():
+            self._writer.check()
+
+    def finish_writing(self) -> None:
+        """Wait until the last checkpoint is written. Raises DMDError if that fails."""
+        with self._naming_the_file():
+            self._writer.finish()
+
+    @contextlib.contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise DMDError(
+                f"{self.checkpoints}: a checkpoint cannot be written ({reason}). Make room, or choose another folder "
+                "with --model-save-dir."
+            ) from error
 
     def append_history(self, row: dict) -> None:
         """Add an epoch to history.csv."""

@@ -1,5 +1,6 @@
 """The surroundings of a run: random seeds, the device, the log, versions."""
 
+import ctypes
 import logging
 import platform
 import random
@@ -82,9 +83,31 @@ def stop_log() -> None:
         handler.close()
 
 
-def progress(batches: Iterable, description: str) -> Iterable:
+def progress(batches: Iterable, description: str, total: int | None = None) -> Iterable:
     """A progress bar over batches; none where the output is not a terminal."""
-    return tqdm(batches, desc=description, leave=False, disable=None)
+    return tqdm(batches, desc=description, total=total, leave=False, disable=None)
+
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the model runs: nothing for fp32, matrix products in bfloat16 for bf16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse what large tensors free instead of handing it back: a training step frees and asks for the
+    same hundreds of megabytes again, and getting them from the system page by page can double its time."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    except (OSError, AttributeError):
+        pass  # another C library: nothing to tune
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def versions() -> dict[str, str]:

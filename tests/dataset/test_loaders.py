@@ -8,7 +8,7 @@ from tests.dataset.test_features import make_content, settings, write
 
 
 def orders(features, seed, epochs=2):
-    loader = make_loaders(features, batch_size=4, seed=seed)["train"]
+    loader = make_loaders(features, batch_size=4, eval_batch_size=4, seed=seed)["train"]
     return [torch.cat([batch["labels"] for batch in loader]).flatten().tolist() for _ in range(epochs)]
 
 
@@ -25,7 +25,7 @@ def test_shuffling_follows_the_seed_and_nothing_else(tmp_path):
 def test_evaluation_keeps_the_order_of_the_file_and_loses_nothing(tmp_path):
     features = load_features(settings(write(tmp_path / "a.pkl", make_content())))
     for split in ("valid", "test"):
-        batches = list(make_loaders(features, batch_size=3, seed=1)[split])
+        batches = list(make_loaders(features, batch_size=3, eval_batch_size=3, seed=1)[split])
         labels = torch.cat([batch["labels"] for batch in batches])
         assert labels.flatten().tolist() == features.splits[split].labels.tolist()
     assert batches[0]["labels"].shape == (3, 1) and batches[1]["audio"].shape == (1, 8, 5)

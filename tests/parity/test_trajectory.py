@@ -4,10 +4,9 @@ import re
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from dataset.features import Split
-from dataset.loaders import UtteranceDataset
+from dataset.loaders import UtteranceDataset, make_loader
 from tests.reference import CASES, Reference, relative_difference
 from trainers.evaluate import predict
 from trainers.trainer import Trainer
@@ -50,7 +49,7 @@ def test_three_epochs(case, tmp_path):
     ranges = {"train": range(first_valid), "valid": range(first_valid, first_test),
               "test": range(first_test, n_batches)}  # fmt: skip
     loaders = {
-        name: DataLoader(UtteranceDataset(split_of(reference, batches)), batch_size=info["batch_size"])
+        name: make_loader(UtteranceDataset(split_of(reference, batches)), info["batch_size"])
         for name, batches in ranges.items()
     }
     reference.args.max_epochs = info["epochs"]
@@ -79,6 +78,6 @@ def test_three_epochs(case, tmp_path):
         assert relative_difference(run.norms[name], value) <= tolerance, name
 
     model.load_state_dict(run.last)
-    everything = DataLoader(UtteranceDataset(split_of(reference, range(n_batches))), batch_size=info["batch_size"])
+    everything = make_loader(UtteranceDataset(split_of(reference, range(n_batches))), info["batch_size"])
     predicted = predict(model, everything, torch.device("cpu")).predicted[:, None]
     assert relative_difference(predicted, final_logits) <= 1e-3
