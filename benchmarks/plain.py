@@ -46,9 +46,7 @@ def forward(model: DMD, text: Tensor, audio: Tensor, vision: Tensor) -> DMDOutpu
     for m in STACK_ORDER:  # computed by the release, though nothing reads it
         module[f"proj_cosine_{m}"](specific[m].transpose(0, 1).flatten(1))
     homo = {m: head(f"{{}}_{m}_low", common[m].transpose(0, 1).flatten(1)) for m in STACK_ORDER}
-    c_fusion = torch.cat(
-        [_encode(module[f"self_attentions_c_{m}"], common[m])[-1] for m in STACK_ORDER], dim=1
-    )
+    c_fusion = torch.cat([_encode(module[f"self_attentions_c_{m}"], common[m])[-1] for m in STACK_ORDER], dim=1)
     logits_c, _, _ = head("{}_c", c_fusion)
     last_h = {}
     for m in ARGUMENT_ORDER:

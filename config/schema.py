@@ -72,7 +72,7 @@ class DMDConfig(BaseModel):
 
     # Training
     batch_size: Count = Field(16, description="utterances in a batch")
-    eval_batch_size: Count = Field(64, description="utterances in a batch of evaluation, where it changes the speed alone")
+    eval_batch_size: Count = Field(64, description="utterances in a batch of evaluation; changes the speed alone")
     update_epochs: Count = Field(10, description="batches whose gradients add up before a step")
     grad_clip: float = Field(0.6, description="largest absolute gradient; -1: no clipping")
     optimizer: Literal["adam"] = Field("adam", description="the release's")

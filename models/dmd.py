@@ -248,8 +248,8 @@ class DMD(nn.Module):
         encoders = [getattr(self, f"trans_{m}_with_{n}") for m, n in pairs]
         enriched = encode(encoders, [specific[m] for m, _ in pairs], [specific[n] for _, n in pairs])
         by_pair = dict(zip(pairs, enriched, strict=True))
-        memories = {m: torch.cat([by_pair[m, n] for n in self._others(m)], dim=2) for m in ARGUMENT_ORDER}  # (B, T', 2d)
-        return self._remember("trans_{}_mem", memories)
+        both = {m: torch.cat([by_pair[m, n] for n in self._others(m)], dim=2) for m in ARGUMENT_ORDER}  # (B, T', 2d)
+        return self._remember("trans_{}_mem", both)
 
     def _fuse_common(self, common: PerModality) -> Tensor:
         """(B, T', d) each -> c_fusion (B, 3d)"""

@@ -9,8 +9,8 @@ T_q and T_s steps of query and source.
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-SCORES_AT_ONCE = 2**20  # attention scores held at a time (4 MiB)
+SCORES_AT_ONCE = 2**19  # attention scores held at a time (4 MiB)
 SMALL_ATTENTION = 2**14  # scores of one head up to which they are computed as a whole
 QUERIES_AT_ONCE = 64  # in a longer sequence, so that keys which the mask hides from all of them cost nothing
+LOG2_E = math.log2(math.e)
+LARGEST_EXPONENT = 64  # of 2, up to which nothing overflows or vanishes: float32 goes to 127
 LARGE_WEIGHT = 20_000  # elements from which oneDNN's product also wins for a weight's gradient
 
 
@@ -218,9 +220,10 @@ def _random_bits(shape: tuple[int, ...]) -> Tensor:
     return torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:n].view(shape)
 
 
-def _threshold(p: float) -> int:
-    """What random bits must reach for a dropout of probability p to keep an element."""
-    return round(p * 2**16) - 2**15
+def _keep_mask(x: Tensor, p: float) -> Tensor:
+    """1 where a dropout of probability p keeps an element of x, else 0; written as numbers, as comparing to booleans
+    and multiplying by them takes five times as long."""
+    return torch.ge(_random_bits(x.shape), round(p * 2**16) - 2**15, out=torch.empty_like(x))
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -229,7 +232,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if not _eager_cpu(x):
         return F.dropout(x, p)
-    return x * (_random_bits(x.shape) >= _threshold(p)).to(x.dtype).mul_(1 / _kept(p))
+    return x * _keep_mask(x, p).mul_(1 / _kept(p))
 
 
 def _causal_mask(t_q: int, t_s: int, device: torch.device) -> Tensor:
@@ -250,78 +253,88 @@ def _heads_outside(x: Tensor, heads: int) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """Attention in tiles of scores. Heads lie as (G·h, D/h, T), so that every product has a long inner axis: heads
-    are a few elements wide, and matrix products with so short an inner axis run at a third of the speed."""
+    """Attention in tiles of scores.
+
+    Heads lie as (G·h, D/h, T), so that every product has a long inner axis: heads are a few elements wide, and matrix
+    products with so short an inner axis run at a third of the speed. The softmax is left undone: powers of 2 (five
+    times as fast as those of e) go into the product with the values, and the few results are divided by the sums.
+    """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, q, k, v, heads, causal, dropouts):
         t_q, t_s = q.size(1), k.size(1)
         q, k, v = (_heads_inside(x, heads) for x in (q, k, v))
-        q = q * (scale := q.size(1) ** -0.5)
-        mask, thresholds, kept = _additive_mask(t_q, t_s, causal), None, None
-        if any(dropouts):
-            thresholds, kept = _dropout_of_each(dropouts, len(q))
-        output, tiles = torch.empty_like(q), []
-        rows = t_q if t_q * t_s <= SMALL_ATTENTION else QUERIES_AT_ONCE
-        for first in range(0, t_q, rows):
-            block = slice(first, min(t_q, first + rows))
-            keys = slice(0, min(t_s, block.stop + abs(t_s - t_q)) if causal else t_s)
-            hidden = mask[block, keys]
-            groups = max(1, SCORES_AT_ONCE // hidden.numel())
-            for start in range(0, len(q), groups):
-                part = slice(start, start + groups)
-                scores = torch.baddbmm(hidden, q[part, :, block].mT, k[part, :, keys])
-                weights, keep = scores.softmax(dim=-1), None
-                dropped = weights
-                if thresholds is not None:
-                    keep = _random_bits(weights.shape) >= thresholds[part]
-                    dropped = torch.mul(weights, keep, out=scores)
-                output[part, :, block] = v[part, :, keys] @ dropped.mT
-                tiles.append((part, block, keys, weights, keep))
-        ctx.heads, ctx.scale, ctx.kept, ctx.tiles = heads, scale, kept, tiles
-        ctx.save_for_backward(q, k, v)
-        return _heads_outside(output if kept is None else output.div_(kept), heads)
+        q = q * (scale := q.size(1) ** -0.5 * LOG2_E)
+        small = _largest_norm(q) * _largest_norm(k) <= LARGEST_EXPONENT  # else, or with NaN: subtract the maximum
+        v = torch.cat([v, v.new_ones(len(v), 1, t_s)], dim=1)  # so that the product with v sums the weights, too
+        output, sums, tiles = torch.empty_like(q), q.new_empty(len(q), 1, t_q), []
+        for part, block, keys, p in _tiles(len(q), t_q, t_s, causal, dropouts):
+            weights, dropped = q[part, :, block].mT @ k[part, :, keys], None
+            last = block.start + abs(t_s - t_q)  # the last key that the first query of the block sees
+            if not small:
+                if causal:
+                    weights.masked_fill_(torch.ones_like(weights[0], dtype=torch.bool).triu(last + 1), -math.inf)
+                weights.sub_(weights.amax(dim=-1, keepdim=True))
+            weights.exp2_()
+            if causal and last + 1 < keys.stop:
+                weights.tril_(last)
+            if p == 0:
+                product = v[part, :, keys] @ weights.mT
+                output[part, :, block], sums[part, :, block] = product[:, :-1], product[:, -1:]
+            else:
+                dropped = _keep_mask(weights, p).mul_(weights)
+                output[part, :, block] = (v[part, :-1, keys] @ dropped.mT).div_(_kept(p))
+                sums[part, :, block] = weights.sum(dim=-1).unsqueeze(1)
+            if any(ctx.needs_input_grad):
+                tiles.append((part, block, keys, p, weights, dropped))
+        output.div_(sums)
+        ctx.heads, ctx.scale, ctx.tiles = heads, scale, tiles
+        ctx.save_for_backward(q, k, v, output, sums)
+        return _heads_outside(output, heads)
 
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, gradient):
-        q, k, v = ctx.saved_tensors
-        gradient = _heads_inside(gradient.contiguous(), ctx.heads)
-        if ctx.kept is not None:
-            gradient.div_(ctx.kept)
-        of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for part, block, keys, weights, keep in ctx.tiles:
-            g, dropped = gradient[part, :, block], weights
-            of_weights = g.mT @ v[part, :, keys]
-            if keep is not None:
-                dropped = weights * keep
-                of_weights.mul_(keep)
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, torch.float32)
-            of_v[part, :, keys] += g @ dropped
+        q, k, v, output, sums = ctx.saved_tensors
+        gradient = _heads_inside(gradient.contiguous(), ctx.heads).div_(sums)
+        shift = -(gradient * output).sum(dim=1, keepdim=True)  # what the softmax's gradient adds in each row
+        gradient = torch.cat([gradient, shift], dim=1)
+        of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
+        for part, block, keys, p, weights, dropped in ctx.tiles:
+            g = gradient[part, :-1, block]
+            if dropped is None:
+                of_scores = (gradient[part, :, block].mT @ v[part, :, keys]).mul_(weights)  # the ones meet the shift
+            else:
+                g = g / _kept(p)
+                of_scores = (g.mT @ v[part, :-1, keys]).mul_(dropped).addcmul_(weights, shift[part, :, block].mT)
+            of_v[part, :, keys] += g @ (weights if dropped is None else dropped)
             of_k[part, :, keys] += q[part, :, block] @ of_scores
             of_q[part, :, block] = k[part, :, keys] @ of_scores.mT
-        of_q *= ctx.scale
+        of_q, of_k = of_q.mul_(ctx.scale / LOG2_E), of_k.mul_(1 / LOG2_E)
         return *(_heads_outside(x, ctx.heads) for x in (of_q, of_k, of_v)), None, None, None
 
 
-@lru_cache(maxsize=32)
-def _additive_mask(t_q: int, t_s: int, causal: bool) -> Tensor:
-    """0 where a query sees a key, minus infinity where it does not.  -> (T_q, T_s) on the CPU"""
-    mask = torch.zeros(t_q, t_s)
-    return mask.masked_fill_(~_causal_mask(t_q, t_s, mask.device), -math.inf) if causal else mask
+def _tiles(
+    groups: int, t_q: int, t_s: int, causal: bool, dropouts: tuple[float, ...]
+) -> Iterator[tuple[slice, slice, slice, float]]:
+    """Tiles of the scores (G·h, T_q, T_s) that fit into the cache: slices of the three axes, and their dropout."""
+    queries = t_q if t_q * t_s <= SMALL_ATTENTION else QUERIES_AT_ONCE
+    for first in range(0, t_q, queries):
+        block = slice(first, min(t_q, first + queries))
+        keys = slice(0, min(t_s, block.stop + abs(t_s - t_q)) if causal else t_s)
+        at_once = max(1, SCORES_AT_ONCE // ((block.stop - first) * keys.stop))
+        stop = 0
+        for p, equal in groupby(dropouts):
+            start, stop = stop, stop + len(list(equal)) * groups // len(dropouts)
+            for position in range(start, stop, at_once):
+                yield slice(position, min(stop, position + at_once)), block, keys, p
 
 
-@lru_cache(maxsize=32)
-def _dropout_of_each(dropouts: tuple[float, ...], sequences: int) -> tuple[Tensor, Tensor]:
-    """Threshold of the random bits, and part that is kept, for sequences with one dropout each equal part of them.
-
-    -> (sequences, 1, 1), int16 and float32
-    """
-    repeats = sequences // len(dropouts)
-    thresholds = torch.tensor([_threshold(p) for p in dropouts], dtype=torch.int16).repeat_interleave(repeats)
-    return thresholds.view(-1, 1, 1), torch.tensor([_kept(p) for p in dropouts]).repeat_interleave(repeats).view(-1, 1, 1)
+def _largest_norm(x: Tensor) -> Tensor:
+    """The largest norm along the middle axis of x (·, D, T): a bound of products, as |q·k| <= |q| |k|."""
+    return (x * x).sum(dim=1).max().sqrt()  # vector_norm over this axis takes ten times as long
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropouts: tuple[float, ...]) -> Tensor:
@@ -358,11 +371,10 @@ class Substitutes(TorchFunctionMode):
 
     @staticmethod
     def _attention(
-        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal=False, **more
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **more
     ) -> Tensor:
-        if not dropout_p or not _eager_cpu(q) or is_causal or more.get("enable_gqa"):
-            more |= {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
-            return F.scaled_dot_product_attention(q, k, v, **more)
+        if not dropout_p or not _eager_cpu(q) or more.get("is_causal") or more.get("enable_gqa"):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, **more)
         scores = (q * (more.get("scale") or q.size(-1) ** -0.5)) @ k.mT
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask

@@ -142,11 +142,11 @@ def _stack(encoders: Sequence[CrossModalEncoder]) -> _Weights:
         shift = stacked(lambda layer: layer.layer_norms[index].bias)
         return weight * scale.unsqueeze(-2), bias + (weight @ shift.unsqueeze(-1)).squeeze(-1)
 
+    qkv = stacked(lambda layer: layer.self_attn.in_proj_weight)
+    qkv_bias = stacked(lambda layer: layer.self_attn.in_proj_bias)
     return _Weights(
         # Parity: key and value pass the *query's* layer norm, so that it belongs to all three projections.
-        *behind_norm(
-            0, stacked(lambda layer: layer.self_attn.in_proj_weight), stacked(lambda layer: layer.self_attn.in_proj_bias)
-        ),
+        *behind_norm(0, qkv, qkv_bias),
         stacked(lambda layer: layer.self_attn.out_proj.weight),
         stacked(lambda layer: layer.self_attn.out_proj.bias),
         *behind_norm(1, stacked(lambda layer: layer.fc1.weight), stacked(lambda layer: layer.fc1.bias)),
@@ -201,12 +201,10 @@ class _Rows:
         bias = weights.qkv_bias[:, :, self.dim :].transpose(0, 1).unflatten(2, (2, -1))  # (E, L, 2, D)
         if self.training and self.first.embed_dropout:  # key and value have a dropout draw of their own
             k, v = (
-                self.linear(
-                    self.normalise(self.embed(sources)), weight[:, :, i].flatten(1, 2), bias[:, :, i].flatten(1), lengths
-                ).unflatten(1, (depth, -1)).unbind(1)
-                for i in (0, 1)
-            )  # fmt: skip
-            return list(zip(k, v, strict=True))
+                self.linear(self.normalise(self.embed(sources)), w.flatten(1, 2), b.flatten(1), lengths)
+                for w, b in zip(weight.unbind(2), bias.unbind(2), strict=True)
+            )
+            return list(zip(*(rows.unflatten(1, (depth, -1)).unbind(1) for rows in (k, v)), strict=True))
         rows = self.linear(self.normalise(self.embed(sources)), weight.flatten(1, 3), bias.flatten(1), lengths)
         return [kv.unbind(1) for kv in rows.unflatten(1, (depth, 2, -1)).unbind(1)]
 
@@ -269,6 +267,5 @@ def encode(
         x = x + rows.dropout(rows.feed_forward(x, layer, steps), first.res_dropout)
     outputs = x.split([batch * t for t in steps])
     return [
-        encoder.layer_norm(output.view(batch, -1, first.dim))
-        for encoder, output in zip(encoders, outputs, strict=True)
+        encoder.layer_norm(output.view(batch, -1, first.dim)) for encoder, output in zip(encoders, outputs, strict=True)
     ]

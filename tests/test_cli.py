@@ -28,8 +28,7 @@ def corpus() -> dict:
     """The embedded data set cut to 24/10/10 utterances."""
     sizes = {"train": 24, "valid": 10, "test": 10}
     return {
-        split: {field: value[: sizes[split]] for field, value in fields.items()}
-        for split, fields in generate().items()
+        split: {field: value[: sizes[split]] for field, value in fields.items()} for split, fields in generate().items()
     }
 
 

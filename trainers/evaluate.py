@@ -1,10 +1,7 @@
 """Predictions of a model over a split, and their metrics."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -48,36 +45,13 @@ def predict(
     last, smaller batch weigh more. It does not depend on the loader's batches.
     """
     model.eval()
-
-    @torch.inference_mode()
-    def of_batch(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        text, audio, vision, target = to_device(batch, device)
-        with autocast(device, precision):
-            return model.predict(text, audio, vision).float(), target
-
-    with one_batch_a_thread(device) as apply:
-        predicted, labels = zip(*progress(apply(of_batch, loader), description, len(loader)), strict=True)
+    predicted, labels = [], []
+    with torch.inference_mode():
+        for batch in progress(loader, description):
+            text, audio, vision, target = to_device(batch, device)
+            with autocast(device, precision):
+                predicted.append(model.predict(text, audio, vision).float())
+            labels.append(target)
     pairs = zip(*(torch.cat(parts).split(model.args.batch_size) for parts in (predicted, labels)), strict=True)
     loss = torch.stack([F.l1_loss(*pair) for pair in pairs]).double().mean().item()
     return Predictions.collect(predicted, labels, loss)
-
-
-@contextlib.contextmanager
-def one_batch_a_thread(device: torch.device) -> Iterator[Callable]:
-    """A `map` that, on the CPU, works on as many batches at a time as PyTorch has threads, with one thread each.
-
-    Most operations of a batch are too small to share: two threads on one batch leave a third of both idle.
-    """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1:
-        yield map
-        return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-
-        def apply(function: Callable, batches: Iterable) -> Iterator:
-            batches = iter(batches)
-            while some := list(islice(batches, threads)):  # not all at once, as pool.map alone would take them
-                yield from pool.map(function, some)
-
-        yield apply
-    torch.set_num_threads(threads)

@@ -83,9 +83,9 @@ def stop_log() -> None:
         handler.close()
 
 
-def progress(batches: Iterable, description: str, total: int | None = None) -> Iterable:
+def progress(batches: Iterable, description: str) -> Iterable:
     """A progress bar over batches; none where the output is not a terminal."""
-    return tqdm(batches, desc=description, total=total, leave=False, disable=None)
+    return tqdm(batches, desc=description, leave=False, disable=None)
 
 
 PRECISIONS = ("fp32", "bf16")

@@ -113,7 +113,8 @@ BAD_FILES = {
     "a section that is none": (edited("dmd", "datasetParams", "mosi", 3), "expected an object"),
     "no such variant": (edited("dmd", "commonParams", "need_data_aligned", False), "no 'unaligned' features"),
     "a data set's section misspelt": (
-        edited("dmd", "datasetParams", {"mosii": {"nlevels": 3}}), "unknown section \"mosii\".*'mosi'",
+        edited("dmd", "datasetParams", {"mosii": {"nlevels": 3}}),
+        "unknown section \"mosii\".*'mosi'",
     ),
     "data sets' sections in a list": (edited("dmd", "datasetParams", []), "datasetParams.*expected an object"),
     "root folder misspelt": (edited("datasetCommonParams", "dataset_rot_dir", "x"), "'dataset_root_dir'"),

@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
 import torch
 
-from models.transformer import CrossModalEncoder, SinusoidalPositions
+from models import kernels
+from models.transformer import CrossModalEncoder, SinusoidalPositions, encode
+from trainers.flat import FlatParameters
 
 
 def encoder(attn_mask=True, embed_dropout=0.0) -> CrossModalEncoder:
@@ -26,32 +29,63 @@ def test_positions_beyond_256_stay_apart_in_bf16():
 
 
 def test_mask_is_offset_by_the_difference_of_the_lengths():
-    query, source = torch.zeros(2, 1, 8), torch.zeros(4, 1, 8)
     expected = [[True, True, True, False], [True, True, True, True]]
-    assert CrossModalEncoder._causal_mask(query, source).tolist() == expected
-    assert CrossModalEncoder._causal_mask(source, query).tolist()[0] == [True, True]
+    assert kernels._causal_mask(2, 4, torch.device("cpu")).tolist() == expected
+    assert kernels._causal_mask(4, 2, torch.device("cpu")).tolist()[0] == [True, True]
 
 
 def test_a_step_ignores_what_the_mask_hides():
     model, generator = encoder(), torch.Generator().manual_seed(1)
-    query, source = torch.randn(3, 2, 8, generator=generator), torch.randn(5, 2, 8, generator=generator)
+    query, source = torch.randn(2, 3, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
     changed = source.clone()
-    changed[4] += 1  # hidden from the queries 0 and 1: 4 > i + 2
+    changed[:, 4] += 1  # hidden from the queries 0 and 1: 4 > i + 2
     before, after = model(query, source), model(query, changed)
-    assert torch.equal(before[:2], after[:2])
-    assert not torch.equal(before[2], after[2])
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.equal(before[:, 2], after[:, 2])
 
 
-def test_key_and_value_have_dropout_draws_of_their_own():
-    model = encoder(embed_dropout=0.5).train()
-    torch.manual_seed(0)
-    x = torch.ones(3, 1, 8)
-    first, second = model._embed(x), model._embed(x)
-    assert not torch.equal(first, second)
+def test_key_and_value_have_dropout_draws_of_their_own(monkeypatch):
+    """Query, key and value are each embedded, and dropped from, once."""
+    model, drawn, dropout = encoder(embed_dropout=0.5).train(), [], kernels.dropout
+    monkeypatch.setattr(kernels, "dropout", lambda x, p: drawn.append(p) or dropout(x, p))
+    model(torch.ones(1, 3, 8), torch.ones(1, 3, 8))
+    assert drawn.count(0.5) == 3
 
 
 def test_a_dead_source_gives_finite_numbers_and_gradients():
     model = encoder()
-    source = torch.zeros(5, 2, 8, requires_grad=True)
-    model(torch.randn(3, 2, 8), source).sum().backward()
+    source = torch.zeros(2, 5, 8, requires_grad=True)
+    model(torch.randn(2, 3, 8), source).sum().backward()
     assert torch.isfinite(source.grad).all()
+
+
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (4, 9, 7)])
+def test_encoders_together_give_what_each_gives_alone(lengths):
+    """Same outputs and gradients, whether weights are copied into a stack or read from flat parameters as one view."""
+    torch.manual_seed(1)
+    encoders = [CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, attn_mask=True) for _ in range(3)]
+    for parameter in (p for e in encoders for p in e.parameters()):
+        torch.nn.init.normal_(parameter)
+    sequences = [torch.randn(2, t, 8) for t in lengths]
+    sources = sequences[1:] + sequences[:1]
+
+    def gradients(outputs):
+        for parameter in (p for e in encoders for p in e.parameters()):
+            parameter.grad = None if parameter.grad is None else parameter.grad.zero_()
+        sum(x.square().sum() for x in outputs).backward()
+        return [p.grad.clone() for e in encoders for p in e.parameters()]
+
+    alone = [encoder(*pair) for encoder, pair in zip(encoders, zip(sequences, sources, strict=True), strict=True)]
+    of_alone = gradients(alone)
+    for lay_out in (list, FlatParameters):
+        lay_out([p for e in encoders for p in e.parameters()])
+        together = encode(encoders, sequences, sources)
+        for x, y in zip(alone, together, strict=True):
+            assert torch.allclose(x, y, atol=1e-5)
+        for x, y in zip(of_alone, gradients(together), strict=True):
+            assert torch.allclose(x, y, atol=1e-4 * x.abs().max().item())
+
+
+def test_the_last_step_alone_is_the_last_step():
+    model, x = encoder(), torch.randn(2, 5, 8)
+    assert torch.allclose(encode([model], [x], last_step=True)[0], model(x)[:, -1:], atol=1e-6)
