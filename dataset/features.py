@@ -3,7 +3,7 @@
 Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are [text, audio, vision].
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ PUBLISHED_SHA256 = {
     ("mosei", True): "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791",
     ("mosei", False): "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
 }
+PART_BYTES = 2**24
 ONE_EXTRACTION = "All splits must come from one extraction. Download the file again, or point featurePath elsewhere."
 
 
@@ -133,9 +134,8 @@ def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict
         if source != path:
             _check_same_utterances(raw[source], source, path, name, ids)
         if field == "audio":  # published audio holds -inf (the logarithm of silence)
-            silent = np.isneginf(array)
-            if silent.any():
-                array = np.where(silent, np.float32(0), array)
+            for part in _parts(array):
+                part[np.isneginf(part)] = 0
         _check_finite(array, source, name, key, ids)
         if field == "text" and use_bert:
             _check_tokens(array, source, name)
@@ -180,6 +180,12 @@ def _numbers(value, path: str, split: str, field: str, ndim: int | None = None) 
     return array
 
 
+def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of a few utterances each: what is computed of an array of gigabytes must not be of its size."""
+    rows = max(1, PART_BYTES * len(array) // array.nbytes)
+    return (array[start : start + rows] for start in range(0, len(array), rows))
+
+
 def _strings(value, path: str, split: str, field: str) -> list[str]:
     if not isinstance(value, (list, tuple, np.ndarray)) or getattr(value, "ndim", 1) != 1:
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings.")
@@ -199,7 +205,7 @@ def _check_same_utterances(content: dict, source: str, path: str, split: str, id
 
 
 def _check_finite(array: np.ndarray, path: str, split: str, field: str, ids: list[str]) -> None:
-    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    bad = np.concatenate([~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in _parts(array)])
     if bad.any():
         named = ", ".join(repr(ids[i])[1:-1] for i in np.flatnonzero(bad)[:3])
         raise DataError(

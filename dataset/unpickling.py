@@ -55,6 +55,9 @@ ADMITTED = _numpy_globals() | {
 }  # fmt: skip
 
 
+LARGE = 2**20  # bytes
+
+
 class _ForbiddenGlobal(Exception):
     """The pickle asks for something that is no data."""
 
@@ -88,8 +91,30 @@ class _DataUnpickler(pickle._Unpickler):
         else:
             raise pickle.UnpicklingError(f"state for a {type(target).__name__}")
         super().load_build()
+        self._slim(target)
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+    def load_reduce(self) -> None:
+        super().load_reduce()
+        self._slim(self.stack[-1])
+
+    def _slim(self, array) -> None:
+        """Keep one copy of a large array, in float32 if it is of 64 bits: the reader remembers all that it has read."""
+        if not isinstance(array, np.ndarray) or array.nbytes < LARGE:
+            return
+        with np.errstate(over="ignore"):
+            slim = array.astype(np.float32) if array.dtype.kind == "f" and array.itemsize > 4 else array
+        self.stack[-1] = slim
+        for key, value in self.memo.items():
+            if value is array:
+                self.memo[key] = slim
+            elif any(isinstance(x, (bytes, bytearray, str)) and len(x) >= LARGE for x in _members(value)):
+                self.memo[key] = None  # what the array was made of
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build, pickle.REDUCE[0]: load_reduce}
+
+
+def _members(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _check_dtype_state(dtype: np.dtype, state) -> None:
@@ -114,6 +139,8 @@ def _check_array_state(state) -> None:
 
 def load_pickle(path: str | Path) -> object:
     """Read a pickle of numpy arrays, numpy scalars and built-in containers, of any protocol.
+
+    Arrays of 64-bit floats come as float32 where they are large.
 
     Raises DataError if the file cannot be read, is damaged, or asks for anything else; nothing of it is run.
     """

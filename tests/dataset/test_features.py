@@ -1,6 +1,9 @@
 """Each way a feature pickle can be right or wrong, on real files."""
 
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,3 +180,42 @@ def test_three_replacements_may_come_from_one_file(tmp_path):
     path, other = write(tmp_path / "a.pkl", make_content()), write(tmp_path / "b.pkl", make_content(d_audio=9))
     features = load_features(settings(path), feature_T=other, feature_A=other, feature_V=other)
     assert features.feature_dims == [12, 9, 4]
+
+
+MEASURE = """
+import resource, sys
+from easydict import EasyDict
+from dataset.features import load_features
+from dataset.loaders import make_loaders
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+args = EasyDict(dataset_name="mosei", featurePath=sys.argv[1], feature_dims=[300, 74, 35], use_bert=False,
+                need_data_aligned=False)
+before = peak()
+features = load_features(args)
+next(iter(make_loaders(features, 16, 64, seed=1)["train"]))
+arrays = [a for s in features.splits.values() for a in (s.text, s.audio, s.vision)]
+assert all(a.dtype == "float32" for a in arrays)
+print((peak() - before) / sum(a.nbytes for a in arrays))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("protocol", "dtype"), [(2, "f4"), (4, "f4"), (5, "f4"), (4, "f8"), (5, "f8")])
+def test_a_large_file_is_held_once(tmp_path, protocol, dtype):
+    """A gigabyte of MOSEI's unaligned shapes: the peak of memory while loading, over what the arrays take."""
+    rng = np.random.default_rng(0)
+    content = {}
+    for split, n in (("train", 2800), ("valid", 300), ("test", 800)):
+        shapes = {"text": (n, 50, 300), "audio": (n, 500, 74), "vision": (n, 500, 35)}
+        arrays = {field: rng.standard_normal(shape, dtype="f4").astype(dtype) for field, shape in shapes.items()}
+        arrays["audio"][0, 0] = -np.inf
+        content[split] = arrays | {"id": [f"{split}{i}" for i in range(n)], "regression_labels": np.zeros(n)}
+    path = tmp_path / "large.pkl"
+    with open(path, "wb") as file:
+        pickle.dump(content, file, protocol=protocol)
+    root = Path(__file__).parents[2]
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, path], cwd=root, capture_output=True, text=True, check=True
+    )
+    path.unlink()
+    assert float(measured.stdout) <= 1.3
