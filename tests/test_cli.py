@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import run
 import test as test_command
 from dataset.synthetic import generate
 from utils.cli import run_command
+from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--set", "nlevels=1", "--set", "batch_size=8", "--set", "update_epochs=2", "--set", "max_epochs=2"]
@@ -87,6 +89,26 @@ def test_train_then_test_in_processes_of_their_own(folder):
     metrics = json.loads((folder / "result/tiny-synthetic-7/metrics.json").read_text())
     errors = [abs(float(row["label"]) - float(row["prediction"])) for row in rows]
     assert round(float(np.mean(errors)), 4) == pytest.approx(metrics["MAE"], abs=1e-4)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(folder):
+    """The operating system refuses files of more than 1 MB; the checkpoint is larger."""
+    failed = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
+    )  # fmt: skip
+    assert failed.returncode == 2
+    assert re.fullmatch(r"DMDError: pt/dmd-synthetic-1111: a checkpoint cannot be written .*\n", failed.stderr)
+    assert [p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()] == ["config.json"]
+
+
+def test_bf16_trains_and_is_recorded(folder):
+    assert train("--precision", "bf16", "--epochs", "1") == 0
+    config = json.loads((folder / "result/dmd-synthetic-1111/config.json").read_text())
+    assert (config["precision"], config["compile"]) == ("bf16", False)
+    with pytest.raises(ConfigError, match="--precision: 'fp8'"):
+        run.DMD_run(dataset_name="synthetic", precision="fp8")
 
 
 def test_files_of_a_run_over_two_seeds(folder):

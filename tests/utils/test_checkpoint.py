@@ -1,6 +1,7 @@
 """Checkpoints: strict, safe, exchangeable with published files."""
 
 import pickle
+import time
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import BertConfig
 from config import load_config
 from models.dmd import DMD
 from tests.reference import Reference
-from utils.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_checkpoint
+from utils.checkpoint import OBSOLETE, CheckpointWriter, load_weights, read_checkpoint, save_checkpoint
 from utils.errors import CheckpointError
 
 
@@ -49,6 +50,32 @@ def test_a_checkpoint_of_another_model_is_described(tmp_path, other, words):
         load_weights(build(), tmp_path / "other.pth")
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
+
+
+def test_training_on_does_not_change_what_is_being_written(tmp_path):
+    model, writer = build(), CheckpointWriter()
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    writer.save(model, tmp_path / "1.pth", tmp_path / "best.pth")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    writer.finish()
+    for name in ("1.pth", "best.pth"):
+        written = read_checkpoint(tmp_path / name)
+        assert all(torch.equal(value, written[key]) for key, value in expected.items())
+
+
+def test_a_failed_write_surfaces_and_does_not_stop_the_next(tmp_path):
+    model, writer = build(), CheckpointWriter()
+    (tmp_path / "file").touch()
+    writer.save(model, tmp_path / "file" / "1.pth")
+    with pytest.raises(OSError):
+        for _ in range(1000):  # as between the batches of an epoch
+            writer.check()
+            time.sleep(0.01)
+    writer.save(model, tmp_path / "2.pth")
+    writer.finish()
+    assert read_checkpoint(tmp_path / "2.pth").keys() == model.state_dict().keys()
 
 
 class Malicious:
