@@ -142,3 +142,17 @@ def clip(modules: list[nn.Module], limit: float) -> None:
     """Clip the gradients of one module after the other."""
     for module in modules:
         nn.utils.clip_grad_value_(module.parameters(), limit, foreach=False)
+
+
+def training_step(model: DMD, objective: PlainObjective, inputs: list[Tensor], labels: Tensor, limit: float) -> Tensor:
+    """Forward, losses, backward, clipping.  -> prediction (B, 1)"""
+    output = forward(model, *inputs)
+    objective(output, labels)["total"].backward()
+    clip([model, objective], limit)
+    return output.output_logit
+
+
+@torch.no_grad()
+def evaluate(model: DMD, inputs: list[Tensor]) -> Tensor:
+    """-> prediction (B, 1)"""
+    return forward(model, *inputs).output_logit

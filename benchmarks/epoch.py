@@ -1,0 +1,199 @@
+"""Time an epoch of run.py's loop: loading, training, evaluation of valid and test, writing the checkpoint.
+
+python -m benchmarks.epoch
+
+Ours is what run.py does; the plain one reads the pickle as it is, fetches utterance by utterance, takes the plain
+step of benchmarks/plain.py, evaluates in batches of `batch_size`, and waits for the checkpoint to be written.
+"""
+
+import argparse
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks import plain
+from benchmarks.measure import Times, machine, table
+from benchmarks.step import STEPS, Case
+from dataset.features import SPLITS, load_features
+from dataset.loaders import make_loaders
+from models.dmd import DMD
+from trainers.losses import Objective
+from trainers.trainer import Trainer
+from utils.results import RunFolder
+from utils.runtime import PRECISIONS, choose_device, keep_freed_memory, set_seed
+
+UTTERANCES = {"mosi": (1284, 229, 686), "mosei": (16326, 1871, 4659)}  # train, valid, test of the published files
+STAGES = ("loading", "training", "evaluation", "checkpoint")
+
+
+def write_features(path: Path, case: Case, args, utterances: Sequence[int]) -> None:
+    """A feature pickle of random numbers, of the data set's shapes."""
+    content = {}
+    for split, count in zip(SPLITS, utterances, strict=True):
+        batch = Case(case.dataset, case.layout, case.bert, "train", count).batch(args, torch.device("cpu"))
+        fields = {name: x.numpy() for name, x in batch.items()}
+        fields["text_bert" if case.bert else "text"] = fields.pop("text")
+        fields["regression_labels"] = fields.pop("labels")[:, 0]
+        content[split] = fields | {"id": [f"{split}${i}" for i in range(count)]}
+    with open(path, "wb") as file:
+        pickle.dump(content, file, protocol=4)
+
+
+class Clock:
+    """Seconds of the stages of each epoch."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[stage].append(time.perf_counter() - start)
+
+    def epoch(self) -> Times:
+        """All stages together."""
+        return Times([sum(stages) for stages in zip(*self.seconds.values(), strict=True)])
+
+
+class Ours:
+    """run.py's loop, epoch by epoch."""
+
+    def __init__(self, args, device: torch.device, folder: Path, precision: str = "fp32", compiled: bool = False):
+        self.args, self.device, self.clock, self.number = args, device, Clock(device), 0
+        set_seed(1111)
+        model, objective = DMD(args), Objective(args)
+        self.run = RunFolder("ours", args.dataset_name, 1111, folder / "pt", folder / "result")
+        self.run.start({})
+        self.trainer = Trainer(
+            args, model, objective, {"train": range(10)}, device, precision=precision, compiled=compiled
+        )
+
+    def epoch(self) -> None:
+        self.number += 1
+        with self.clock("loading"):
+            features = load_features(self.args)
+            self.trainer.loaders = make_loaders(
+                features, self.args.batch_size, self.args.eval_batch_size, 1111, device=self.device
+            )
+        with self.clock("training"):
+            self.trainer.train_epoch(self.run.check_writing)
+        with self.clock("evaluation"):
+            self.trainer.evaluate("valid")
+            self.trainer.evaluate("test")
+        with self.clock("checkpoint"):
+            self.run.save_epoch(self.trainer.model, self.number, is_best=True)
+
+    def finish(self) -> None:
+        self.run.finish_writing()
+
+
+class Plain:
+    """The same loop, written plainly."""
+
+    def __init__(self, args, device: torch.device, folder: Path):
+        self.args, self.device, self.clock, self.folder = args, device, Clock(device), folder
+        set_seed(1111)
+        self.model, self.objective = DMD(args).to(device), plain.PlainObjective(args).to(device)
+        parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, foreach=False)
+
+    def epoch(self) -> None:
+        args = self.args
+        with self.clock("loading"):
+            with open(args.featurePath, "rb") as file:
+                content = pickle.load(file)  # noqa: S301  (this file was written above)
+            loaders = {
+                split: DataLoader(self._utterances(content[split]), args.batch_size, shuffle=split == "train")
+                for split in SPLITS
+            }
+        with self.clock("training"):
+            self._train(loaders["train"])
+        with self.clock("evaluation"):
+            self.model.eval()
+            for split in ("valid", "test"):
+                for *inputs, _ in loaders[split]:
+                    plain.evaluate(self.model, [x.to(self.device) for x in inputs]).cpu()
+        with self.clock("checkpoint"):
+            torch.save(self.model.state_dict(), self.folder / "plain.pth")
+
+    def finish(self) -> None:
+        pass
+
+    def _utterances(self, split: dict) -> list[tuple[torch.Tensor, ...]]:
+        fields = [split["text_bert" if self.args.use_bert else "text"], split["audio"], split["vision"]]
+        fields.append(np.asarray(split["regression_labels"])[:, None])
+        return [tuple(torch.tensor(array, dtype=torch.float32) for array in row) for row in zip(*fields, strict=True)]
+
+    def _train(self, loader: DataLoader) -> None:
+        self.model.train()
+        for index, batch in enumerate(loader):
+            *inputs, labels = (x.to(self.device) for x in batch)
+            if index % self.args.update_epochs == 0:
+                self.optimizer.zero_grad()
+            plain.training_step(self.model, self.objective, inputs, labels, self.args.grad_clip).cpu()
+            if (index + 1) % self.args.update_epochs == 0:
+                self.optimizer.step()
+
+
+def measure(case: Case, device: torch.device, epochs: int, utterances: Sequence[int], ours: dict, plainly: bool):
+    """Run epochs of both loops in turn.  -> rows of the table"""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        args = case.settings(str(folder / "bert"))
+        args.featurePath = str(folder / "features.pkl")
+        write_features(Path(args.featurePath), case, args, utterances)
+        loops: dict[str, Ours | Plain] = {"plain": Plain(args, device, folder)} if plainly else {}
+        loops["ours"] = Ours(args, device, folder, **ours)
+        for _ in range(epochs):
+            for loop in loops.values():
+                loop.epoch()
+        for loop in loops.values():
+            with loop.clock("checkpoint"):  # the wait for the last one
+                loop.finish()
+            waited = loop.clock.seconds["checkpoint"].pop()
+            loop.clock.seconds["checkpoint"][-1] += waited
+    totals = {name: loop.clock.epoch() for name, loop in loops.items()}
+    rows = []
+    for name, loop in loops.items():
+        row = {"case": str(case), "path": name, "epochs": str(epochs)}
+        row |= {f"{stage} s": f"{Times(seconds).median:.2f}" for stage, seconds in loop.clock.seconds.items()}
+        row |= {"epoch s": f"{totals[name].median:.2f}", "all s": f"{sum(totals[name].seconds):.1f}"}
+        row["ratio"] = f"{totals['plain'].median / totals[name].median:.2f}" if plainly else "-"
+        rows.append(row)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Time epochs of run.py's loop against a plain one.")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dataset", choices=UTTERANCES, default="mosi")
+    parser.add_argument("--layout", choices=STEPS, default="aligned")
+    parser.add_argument("--bert", action="store_true", help="with BERT, of bert-base's shape")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--utterances", nargs=3, type=int, help="in train, valid, test (default: the data set's)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of our loop")
+    parser.add_argument("--compile", action="store_true", help="our loop")
+    parser.add_argument("--ours-only", action="store_true")
+    options = parser.parse_args(argv)
+    device = choose_device(options.device)
+    keep_freed_memory()
+    print(machine(device), flush=True)
+    case = Case(options.dataset, options.layout, options.bert, "train", batch_size=16)
+    ours = {"precision": options.precision, "compiled": options.compile}
+    utterances = options.utterances or UTTERANCES[options.dataset]
+    print(table(measure(case, device, options.epochs, utterances, ours, plainly=not options.ours_only)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Time a training step and an evaluation: the project's paths against a plain implementation of the same.
+
+python -m benchmarks.step
+
+A training step is forward, losses, backward and clipping of one batch; an evaluation is the prediction for one batch.
+"""
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig
+
+from benchmarks import plain
+from benchmarks.measure import Hardware, Work, alternate, free_memory, machine, operations, peak_memory, table
+from config import load_config
+from models.dmd import DMD
+from trainers.losses import Objective
+from trainers.trainer import Trainer
+from utils.runtime import autocast, choose_device, keep_freed_memory, set_seed
+
+STEPS = {"aligned": [50, 50, 50], "unaligned": [50, 375, 500]}  # of text, audio, vision in the published files
+NO_DROPOUT = {
+    f"{place}_dropout{suffix}": 0.0
+    for place, suffix in [(p, "") for p in ("text", "attn", "relu", "embed", "res", "output")]
+    + [("attn", "_a"), ("attn", "_v")]
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    dataset: str
+    layout: str
+    bert: bool
+    mode: str  # train or eval
+    batch_size: int
+    dropout: bool = True
+
+    def __str__(self) -> str:
+        words = [self.dataset, self.layout, "bert-base" if self.bert else "no BERT", self.mode, f"b{self.batch_size}"]
+        return ", ".join(words + ["no dropout"] * (not self.dropout))
+
+    def settings(self, bert_folder: str):
+        overrides = {"use_bert": self.bert, "batch_size": self.batch_size}
+        overrides |= {"need_data_aligned": self.layout == "aligned"}
+        if self.bert:
+            silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if not self.dropout else {}
+            BertConfig(**silent).save_pretrained(bert_folder)
+            overrides["pretrained"] = bert_folder
+        if not self.dropout:
+            overrides |= NO_DROPOUT
+        args = load_config("dmd", self.dataset, overrides=overrides)
+        args.seq_lens = STEPS[self.layout]
+        return args
+
+    def batch(self, args, device: torch.device) -> dict[str, torch.Tensor]:
+        """Random features, as long and wide as those of the data set."""
+        shapes = zip(("text", "audio", "vision"), args.seq_lens, args.feature_dims, strict=True)
+        batch = {name: torch.randn(self.batch_size, steps, width) for name, steps, width in shapes}
+        if self.bert:
+            ids = torch.randint(1000, 30_000, (self.batch_size, args.seq_lens[0]))
+            batch["text"] = torch.stack([ids, torch.ones_like(ids), torch.zeros_like(ids)], dim=1).float()
+        batch["labels"] = torch.round(torch.rand(self.batch_size, 1) * 30 - 15) / 5
+        return {name: x.to(device) for name, x in batch.items()}
+
+    def plain_scores(self) -> int:
+        """Bytes of attention scores that the plain training step keeps: masked, softmax, mask and product of dropout,
+        of 4 layers of the 6 cross-modal encoders with 10 heads."""
+        pairs = [q * s for q, s in itertools.permutations(STEPS[self.layout], 2)]
+        return 4 * 4 * 4 * 10 * self.batch_size * sum(pairs) if self.mode == "train" else 0
+
+
+def paths_of(device: torch.device, mode: str) -> dict[str, tuple[str, bool]]:
+    """The project's paths by name: precision, and whether compiled."""
+    paths = {"ours": ("fp32", False), "ours bf16": ("bf16", False)}
+    if device.type == "cuda" and mode == "train":
+        paths |= {"ours compiled": ("fp32", True), "ours bf16 compiled": ("bf16", True)}
+    return paths
+
+
+def our_work(case: Case, args, device: torch.device, precision: str, compiled: bool) -> Work:
+    set_seed(1111)
+    model, objective, batch = DMD(args), Objective(args), case.batch(args, device)
+    trainer = Trainer(args, model, objective, {"train": range(10)}, device, precision=precision, compiled=compiled)
+    if case.mode == "train":
+        return lambda: trainer.training_step(batch)
+    model.eval()
+
+    @torch.inference_mode()
+    def evaluate():
+        with autocast(device, precision):
+            return model.predict(batch["text"], batch["audio"], batch["vision"])
+
+    return evaluate
+
+
+def plain_work(case: Case, args, device: torch.device) -> Work:
+    set_seed(1111)
+    model, objective, batch = DMD(args).to(device), plain.PlainObjective(args).to(device), case.batch(args, device)
+    inputs = [batch[name] for name in ("text", "audio", "vision")]
+    if case.mode == "train":
+        return lambda: plain.training_step(model, objective, inputs, batch["labels"], args.grad_clip)
+    return lambda: plain.evaluate(model.eval(), inputs)
+
+
+@dataclass(frozen=True)
+class Floors:
+    """The least that the case asks of the hardware."""
+
+    flops: int  # of the matrix products
+    bytes: int  # weights read forward and backward, gradients read and written; in an evaluation, weights read
+
+    @classmethod
+    def of(cls, case: Case, args, plain_step: Work) -> "Floors":
+        with FlopCounterMode(display=False) as counter:
+            plain_step()
+        weights = sum(p.numel() for p in DMD(args).parameters()) * 4
+        return cls(counter.get_total_flops(), weights * (4 if case.mode == "train" else 1))
+
+    def reached(self, seconds: float, hardware: Hardware, precision: str) -> tuple[str, str]:
+        """The part of the time that arithmetic and memory need at best."""
+        arithmetic, memory = self.flops / hardware.flops[precision], self.bytes / hardware.bandwidth
+        return f"{arithmetic / seconds:.0%}", f"{memory / seconds:.0%}"
+
+
+def run_case(case: Case, device: torch.device, hardware: Hardware, budget: float, only: Sequence[str]) -> list[dict]:
+    """Measure one case on all paths.  -> a row of the table for each"""
+    with tempfile.TemporaryDirectory() as bert_folder:
+        args = case.settings(bert_folder)
+        works: dict[str, Work] = {}
+        if case.plain_scores() < 0.7 * free_memory():
+            works["plain"] = plain_work(case, args, device)
+        paths = {name: how for name, how in paths_of(device, case.mode).items() if not only or name in only}
+        works |= {name: our_work(case, args, device, *how) for name, how in paths.items()}
+        floors = Floors.of(case, args, works["plain"]) if "plain" in works else None
+    times = alternate(works, device, budget)
+    rows = []
+    for name, work in works.items():
+        own, counted = times[name], operations(work, device)
+        precision, _ = paths.get(name, ("fp32", False))
+        arithmetic, memory = floors.reached(own.median, hardware, precision) if floors else ("-", "-")
+        row = {
+            "case": str(case),
+            "path": name,
+            "median s": f"{own.median:.4f}",
+            "middle half": own.spread,
+            "ratio": f"{times['plain'].median / own.median:.2f}" if "plain" in times else "-",
+            "peak MiB": f"{peak_memory(work, device):.0f}",
+            "ATen": f"{counted.aten}",
+        }
+        if device.type == "cuda":
+            row["launches"] = f"{counted.launches}"
+        rows.append(row | {"arithmetic": arithmetic, "bytes": memory})
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Time training steps and evaluations against a plain implementation.")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--datasets", nargs="+", default=["mosi", "mosei"])
+    parser.add_argument("--layouts", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--bert", nargs="+", choices=("no", "yes"), default=["no", "yes"])
+    parser.add_argument("--modes", nargs="+", choices=("train", "eval"), default=["train", "eval"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 64])
+    parser.add_argument("--paths", nargs="+", default=[], help="ours, 'ours bf16', …: only these (default: all)")
+    parser.add_argument("--no-dropout", action="store_true", help="train without dropout")
+    parser.add_argument("--seconds", type=float, default=10, help="for each case, after two rounds of warming up")
+    options = parser.parse_args(argv)
+    device = choose_device(options.device)
+    keep_freed_memory()
+    hardware = Hardware.measure(device)
+    print(machine(device))
+    rates = ", ".join(f"{precision} {rate / 1e12:.2f} TFLOP/s" for precision, rate in hardware.flops.items())
+    print(f"At best: {rates}, {hardware.bandwidth / 1e9:.0f} GB/s", flush=True)
+    rows = []
+    for dataset, layout, bert, mode, batch_size in itertools.product(
+        options.datasets, options.layouts, options.bert, options.modes, options.batch_sizes
+    ):
+        case = Case(dataset, layout, bert == "yes", mode, batch_size, dropout=not options.no_dropout)
+        new = run_case(case, device, hardware, options.seconds, options.paths)
+        # Line by line, as it takes long.
+        print(table(new) if not rows else table(new).split("\n", 2)[2], flush=True)
+        rows += new
+
+
+if __name__ == "__main__":
+    main()
