@@ -92,7 +92,8 @@ class Ours:
             self.trainer.evaluate("valid")
             self.trainer.evaluate("test")
         with self.clock("checkpoint"):
-            self.run.save_epoch(self.trainer.model, self.number, is_best=True)
+            state = {"epoch": self.number} | self.trainer.state()
+            self.run.save_epoch(self.trainer.model, state, {"epoch": self.number}, self.number, keep=None)
 
     def finish(self) -> None:
         self.run.finish_writing()

@@ -64,6 +64,7 @@ class Case:
         if self.bert:
             ids = torch.randint(1000, 30_000, (self.batch_size, args.seq_lens[0]))
             batch["text"] = torch.stack([ids, torch.ones_like(ids), torch.zeros_like(ids)], dim=1).float()
+        batch["rows"] = torch.arange(self.batch_size)
         batch["labels"] = torch.round(torch.rand(self.batch_size, 1) * 30 - 15) / 5
         return {name: x.to(device) for name, x in batch.items()}
 

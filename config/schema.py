@@ -91,6 +91,9 @@ class DMDConfig(BaseModel):
     KeyEval: Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"] = Field(
         "Loss", description="validation metric that picks the best epoch"
     )
+    keep_checkpoints: Literal["all"] | Count = Field(
+        "all", description="how many of the last epochs' checkpoints stay; the best one always does"
+    )
     min_improvement: NonNegative = Field(1e-6, description="least change of KeyEval that makes a new best")
 
     # IGNORED_KEYS

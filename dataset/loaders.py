@@ -16,14 +16,16 @@ class UtteranceDataset(Dataset):
     """The utterances of a split as tensors on a device; on the CPU they share the split's memory.
 
     batch of n indices -> text (n, T, d_l) or (n, 3, T), audio (n, T_a, d_a), vision (n, T_v, d_v), labels (n, 1),
-    all float32. One utterance, by its index, is the same without the first axis.
+    all float32, and rows (n): the indices. One utterance, by its index, is the same without the first axis.
     """
 
     def __init__(self, split: Split, device: torch.device | str = "cpu"):
         tensors = {name: torch.from_numpy(getattr(split, name)) for name in ("text", "audio", "vision")}
         tensors["labels"] = torch.from_numpy(split.labels)[:, None]
+        tensors["rows"] = torch.arange(len(split))
         self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         self.device = torch.device(device)
+        self.ids = split.ids
 
     def __len__(self) -> int:
         return len(self.tensors["labels"])

@@ -174,7 +174,7 @@ def write_synthetic(path: str | Path) -> None:
     Raises DataError where that cannot be done.
     """
     try:
-        write_atomically(Path(path), lambda temporary: temporary.write_bytes(pickle.dumps(generate())))
+        write_atomically(Path(path), lambda file: pickle.dump(generate(), file))
     except OSError as error:
         raise DataError(
             f"{path}: cannot write the embedded data set ({error.strerror}). Set dataset_root_dir to a folder that "

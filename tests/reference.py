@@ -100,7 +100,7 @@ class Reference:
         size = self.case["batch_size"]
         rows = slice(index * size, (index + 1) * size)
         batch = {name: torch.from_numpy(array[rows]) for name, array in self.utterances.items()}
-        return batch | {"labels": batch["labels"][:, None]}
+        return batch | {"labels": batch["labels"][:, None], "rows": torch.arange(size)}
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """The reference numbers whose names begin with `prefix`/, without it."""

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import pickle
 import re
 import resource
 import subprocess
@@ -17,47 +16,8 @@ from transformers import BertConfig, BertModel
 
 import run
 import test as test_command
-from dataset.synthetic import generate
-from utils.cli import run_command
+from tests.commands import ROOT, SMALL, call, files_below, train, write_pickle
 from utils.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--set", "nlevels=1", "--set", "batch_size=8", "--set", "update_epochs=2", "--set", "max_epochs=2"]
-
-
-@pytest.fixture(scope="module")
-def corpus() -> dict:
-    """The embedded data set cut to 24/10/10 utterances."""
-    sizes = {"train": 24, "valid": 10, "test": 10}
-    return {
-        split: {field: value[: sizes[split]] for field, value in fields.items()} for split, fields in generate().items()
-    }
-
-
-@pytest.fixture
-def folder(tmp_path, corpus, monkeypatch) -> Path:
-    """A working folder with the small corpus as its synthetic data set."""
-    write_pickle(tmp_path / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def write_pickle(path: Path, content) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(content))
-    return path
-
-
-def call(command, *arguments: str) -> int:
-    return run_command(lambda: command.main(list(arguments)))
-
-
-def train(*arguments: str) -> int:
-    return call(run, "-d", "synthetic", *SMALL, *arguments)
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for name in ("pt", "result") for p in (folder / name).rglob("*") if p.is_file()}
 
 
 def test_train_then_test_in_processes_of_their_own(folder):
@@ -99,8 +59,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(folder):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
     )  # fmt: skip
     assert failed.returncode == 2
-    assert re.fullmatch(r"DMDError: pt/dmd-synthetic-1111: a checkpoint cannot be written .*\n", failed.stderr)
-    assert [p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()] == ["config.json"]
+    assert re.fullmatch(r"RunError: pt/dmd-synthetic-1111: cannot be written .*\n", failed.stderr)
+    assert sorted(p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()) == [".lock", "config.json"]
 
 
 def test_bf16_trains_and_is_recorded(folder):
@@ -115,7 +75,7 @@ def test_files_of_a_run_over_two_seeds(folder):
     assert train("-s", "1", "2") == 0
     for seed in (1, 2):
         assert sorted(p.name for p in (folder / f"pt/dmd-synthetic-{seed}").iterdir()) == [
-            "1.pth", "2.pth", "best.pth", "config.json",
+            ".lock", "1.pth", "2.pth", "best.pth", "config.json", "training-state.pt",
         ]  # fmt: skip
         rows = list(csv.DictReader((folder / f"result/dmd-synthetic-{seed}/history.csv").open()))
         assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -134,7 +94,8 @@ def test_files_of_a_run_over_two_seeds(folder):
     assert table[0] == ["Model", "Acc_2", "F1_score", "Acc_7", "MAE", "Loss"]
     values = [float(row["MAE"]) for row in seeds]
     assert table[1][4] == str((round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2)))
-    assert train("-s", "1") == 0
+    assert train("-s", "1") == 2  # the run is there
+    assert train("-s", "1", "--overwrite") == 0
     assert len(list(csv.reader((folder / "result/normal/synthetic.csv").open()))) == 3
 
 
@@ -147,9 +108,9 @@ def test_the_same_seed_gives_the_same_run(folder):
 def test_the_python_call_is_the_command(folder):
     settings = {"nlevels": 1, "batch_size": 8, "update_epochs": 2}
     results = run.DMD_run("dmd", "synthetic", config=settings, seeds=[3], gpu_ids=[-1], verbose_level=0, epochs=2)
-    assert train("-s", "3") == 0
+    assert train("-s", "3", "--overwrite") == 0
     from_command = json.loads((folder / "result/dmd-synthetic-3/metrics.json").read_text())
-    assert from_command == {"seed": 3} | results[3]
+    assert from_command == results[3]
 
 
 def test_replaced_audio_and_text_features(folder, corpus):
@@ -159,7 +120,7 @@ def test_replaced_audio_and_text_features(folder, corpus):
     assert torch.load("pt/dmd-synthetic-1111/best.pth")["proj_a.weight"].shape[1] == 10
     assert call(test_command, "pt/dmd-synthetic-1111/best.pth") == 0  # finds the replaced features again
     width = corpus["train"]["text"].shape[2]
-    assert train("--set", "use_bert=false", "--set", f"feature_dims=[{width},5,20]") == 0
+    assert train("--overwrite", "--set", "use_bert=false", "--set", f"feature_dims=[{width},5,20]") == 0
 
 
 def test_unaligned_lengths_and_a_dead_modality(folder, corpus):
@@ -236,7 +197,7 @@ def test_bad_input_is_one_line_and_leaves_everything_as_it_was(folder, earlier_r
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     capsys.readouterr()
     for case, (arguments, word) in BAD_RUNS.items():
-        assert call(run, *arguments, *([] if "zero" in case else ["--epochs", "1"])) == 2, case
+        assert call(run, *arguments, "--overwrite", *([] if "zero" in case else ["--epochs", "1"])) == 2, case
         assert_one_line(capsys, word)
         assert files_below(folder) == earlier_run, case
 

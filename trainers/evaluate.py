@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from models.dmd import DMD
+from utils.errors import NumericalError
 from utils.metrics import regression_metrics
 from utils.runtime import autocast, progress
 
@@ -43,6 +44,8 @@ def predict(
 
     Parity: Loss is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
     last, smaller batch weigh more. It does not depend on the loader's batches.
+
+    Raises NumericalError where a prediction is not finite.
     """
     model.eval()
     predicted, labels = [], []
@@ -52,6 +55,23 @@ def predict(
             with autocast(device, precision):
                 predicted.append(model.predict(text, audio, vision).float())
             labels.append(target)
+    check_predictions(predicted, loader.dataset.ids, description)
     pairs = zip(*(torch.cat(parts).split(model.args.batch_size) for parts in (predicted, labels)), strict=True)
     loss = torch.stack([F.l1_loss(*pair) for pair in pairs]).double().mean().item()
     return Predictions.collect(predicted, labels, loss)
+
+
+def check_predictions(predicted: Sequence[torch.Tensor], ids: Sequence[str], split: str) -> None:
+    """Raise NumericalError, with the utterances, where a prediction (B, 1) of a batch is not finite."""
+    bad = (~torch.cat(list(predicted)).isfinite()).flatten().nonzero().flatten().tolist()
+    if bad:
+        raise NumericalError(
+            f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "
+            f"{name_some([ids[i] for i in bad])}. The weights or the features of these are out of range."
+        )
+
+
+def name_some(ids: Sequence[str], at_most: int = 3) -> str:
+    """The first ids of a list, and how many there are: 'a, b, c, … (16)'."""
+    named = ", ".join(ids[:at_most])
+    return named if len(ids) <= at_most else f"{named}, … ({len(ids)})"

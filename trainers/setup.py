@@ -7,6 +7,7 @@ from dataset.features import SPLITS, FeatureSet, load_features
 from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import DMD
 from utils.errors import ConfigError, DataError
+from utils.files import sha256_of
 
 
 def prepare_features(
@@ -23,6 +24,11 @@ def prepare_features(
     features = load_features(args, feature_T, feature_A, feature_V, splits=splits)
     args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
     return features
+
+
+def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
+    """The SHA-256 of the feature files by their role: featurePath, and feature_T/A/V where one replaces a modality."""
+    return {role: sha256_of(path) for role, path in ({"featurePath": args.featurePath} | replaced).items() if path}
 
 
 def build_model(args, features: FeatureSet) -> DMD:

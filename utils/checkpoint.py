@@ -1,9 +1,8 @@
 """Checkpoints: bare state_dicts, exchangeable with the released code in both directions."""
 
 import json
-import os
 import pickle
-import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,54 +17,44 @@ OBSOLETE = "text_model.model.embeddings.position_ids"
 PUBLISHED_WIDTHS = {(5, 20): "MOSI", (74, 35): "MOSEI"}  # (audio, vision)
 
 
-def save_checkpoint(model: nn.Module, path: Path) -> None:
-    """Write the model's state_dict."""
-    writer = CheckpointWriter()
-    writer.save(model, path)
-    writer.finish()
+def save_state(state: dict, path: Path) -> None:
+    """Write a state_dict, or any nest of dicts and lists that holds tensors, numbers and strings."""
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
-class CheckpointWriter:
-    """Writes checkpoints in a thread of its own, at most one at a time, from snapshots of the weights."""
+def snapshot(state):
+    """A copy of such a nest that later changes do not reach; all tensors are on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(snapshot(value) for value in state)
+    return state
+
+
+class BackgroundWriter:
+    """Runs writing work in a thread of its own, one piece at a time."""
 
     def __init__(self):
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._pending: Future | None = None
 
-    def save(self, model: nn.Module, path: Path, *copies: Path) -> None:
-        """Take a snapshot and start writing it to `path` and `copies`; waits for the write before, if it still runs.
-
-        Raises the error of that write, if it failed.
-        """
+    def submit(self, work: Callable[[], None]) -> None:
+        """Start a piece of work; waits for the one before, if it still runs, and raises its error, if it failed."""
         self.finish()
-        # Cloned, as training goes on in place. On the CPU the clone is the snapshot; from a GPU it comes over here.
-        snapshot = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
-        self._pending = self._pool.submit(_write, snapshot, path, copies)
+        self._pending = self._pool.submit(work)
 
     def check(self) -> None:
-        """Raise the error of a write that has failed; never waits."""
+        """Raise the error of work that has failed; never waits."""
         if self._pending is not None and self._pending.done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the write under way. Raises its error, if it failed."""
+        """Wait for the work under way. Raises its error, if it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-
-
-def _write(state: dict[str, Tensor], path: Path, copies: tuple[Path, ...]) -> None:
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
-    for copy in copies:
-        write_atomically(copy, lambda temporary: _link(path, temporary))
-
-
-def _link(path: Path, to: Path) -> None:
-    """The same file under a second name, or a copy where the file system has no such thing."""
-    try:
-        os.link(path, to)
-    except OSError:
-        shutil.copyfile(path, to)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -73,21 +62,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); expected a state_dict saved by torch.save. "
-            "The file is damaged, or holds more than weights."
-        ) from error
+    state = read_state(path)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
     state = dict(state)
     state.pop(OBSOLETE, None)
     return state
+
+
+def read_state(path: str | Path):
+    """Read what `save_state` wrote, without running anything the file might contain.
+
+    Raises CheckpointError if that cannot be done.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); expected a state_dict saved by torch.save. "
+            "The file is damaged, or holds more than weights."
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -1,16 +1,59 @@
 """How a command ends."""
 
+import logging
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.errors import DMDError
+from utils.interrupts import Interrupted, orderly_interrupts
+from utils.runtime import logger, stop_log
 
 
-def run_command(main: Callable[[], None]) -> int:
-    """Call `main`; a mistake of the user's is one line on stderr and exit status 2."""
+def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
+    """Call `main`.  -> exit status
+
+    A mistake of the user's is one line on stderr and status 2. Any other failure is one line and status 1, with the
+    traceback in the log. SIGINT and SIGTERM are 130 and 143, with `after_interrupt` as a last word.
+    """
     try:
-        main()
+        with orderly_interrupts():
+            main()
     except DMDError as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        log_traceback(error)
+        print(_line(error), file=sys.stderr)
         return 2
+    except Interrupted as interruption:
+        print(f"Stopped by {interruption}. {after_interrupt}".rstrip(), file=sys.stderr)
+        return interruption.exit_status
+    except Exception as error:
+        file = log_traceback(error) or _emergency_log(error)
+        print(f"{_line(error)} (a fault of the program; its traceback is in {file})", file=sys.stderr)
+        return 1
+    finally:
+        stop_log()
     return 0
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def log_traceback(error: Exception) -> str | None:
+    """Add the traceback to the log file that is open.  -> its name, or None where none is"""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            text = "".join(traceback.format_exception(error)).rstrip()
+            handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), None))
+            return handler.baseFilename
+    return None
+
+
+def _emergency_log(error: Exception) -> str:
+    """The traceback of what failed before the log was open."""
+    path = Path("log") / "failure.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return str(path)

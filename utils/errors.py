@@ -20,3 +20,11 @@ class DataError(DMDError):
 
 class CheckpointError(DMDError):
     """A checkpoint is missing, unreadable, or belongs to another model."""
+
+
+class RunError(DMDError):
+    """A run cannot start, go on or be resumed: its folder is taken, or cannot be written to."""
+
+
+class NumericalError(DMDError):
+    """A loss, gradient or prediction that is not a finite number."""

@@ -1,23 +1,74 @@
 """Files that are either whole or not there."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = ".{}.{}.tmp"  # name of a file while the process of that number writes it
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: no reader ever sees half a file."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it.
+
+    No reader ever sees half a file, whenever the process or the machine stops.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_name(path)
     try:
-        write(temporary)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Give the file `source` a second name `path`; a copy where the file system has no such thing."""
+    temporary = _temporary_name(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with open(source, "rb") as original:
+            write_atomically(path, lambda file: file.write(original.read()))
+        return
+    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # still there where both were names of one file already
+    _sync_folder(path.parent)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(TEMPORARY.format(path.name, os.getpid()))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder."""
+    for temporary in folder.glob(TEMPORARY.format("*", "*")):
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a renaming to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: dict) -> None:
     """Write `content` as indented JSON."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,66 +1,164 @@
 """Where a run leaves its files, and the tables over seeds."""
 
 import contextlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from torch import nn
 
-from utils.checkpoint import CheckpointWriter
-from utils.errors import DMDError
-from utils.files import write_atomically, write_json
+from utils.checkpoint import BackgroundWriter, load_weights, read_state, save_state, snapshot
+from utils.errors import CheckpointError, RunError
+from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.metrics import CORE_METRICS, WIDER_METRICS
 
 TABLE_METRICS = (*CORE_METRICS, "Loss")
+# Settings that a resumed run may have otherwise; where the data lie does not matter, as their SHA-256 is compared.
+CHANGEABLE = ("max_epochs", "early_stop", "keep_checkpoints", "featurePath", "dataset_root_dir")
 
 
 class RunFolder:
-    """The files of one seed: weights in `pt/<name>-<dataset>-<seed>/`, numbers in `result/<name>-<dataset>-<seed>/`."""
+    """The files of one seed: weights in `pt/<name>-<dataset>-<seed>/`, numbers in `result/<name>-<dataset>-<seed>/`.
+
+    An epoch is complete once training-state.pt speaks of it, which is written last: weights, best weights and
+    history come before. A run that stops anywhere resumes from the epoch which that file names.
+    """
 
     def __init__(self, name: str, dataset: str, seed: int, model_save_dir: str | Path, res_save_dir: str | Path):
-        folder = f"{name}-{dataset}-{seed}"
-        self.checkpoints = Path(model_save_dir) / folder
-        self.results = Path(res_save_dir) / folder
+        self.name = f"{name}-{dataset}-{seed}"
+        self.checkpoints = Path(model_save_dir) / self.name
+        self.results = Path(res_save_dir) / self.name
         self.best = self.checkpoints / "best.pth"
-        self._history: list[dict] = []
-        self._writer = CheckpointWriter()
+        self.state_file = self.checkpoints / "training-state.pt"
+        self.history: list[dict] = []
+        self._writer = BackgroundWriter()
+
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier run of this name has left anything."""
+        return any((folder / "config.json").exists() for folder in (self.checkpoints, self.results))
+
+    def finished(self) -> dict | None:
+        """The content of metrics.json, which is the last file of a run; None where the run has not come to it."""
+        return _read_json(self.results / "metrics.json")
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Make the folders and keep other processes out of them; on leaving, wait for the write under way.
+
+        Raises RunError if another process has them, or they cannot be written to.
+        """
+        with contextlib.ExitStack() as locks:
+            try:
+                for folder in {self.checkpoints, self.results}:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    locks.enter_context(FileLock(folder / ".lock", timeout=0))
+                    remove_leftovers(folder)
+            except Timeout as error:
+                raise RunError(
+                    f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
+                ) from error
+            except OSError as error:
+                raise RunError(
+                    f"{error.filename}: cannot write ({error.strerror}). Choose other folders with --model-save-dir "
+                    "and --res-save-dir."
+                ) from error
+            try:
+                yield
+            finally:
+                # Whatever ends the run, its last complete epoch counts; an error on the way out hides this one's.
+                with contextlib.suppress(Exception):
+                    self._writer.finish()
 
     def start(self, description: dict) -> None:
-        """Make the folders, remove what an earlier run of this name left, and write config.json to both.
-
-        Raises DMDError if the folders cannot be written to.
-        """
-        try:
-            for folder in (self.checkpoints, self.results):
-                folder.mkdir(parents=True, exist_ok=True)
-            # An earlier, longer run would leave later epochs among those of this one.
-            for old in [*self.checkpoints.glob("*.pth"), self.results / "history.csv", self.results / "metrics.json"]:
-                old.unlink(missing_ok=True)
-            # Beside the checkpoints too: test.py finds there what they were trained with.
-            for folder in (self.results, self.checkpoints):
-                write_json(folder / "config.json", description)
-        except OSError as error:
-            raise DMDError(
-                f"{error.filename}: cannot write ({error.strerror}). Choose other folders with --model-save-dir and "
-                "--res-save-dir."
-            ) from error
-
-    def save_epoch(self, model: nn.Module, epoch: int, is_best: bool) -> None:
-        """Start to write `<epoch>.pth`, and `best.pth` if it is the best so far; raises what the last write met."""
+        """Remove what an earlier run of this name left, and write config.json to both folders."""
         with self._naming_the_file():
-            self._writer.save(model, self.checkpoints / f"{epoch}.pth", *([self.best] if is_best else []))
+            # An earlier, longer run would leave later epochs among those of this one. metrics.json goes first: what
+            # is half removed must not look finished.
+            for old in [self.results / "metrics.json", self.state_file, *self.checkpoints.glob("*.pth")]:
+                old.unlink(missing_ok=True)
+            (self.results / "history.csv").unlink(missing_ok=True)
+            self._write_description(description)
+
+    def resume(self, model: nn.Module, description: dict) -> dict | None:
+        """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None
+        where no epoch is complete
+
+        Raises RunError where the run was started with other settings or data, CheckpointError for damaged files.
+        """
+        started = _read_json(self.checkpoints / "config.json") or _read_json(self.results / "config.json")
+        if started is None or not self.state_file.exists():
+            self.start(description)
+            return None
+        _check_same_run(self.name, started, description)
+        state = read_state(self.state_file)
+        try:
+            epoch, self.history = state["epoch"], state["history"]
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.state_file}: not the state of a training run. Use --overwrite.") from error
+        load_weights(model, self.checkpoints / f"{epoch}.pth")
+        with self._naming_the_file():
+            self._write_description(description)
+        return state
+
+    def _write_description(self, description: dict) -> None:
+        # Beside the checkpoints too: test.py finds there what they were trained with.
+        for folder in (self.results, self.checkpoints):
+            write_json(folder / "config.json", description)
+
+    def check_space(self, weights: int, state: int, epochs: int, keep: int | None) -> None:
+        """Raise RunError where the disk has no room for the checkpoints of so many epochs.
+
+        weights, state: bytes of a checkpoint and of the training state; keep: how many checkpoints stay, None for all
+        """
+        kept = epochs if keep is None else min(epochs, keep + 1)  # the best one stays beside the last ones
+        needed = (kept + 1) * weights + 2 * state  # a file is replaced only once its successor is whole
+        free = shutil.disk_usage(self.checkpoints).free
+        if needed > free:
+            raise RunError(
+                f"{self.checkpoints}: the run needs at least {needed / 2**20:.0f} MiB for its checkpoints "
+                f"({weights / 2**20:.0f} MiB each), but {free / 2**20:.0f} MiB are free. Make room, set "
+                "keep_checkpoints to a number, or choose another disk with --model-save-dir."
+            )
+
+    def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
+        """Start to write what an epoch leaves, and return at once: `<epoch>.pth`, `best.pth` if it is the best so
+        far, history.csv with one more row, training-state.pt. Raises what the last write met."""
+        self.history.append(row)
+        weights = snapshot(model.state_dict())
+        state = snapshot(state | {"history": list(self.history)})
+        with self._naming_the_file():
+            self._writer.submit(lambda: self._write_epoch(weights, state, best_epoch, keep))
+
+    def _write_epoch(self, weights: dict, state: dict, best_epoch: int, keep: int | None) -> None:
+        epoch, path = state["epoch"], self.checkpoints / f"{state['epoch']}.pth"
+        save_state(weights, path)
+        if epoch == best_epoch:
+            link_atomically(path, self.best)
+        write_csv(self.results / "history.csv", pd.DataFrame(state["history"]))
+        save_state(state, self.state_file)
+        for old in self.checkpoints.glob("*.pth") if keep is not None else ():
+            if old.stem.isdecimal() and int(old.stem) <= epoch - keep and int(old.stem) != best_epoch:
+                old.unlink()
 
     def check_writing(self) -> None:
-        """Raise DMDError if writing a checkpoint has failed; never waits."""
+        """Raise RunError if writing an epoch's files has failed; never waits."""
         with self._naming_the_file():
             self._writer.check()
 
     def finish_writing(self) -> None:
-        """Wait until the last checkpoint is written. Raises DMDError if that fails."""
+        """Wait until the last epoch's files are written. Raises RunError if that fails."""
         with self._naming_the_file():
             self._writer.finish()
+
+    def save_metrics(self, metrics: dict) -> None:
+        """Write the result of the run to metrics.json."""
+        with self._naming_the_file():
+            write_json(self.results / "metrics.json", metrics)
 
     @contextlib.contextmanager
     def _naming_the_file(self) -> Iterator[None]:
@@ -68,46 +166,72 @@ class RunFolder:
             yield
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise DMDError(
-                f"{self.checkpoints}: a checkpoint cannot be written ({reason}). Make room, or choose another folder "
-                "with --model-save-dir."
+            file = getattr(error, "filename", None) or self.checkpoints
+            raise RunError(
+                f"{file}: cannot be written ({reason}). Make room, then go on with --resume; or choose other folders "
+                "with --model-save-dir and --res-save-dir."
             ) from error
 
-    def append_history(self, row: dict) -> None:
-        """Add an epoch to history.csv."""
-        self._history.append(row)
-        write_csv(self.results / "history.csv", pd.DataFrame(self._history))
 
-    def save_metrics(self, metrics: dict) -> None:
-        """Write the result of the run to metrics.json."""
-        write_json(self.results / "metrics.json", metrics)
+def _read_json(path: Path) -> dict | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable JSON file ({type(error).__name__}). Use --overwrite.") from error
+    return content if isinstance(content, dict) else None
+
+
+def _check_same_run(name: str, started: dict, description: dict) -> None:
+    """Raise RunError where a run is to go on with other settings or data than it was started with."""
+    now = json.loads(json.dumps(description))  # as it would be read back
+    ours, theirs = (d.get("settings", {}) | {k: d.get(k) for k in ("precision", "data")} for d in (now, started))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key not in CHANGEABLE and ours.get(key) != theirs.get(key):
+            raise RunError(
+                f"{name}: --resume with {key} {ours.get(key)!r}, but the run was started with {theirs.get(key)!r}. "
+                "Give it the same settings and data, or choose another --name."
+            )
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index."""
-    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
+    write_atomically(path, lambda file: table.to_csv(file, index=False))
 
 
-def append_results(res_save_dir: str | Path, dataset: str, name: str, per_seed: dict[int, dict]) -> Path:
+def append_results(
+    res_save_dir: str | Path, dataset: str, name: str, per_seed: dict[int, dict], once: bool = False
+) -> Path:
     """Append to `normal/<dataset>.csv` a row of `(mean, std)` cells over the seeds, times 100, as the release does,
-    and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path"""
+    and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path
+
+    With `once`, rows that are there already are left out: a resumed run may have been stopped behind them.
+    """
     folder = Path(res_save_dir) / "normal"
     values = {metric: np.array([result[metric] for result in per_seed.values()]) for metric in TABLE_METRICS}
     row = {"Model": name} | {
         metric: str((round(float(v.mean()) * 100, 2), round(float(v.std()) * 100, 2))) for metric, v in values.items()
     }
-    table = folder / f"{dataset}.csv"
-    _append_rows(table, [row])
     columns = ("epoch", *TABLE_METRICS, *WIDER_METRICS)
-    _append_rows(
-        folder / f"{dataset}-seeds.csv",
-        [{"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()],
-    )
+    per_seed_rows = [
+        {"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()
+    ]
+    table = folder / f"{dataset}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the tables are shared by all runs
+        _append_rows(table, [row], once)
+        _append_rows(folder / f"{dataset}-seeds.csv", per_seed_rows, once)
     return table
 
 
-def _append_rows(path: Path, rows: list[dict]) -> None:
+def _append_rows(path: Path, rows: list[dict], once: bool) -> None:
     new = pd.DataFrame(rows)
     if path.exists():
-        new = pd.concat([pd.read_csv(path), new], ignore_index=True)
+        there = pd.read_csv(path, dtype=str, keep_default_na=False)  # as text: what stands there stays as it is
+        if once:
+            known = {tuple(row) for row in there.reindex(columns=new.columns).itertuples(index=False)}
+            texts = new.astype(object).where(new.notna(), "").map(str)
+            new = new[[tuple(row) not in known for row in texts.itertuples(index=False)]]
+        new = pd.concat([there, new], ignore_index=True)
     write_csv(path, new)

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import platform
 import random
 import re
@@ -27,6 +28,34 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)  # CUDA's generators too
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def random_state() -> dict:
+    """The state of every generator that `set_seed` seeds, in types that a checkpoint may hold."""
+    kind, keys, *position = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *position),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict) -> None:
+    """Go on from what `random_state` told; the GPUs' generators only where there are as many GPUs."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """Let PyTorch choose algorithms that give the same bits every time, or whichever is fastest. On the CPU those of
+    this program always do; on CUDA this costs time."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+    torch.use_deterministic_algorithms(wanted)
 
 
 def choose_device(name: str) -> torch.device:

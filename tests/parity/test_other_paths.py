@@ -19,9 +19,10 @@ def step(reference: Reference, **options):
     reference.args.grad_clip = -1
     model, objective = reference.build()
     trainer = Trainer(reference.args, model, objective, {"train": range(10)}, torch.device("cpu"), **options)
-    output, terms, _ = trainer.training_step(reference.batch())
+    step = trainer.training_step(reference.batch())
     named = dict(model.named_parameters()) | dict(objective.named_parameters())
-    return output, terms, {name: parameter.grad for name, parameter in named.items()}
+    terms = dict(zip(step.names, step.losses, strict=True))
+    return step.predicted, terms, {name: parameter.grad for name, parameter in named.items()}
 
 
 def check_exact(reference: Reference, output, terms, gradients):

@@ -33,8 +33,9 @@ class RecordingRun(RunFolder):
         self.start({})
         self.norms, self.last = {}, None
 
-    def save_epoch(self, model, epoch, is_best):
-        super().save_epoch(model, epoch, is_best)
+    def save_epoch(self, model, state, row, best_epoch, keep):
+        super().save_epoch(model, state, row, best_epoch, keep)
+        epoch = state["epoch"]
         for name, parameter in model.named_parameters():
             self.norms[f"{epoch}/{name}"] = parameter.detach().norm()
         self.last = {name: value.clone() for name, value in model.state_dict().items()}
@@ -49,7 +50,9 @@ def test_three_epochs(case, tmp_path):
     ranges = {"train": range(first_valid), "valid": range(first_valid, first_test),
               "test": range(first_test, n_batches)}  # fmt: skip
     loaders = {
-        name: make_loader(UtteranceDataset(split_of(reference, batches)), info["batch_size"])
+        name: make_loader(
+            UtteranceDataset(split_of(reference, batches)), info["batch_size"], generator=torch.Generator()
+        )
         for name, batches in ranges.items()
     }
     reference.args.max_epochs = info["epochs"]
