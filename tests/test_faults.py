@@ -200,31 +200,36 @@ def test_the_test_command_tells_other_data_and_settings(folder, corpus, capsys):
 
 
 @pytest.mark.slow
-def test_twenty_kills_do_not_change_the_end(uninterrupted):
-    """SIGKILL at random moments, every other while a file is being written; then the run goes on."""
-    chance, kills, runs = random.Random(5), 0, 0
+def test_twenty_kills_do_not_change_the_end(folder):
+    """SIGKILL at random moments of training, every other while a file is being written; then the run goes on."""
+    epochs = ["--epochs", "12", "--set", "early_stop=12"]
+    assert train("--name", "whole", *epochs) == 0
+    chance, kills, runs, resumed_behind = random.Random(5), 0, 0, []
     while kills < 20:
         runs += 1
         name, finished = f"killed{runs}", False
+        log, checkpoints = Path(f"log/{name}-synthetic.log"), Path(f"pt/{name}-synthetic-1111")
         while not finished:
-            process = start("--name", name, *LONGER, "--resume")
-            folder = Path(f"pt/{name}-synthetic-1111")
+            starts = log.read_text().count("parameters, checkpoints in") if log.exists() else 0
+            process = start("--name", name, *epochs, "--resume")
             if kills < 20:
-                wait_for(folder / ".lock", process)
-                if kills % 2:
-                    while process.poll() is None and not list(folder.glob(".*.pt*.tmp")):
-                        pass
-                else:
-                    time.sleep(chance.uniform(0, 1.5))
+                while process.poll() is None and (
+                    not log.exists() or log.read_text().count("parameters, checkpoints in") == starts
+                ):
+                    time.sleep(0.01)
+                time.sleep(chance.uniform(0, 1))
+                while kills % 2 and process.poll() is None and not list(checkpoints.glob(".*.pt*.tmp")):
+                    pass
                 process.kill()
             _, error = process.communicate(timeout=120)
             finished = process.returncode == 0
             assert finished or process.returncode == -signal.SIGKILL, error
             kills += not finished
-            if folder.exists():
-                assert_readable(name)
-        assert outcome(name) == uninterrupted
-    print(f"{kills} kills in {runs} runs")
+            assert_readable(name)
+        resumed_behind += re.findall(r"resumed behind epoch (\d+)", log.read_text())
+        assert outcome(name) == outcome("whole")
+    print(f"{kills} kills in {runs} runs; resumed behind the epochs {resumed_behind}")
+    assert len(set(resumed_behind)) > 3
 
 
 @pytest.mark.slow
