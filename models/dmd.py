@@ -1,7 +1,7 @@
 """DMD: decoupled features, two graphs' worth of heads, cross-modal attention and fusion.
 
 Legend: B batch, T_m steps of modality m and T'_m after its convolution, d_m its width, d the model's width.
-Convolutions see (B, d, T'), transformers (T', B, d). In the published names `low` is the homogeneous side and
+Convolutions see (B, d, T'), transformers (B, T', d). In the published names `low` is the homogeneous side and
 `high` the heterogeneous one; l, v, a are text (language), vision, audio.
 """
 
