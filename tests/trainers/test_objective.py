@@ -57,7 +57,7 @@ def expected_terms(graph: str, edges, logits, reprs, kind: str, prior: list[floa
     return terms
 
 
-@pytest.mark.parametrize(("kind", "gd_prior"), itertools.product(KINDS, ("release", "none")))
+@pytest.mark.parametrize(("kind", "gd_prior"), list(itertools.product(KINDS, ("release", "none"))))
 def test_distillation(kind, gd_prior):
     objective, output = make_objective(homo_repr=kind, hetero_repr=kind, gd_prior=gd_prior), make_output()
     terms = objective(output, LABELS)
