@@ -269,8 +269,8 @@ class DMD(nn.Module):
     def _fuse(self, last_h: PerModality, c_fusion: Tensor) -> Tensor:
         """The prediction from last_h (B, 2d) each and c_fusion (B, 3d).  -> (B, 1)
 
-        `gate` is the paper's fusion (section 3.4), the features weighted by weights learned from them. The paper
-        gives no formula; read here as sigmoid(W x + b) times x, element by element.
+        `gate` is the paper's fusion (section 3.4), the features weighted by weights learned from them: read as
+        sigmoid(W x + b) times x, element by element.
         """
         features = [(f"weight_{m}", last_h[m]) for m in STACK_ORDER] + [("weight_c", c_fusion)]
         fused = torch.cat([torch.sigmoid(getattr(self, name)(x)) for name, x in features], dim=1)  # (B, 9d)

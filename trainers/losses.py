@@ -15,8 +15,8 @@ from models.dmd import STACK_ORDER, DMDOutput
 def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") -> Tensor:
     """L_ort of one modality, a mean of cosines; specific, common (T', B, d) -> scalar.
 
-    paper: the cosine of each step of each utterance, over the width, in [-1, 1]; so that opposite parts are lower
-    than orthogonal ones. The paper says cos(X_com, X_prt) and no more; read as step by step, as both have steps.
+    paper: cos(X_com, X_prt), read as the cosine of each step of each utterance, over the width; not clamped, so that
+    opposite parts are lower than orthogonal ones.
     feature: the same, but only its positive part counts: orthogonal is the best there is.
     batch: Parity: the cosine runs over the *batch* axis, and only its positive part counts.
     """
@@ -135,9 +135,9 @@ class Objective(nn.Module):
     def _distil(self, graph: str, logits: Tensor, reprs: Tensor, terms: LossTerms) -> Tensor:
         """Add the terms of one graph; logits (3, B, 1), reprs (3, B, ·).  -> edges (6, B)
 
-        The paper's L_dtl = ‖W ⊙ E‖₁ is the term `logit`: E are the distances of the logits, W the edges. Without the
-        prior W is free but for its softmax, which is kept: with nothing to hold them up, weights below any bound would
-        bring the loss to 0. Teachers are detached and edges are not, as in the release.
+        The paper's L_dtl = ‖W ⊙ E‖₁ is the term `logit`, a mean over the batch: E are the distances of the logits, W
+        the edges. Without the prior W is free but for its softmax, which is kept: W = 0 would be the best W. Teachers
+        are detached and edges are not, as in the release.
         """
         args, edges, prior = self.args, getattr(self, graph)(logits, reprs), getattr(self, f"{graph}_prior")
         # Parity: a fixed prior is added to the edges, and the mean edges are pulled to it.
