@@ -9,7 +9,7 @@ from pathlib import Path
 from easydict import EasyDict
 from pydantic import ValidationError
 
-from config.schema import SETTING_NAMES, DMDConfig
+from config.schema import PRESETS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
 
 DEFAULT_FILE = Path(__file__).parent / "config.json"
@@ -23,6 +23,8 @@ def load_config(
     model_name: str, dataset_name: str, config_file: str | Path = "", overrides: dict | None = None
 ) -> EasyDict:
     """Settings of one model on one data set: defaults < file (default config/config.json) < overrides.
+
+    Switches that are set nowhere, or to null, follow `objective`, whichever layer named it.
 
     -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
     Raises ConfigError in one line that names file, key, value and what is allowed.
@@ -71,7 +73,8 @@ def load_config(
 def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
     """Check settings that were resolved before (a run's config.json), with overrides on top.
 
-    An overriding featurePath is relative to dataset_root_dir, as in `load_config`.
+    An overriding featurePath is relative to dataset_root_dir, as in `load_config`. An overriding objective replaces
+    the switches that have the value which the stored objective chooses; one set to another value stays.
     """
     _check_names(settings, None, RUN_FILE, "", "key")
     settings, overrides = dict(settings), dict(overrides or {})
@@ -79,6 +82,9 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     settings.pop("seq_lens", None)  # what the data had, not a setting
     for layer in (settings, overrides):
         _check_names(layer, SETTING_NAMES, COMMAND_LINE if layer is overrides else RUN_FILE, "", "key")
+    if "objective" in overrides:
+        chosen = PRESETS.get(str(settings.get("objective")), {})
+        settings = {key: value for key, value in settings.items() if key not in chosen or value != chosen[key]}
     origin = dict.fromkeys(settings, RUN_FILE) | dict.fromkeys(overrides, COMMAND_LINE)
     checked = _validate(settings | overrides, origin)
     if "featurePath" in overrides:

@@ -4,8 +4,35 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
-IGNORED_KEYS = ("weight_decay", "num_classes", "language", "train_samples", "need_model_aligned")
+IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned")
 """Accepted so that existing files load, and without effect."""
+
+PRESETS = {
+    "release": {
+        "ort": "batch",
+        "margin": "release",
+        "homo_repr": "off",
+        "hetero_repr": "cosine_apart",
+        "gd_prior": "release",
+        "fusion": "sigmoid",
+        "leftover_batches": "drop",
+        "weight_decay_applied": False,
+        "valid_loss": "batch_mean",
+    },
+    # The paper has no word on the recipe, so that the last three are the release's.
+    "paper": {
+        "ort": "paper",
+        "margin": "paper",
+        "homo_repr": "off",
+        "hetero_repr": "off",
+        "gd_prior": "none",
+        "fusion": "gate",
+        "leftover_batches": "drop",
+        "weight_decay_applied": False,
+        "valid_loss": "batch_mean",
+    },
+}
+"""What `objective` chooses for each switch that is null."""
 
 Flag = StrictBool
 Name = Annotated[StrictStr, Field(min_length=1)]
@@ -13,6 +40,7 @@ Count = Annotated[StrictInt, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Representation = Literal["off", "l1", "cosine_apart"]
 Pattern = Annotated[list[float], Field(min_length=6, max_length=6)]
 
 
@@ -56,11 +84,38 @@ class DMDConfig(BaseModel):
     res_dropout: Probability = Field(0.0, description="before each residual sum of a transformer")
     output_dropout: Probability = Field(0.5, description="in every prediction head")
 
+    # Switches: where paper and release differ. null: as `objective` says (PRESETS)
+    objective: Literal["release", "paper"] = Field("release", description="chooses the switches that are not set")
+    ort: Literal["batch", "feature", "paper"] | None = Field(
+        None, description="cosine of L_ort: over the batch, clamped; over the width, clamped; over the width, as it is"
+    )
+    margin: Literal["release", "paper"] | None = Field(
+        None, description="L_mar: margin_slope·|Δy| and any modality; or triplets across modalities and margin_alpha"
+    )
+    homo_repr: Representation | None = Field(
+        None, description="representation term of HomoGD: none; L1 distance; positive cosine (pushes apart)"
+    )
+    hetero_repr: Representation | None = Field(None, description="as homo_repr, of HeteroGD")
+    gd_prior: Literal["release", "none"] | None = Field(
+        None, description="edges: softmax + prior, pulled to the prior; or the softmax alone"
+    )
+    fusion: Literal["sigmoid", "gate"] | None = Field(
+        None, description="into the last head: sigmoid(Wx), or sigmoid(Wx)·x"
+    )
+    leftover_batches: Literal["drop", "step"] | None = Field(
+        None, description="an epoch's last, incomplete group of batches: never used, or a step of its own"
+    )
+    weight_decay_applied: Flag | None = Field(None, description="hand weight_decay to Adam")
+    valid_loss: Literal["batch_mean", "sample_mean"] | None = Field(
+        None, description="Loss of an evaluation: mean over batches, or over utterances"
+    )
+
     # Objective
     lambda_decoupling: NonNegative = Field(0.1, description="λ1, weight of the decoupling losses")
     lambda_distillation: NonNegative = Field(0.05, description="λ2, weight of the distillation losses")
     gamma: NonNegative = Field(0.1, description="γ, weight of margin and orthogonality among the decoupling losses")
-    margin_slope: NonNegative = Field(0.15, description="margin per unit of label distance")
+    margin_slope: NonNegative = Field(0.15, description="margin per unit of label distance, for margin release")
+    margin_alpha: NonNegative = Field(0.1, description="α, the constant margin, for margin paper")
     homo_gd_size: Count = Field(64, description="node width of the homogeneous graph")
     hetero_gd_size: Count = Field(32, description="node width of the heterogeneous graph")
     homo_gd_prior: Pattern = Field([0, 0, 1, 0, 1, 0], description="pattern over V→L, A→L, L→V, A→V, L→A, V→A")
@@ -86,6 +141,7 @@ class DMDConfig(BaseModel):
     patience: Annotated[StrictInt, Field(ge=0)] = Field(
         5, description="epochs without a lower Loss before the rate falls"
     )
+    weight_decay: NonNegative = Field(0.005, description="times weights, added to gradients if weight_decay_applied")
     early_stop: Count = Field(10, description="epochs without a new best before training ends")
     max_epochs: Count | None = Field(None, description="stop here at the latest; null: only early stopping")
     KeyEval: Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"] = Field(
@@ -97,11 +153,17 @@ class DMDConfig(BaseModel):
     min_improvement: NonNegative = Field(1e-6, description="least change of KeyEval that makes a new best")
 
     # IGNORED_KEYS
-    weight_decay: NonNegative = Field(0.005, description="ignored: the release never hands it to Adam")
     num_classes: Count = Field(3, description="ignored")
     language: Name = Field("en", description="ignored")
     train_samples: Count = Field(1284, description="ignored: counted in the data")
     need_model_aligned: Flag = Field(True, description="ignored")
+
+    @model_validator(mode="after")
+    def _choose_switches(self) -> "DMDConfig":
+        for key, value in PRESETS[self.objective].items():
+            if getattr(self, key) is None:
+                setattr(self, key, value)
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> "DMDConfig":

@@ -92,8 +92,12 @@ class DMDOutput:
 class DMD(nn.Module):
     """Decoupled Multimodal Distilling, sized by the data (paper, section 3; names and order of the release).
 
+    With every value of `fusion` the parameters have the names and shapes of published checkpoints, which load
+    strictly; but they were trained with `sigmoid`, and predict nothing sensible with `gate`.
+
     Reads from `args`: feature_dims and seq_lens ([text, audio, vision] widths and steps), use_bert, use_finetune,
-    pretrained, attn_mask, nlevels, dst_feature_dim_nheads [d, heads], conv1d_kernel_size_{l,a,v} and the dropouts.
+    pretrained, fusion, attn_mask, nlevels, dst_feature_dim_nheads [d, heads], conv1d_kernel_size_{l,a,v} and the
+    dropouts.
     """
 
     def __init__(self, args):
@@ -263,8 +267,14 @@ class DMD(nn.Module):
         return {m: x[:, 0] for m, x in zip(sequences, last, strict=True)}
 
     def _fuse(self, last_h: PerModality, c_fusion: Tensor) -> Tensor:
-        """The prediction from last_h (B, 2d) each and c_fusion (B, 3d).  -> (B, 1)"""
-        # Parity: the fusion weights themselves are fed on, not the features weighted by them (paper, section 3.4).
-        gates = [torch.sigmoid(getattr(self, f"weight_{m}")(last_h[m])) for m in STACK_ORDER]
-        gates.append(torch.sigmoid(self.weight_c(c_fusion)))
-        return self._head("{}", torch.cat(gates, dim=1))[0]  # (B, 9d) -> (B, 1)
+        """The prediction from last_h (B, 2d) each and c_fusion (B, 3d).  -> (B, 1)
+
+        `gate` is the paper's fusion (section 3.4), the features weighted by weights learned from them: read as
+        sigmoid(W x + b) times x, element by element.
+        """
+        features = [(f"weight_{m}", last_h[m]) for m in STACK_ORDER] + [("weight_c", c_fusion)]
+        fused = torch.cat([torch.sigmoid(getattr(self, name)(x)) for name, x in features], dim=1)  # (B, 9d)
+        # Parity: without the gate the weights themselves are fed on, not the features weighted by them.
+        if self.args.fusion == "gate":
+            fused = fused * torch.cat([x for _, x in features], dim=1)
+        return self._head("{}", fused)[0]  # (B, 9d) -> (B, 1)

@@ -16,7 +16,7 @@ from utils.runtime import autocast, progress
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted and true sentiment (N,) of a split in file order, and the mean of the batches' losses."""
+    """Predicted and true sentiment (N,) of a split in file order, and its Loss."""
 
     predicted: np.ndarray
     labels: np.ndarray
@@ -43,7 +43,8 @@ def predict(
     """Run the model over a split in eval mode, in batches of the loader's size.
 
     Parity: Loss is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
-    last, smaller batch weigh more. It does not depend on the loader's batches.
+    last, smaller batch weigh more. It does not depend on the loader's batches. With `valid_loss` sample_mean all
+    utterances weigh the same.
 
     Raises NumericalError where a prediction is not finite.
     """
@@ -55,15 +56,17 @@ def predict(
             with autocast(device, precision):
                 predicted.append(model.predict(text, audio, vision).float())
             labels.append(target)
-    check_predictions(predicted, loader.dataset.ids, description)
-    pairs = zip(*(torch.cat(parts).split(model.args.batch_size) for parts in (predicted, labels)), strict=True)
+    everything = torch.cat(predicted), torch.cat(labels)
+    check_predictions(everything[0], loader.dataset.ids, description)
+    size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(everything[0])
+    pairs = zip(*(x.split(size) for x in everything), strict=True)
     loss = torch.stack([F.l1_loss(*pair) for pair in pairs]).double().mean().item()
     return Predictions.collect(predicted, labels, loss)
 
 
-def check_predictions(predicted: Sequence[torch.Tensor], ids: Sequence[str], split: str) -> None:
-    """Raise NumericalError, with the utterances, where a prediction (B, 1) of a batch is not finite."""
-    bad = (~torch.cat(list(predicted)).isfinite()).flatten().nonzero().flatten().tolist()
+def check_predictions(predicted: torch.Tensor, ids: Sequence[str], split: str) -> None:
+    """Raise NumericalError, with the utterances, where a prediction of the split (N, 1) is not finite."""
+    bad = (~predicted.isfinite()).flatten().nonzero().flatten().tolist()
     if bad:
         raise NumericalError(
             f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "

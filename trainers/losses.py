@@ -1,7 +1,7 @@
 """The objective: one function for each equation, and their total.
 
-Legend: B batch, T' steps, d width. Equations are the paper's; where the release computes something else, the
-release is what is here, and a `Parity:` note says so.
+Legend: B batch, T' steps, d width. Where paper and release differ, a switch of the config chooses (config/schema.py);
+a `Parity:` note marks what the release does, and the docstring how the paper is read where it leaves that open.
 """
 
 import torch
@@ -12,14 +12,25 @@ from models.distillation import PAIRS, GraphDistillation
 from models.dmd import STACK_ORDER, DMDOutput
 
 
-def orthogonality_loss(specific: Tensor, common: Tensor) -> Tensor:
-    """L_ort of one modality; specific, common (T', B, d) -> scalar.
+def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") -> Tensor:
+    """L_ort of one modality, a mean of cosines; specific, common (T', B, d) -> scalar.
 
-    Parity: the cosine runs over the *batch* axis, and only its positive part counts.
+    paper: cos(X_com, X_prt), read as the cosine of each step of each utterance, over the width; not clamped, so that
+    opposite parts are lower than orthogonal ones.
+    feature: the same, but only its positive part counts: orthogonal is the best there is.
+    batch: Parity: the cosine runs over the *batch* axis, and only its positive part counts.
     """
-    dot = (specific * common).sum(dim=1)
-    norms = (specific.square().sum(dim=1) + 1e-12) * (common.square().sum(dim=1) + 1e-12)
-    return (dot / norms.sqrt()).clamp(min=0).mean()
+    axis = 1 if kind == "batch" else 2
+    dot = (specific * common).sum(dim=axis)
+    norms = (specific.square().sum(dim=axis) + 1e-12) * (common.square().sum(dim=axis) + 1e-12)
+    cosine = dot / norms.sqrt()
+    return (cosine if kind == "paper" else cosine.clamp(min=0)).mean()
+
+
+def cosines(vectors: Tensor) -> Tensor:
+    """The cosine of every two of the vectors (n, d), as the margin losses use it.  -> (n, n)"""
+    vectors = vectors / (vectors.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
+    return vectors @ vectors.t()
 
 
 def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
@@ -31,8 +42,7 @@ def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
 
     Parity: no condition on the modality, and margin slope·|Δy| instead of the paper's constant α.
     """
-    vectors = vectors / (vectors.square().sum(dim=1, keepdim=True) + 1e-8).sqrt()
-    cosine = vectors @ vectors.t()  # (n, n)
+    cosine = cosines(vectors)  # (n, n)
     distance = (labels[:, None] - labels[None, :]).abs()  # (n, n)
     same_label = labels[:, None] == labels[None, :]
     positive = same_label & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -41,6 +51,24 @@ def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
     pairs = positive[:, :, None] & negative[:, None, :]
     per_anchor = (violation.clamp(min=0) * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
     return per_anchor.sum() / pairs.any(dim=2).any(dim=1).sum().clamp(min=1)
+
+
+def triplet_margin_loss(vectors: Tensor, labels: Tensor, modalities: Tensor, alpha: float) -> Tensor:
+    """L_mar of the paper; vectors (n, d) with the labels (n,) of their utterances and modalities (n,) -> scalar.
+
+    Over the triplets (i, j, k) with m[i] ≠ m[j], m[i] = m[k], c[i] = c[j], c[i] ≠ c[k], of modality m and class c:
+    the mean of max(0, α - cos(i, j) + cos(i, k)). Zero where there is no triplet.
+
+    Read so where the paper leaves it open: the classes of a regression are its labels, equal or not, as in the
+    release; all triplets weigh the same; an utterance's own other modalities are among its positives.
+    """
+    cosine = cosines(vectors)  # (n, n)
+    same_modality = modalities[:, None] == modalities[None, :]
+    same_label = labels[:, None] == labels[None, :]
+    positive, negative = ~same_modality & same_label, same_modality & ~same_label  # (n, n)
+    triplets = positive[:, :, None] & negative[:, None, :]  # (i, j, k)
+    violation = alpha - cosine[:, :, None] + cosine[:, None, :]
+    return (violation.clamp(min=0) * triplets).sum() / triplets.sum().clamp(min=1)
 
 
 def graph_prior(pattern: list[float], temperature: float) -> Tensor:
@@ -68,6 +96,7 @@ class Objective(nn.Module):
     def __init__(self, args):
         super().__init__()
         self.args = args
+        self.repr_kinds = {"homo": args.homo_repr, "hetero": args.hetero_repr}
         d = args.dst_feature_dim_nheads[0]
         self.homo = GraphDistillation(d, args.homo_gd_size, args.gd_edge_temperature)
         self.hetero = GraphDistillation(2 * d, args.hetero_gd_size, args.gd_edge_temperature)
@@ -86,9 +115,8 @@ class Objective(nn.Module):
             terms[f"task/{m}_hetero"] = F.l1_loss(output.logits_hetero[m], labels)
             terms[f"recon/{m}"] = F.mse_loss(output.recon[m], output.origin[m])
             terms[f"cycle/{m}"] = F.mse_loss(output.specific_recon[m].permute(2, 0, 1), output.specific[m])
-            terms[f"ort/{m}"] = orthogonality_loss(output.specific[m], output.common[m])
-        common = torch.cat([output.common_sim[m] for m in STACK_ORDER])  # (3B, d)
-        terms["margin"] = self.margin(common, labels.view(-1).repeat(3), self.args.margin_slope)
+            terms[f"ort/{m}"] = orthogonality_loss(output.specific[m], output.common[m], self.args.ort)
+        terms["margin"] = self._margin(stack(output.common_sim), labels.view(-1))
         terms.edges = {
             "homo": self._distil("homo", stack(output.logits_homo), stack(output.repr_homo), terms),
             "hetero": self._distil("hetero", stack(output.logits_hetero), stack(output.repr_hetero), terms),
@@ -96,25 +124,39 @@ class Objective(nn.Module):
         terms["total"] = self._total(terms)
         return terms
 
+    def _margin(self, common: Tensor, labels: Tensor) -> Tensor:
+        """L_mar of common (3, B, d) and labels (B,) -> scalar"""
+        vectors, args = common.flatten(0, 1), self.args  # (3B, d)
+        if args.margin == "release":
+            return self.margin(vectors, labels.repeat(3), args.margin_slope)
+        modalities = torch.arange(3, device=labels.device).repeat_interleave(len(labels))
+        return triplet_margin_loss(vectors, labels.repeat(3), modalities, args.margin_alpha)
+
     def _distil(self, graph: str, logits: Tensor, reprs: Tensor, terms: LossTerms) -> Tensor:
-        """Add the terms of one graph; logits (3, B, 1), reprs (3, B, ·).  -> edges (6, B)"""
-        edges = getattr(self, graph)(logits, reprs)
-        prior = getattr(self, f"{graph}_prior")
-        weights = edges + prior[:, None]  # Parity: the prior is added to the edges, and edges are not detached
+        """Add the terms of one graph; logits (3, B, 1), reprs (3, B, ·).  -> edges (6, B)
+
+        The paper's L_dtl = ‖W ⊙ E‖₁ is the term `logit`, a mean over the batch: E are the distances of the logits, W
+        the edges. Without the prior W is free but for its softmax, which is kept: W = 0 would be the best W. Teachers
+        are detached and edges are not, as in the release.
+        """
+        args, edges, prior = self.args, getattr(self, graph)(logits, reprs), getattr(self, f"{graph}_prior")
+        # Parity: a fixed prior is added to the edges, and the mean edges are pulled to it.
+        has_prior = args.gd_prior == "release"
+        weights = edges + prior[:, None] if has_prior else edges
         students, teachers = (list(side) for side in zip(*PAIRS, strict=True))
         student_logits, teacher_logits = logits[students].squeeze(-1), logits[teachers].squeeze(-1).detach()  # (6, B)
         student_reprs, teacher_reprs = reprs[students], reprs[teachers].detach()  # (6, B, ·)
 
-        args = self.args
-        terms[f"{graph}/reg"] = args.gd_reg_weight * (edges.mean(dim=1) - prior).square().sum()
+        pull = (edges.mean(dim=1) - prior).square().sum() if has_prior else edges.new_zeros(())
+        terms[f"{graph}/reg"] = args.gd_reg_weight * pull
         terms[f"{graph}/logit"] = (weights * (student_logits - teacher_logits).abs()).mean(dim=1).sum()
-        if graph == "homo":
-            distances = (student_reprs - teacher_reprs).abs().sum(dim=-1)  # (6, B)
-            per_pair = (weights * distances).mean(dim=1)
-        else:
-            # Parity: this lowers the similarity of the representations, where the paper's L_dtl raises it.
+        if self.repr_kinds[graph] == "cosine_apart":
+            # Parity: this lowers the similarity of the representations, where distilling them would raise it.
             similarity = F.cosine_similarity(student_reprs, teacher_reprs, dim=-1).clamp(min=0)  # (6, B)
             per_pair = weights.mean(dim=1) * similarity.mean(dim=1)
+        else:
+            distances = (student_reprs - teacher_reprs).abs().sum(dim=-1)  # (6, B)
+            per_pair = (weights * distances).mean(dim=1)
         terms[f"{graph}/repr"] = args.gd_repr_weight * per_pair.sum()
         return edges
 
@@ -125,7 +167,11 @@ class Objective(nn.Module):
         def group(prefix: str) -> Tensor:
             return sum(value for name, value in terms.items() if name.startswith(f"{prefix}/"))
 
-        # Parity: homo/repr is computed and reported, but not trained on.
-        distillation = terms["homo/logit"] + terms["homo/reg"] + group("hetero")
+        def distillation(graph: str) -> Tensor:
+            # Parity: the release computes and reports homo/repr, but does not train on it ("off").
+            trained = ("reg", "logit") if self.repr_kinds[graph] == "off" else ("reg", "logit", "repr")
+            return sum(terms[f"{graph}/{name}"] for name in trained)
+
+        distilled = distillation("homo") + distillation("hetero")
         decoupling = group("recon") + group("cycle") + args.gamma * (terms["margin"] + group("ort"))
-        return group("task") + args.lambda_distillation * distillation + args.lambda_decoupling * decoupling
+        return group("task") + args.lambda_distillation * distilled + args.lambda_decoupling * decoupling

@@ -71,9 +71,15 @@ class Trainer:
         self.precision = precision
         self.model, self.objective = model.to(device), objective.to(device)
         self.parameters = FlatParameters([*self.model.parameters(), *self.objective.parameters()])
-        # Parity: one group for BERT, model and graphs, and no weight decay whatever the config says.
+        # Parity: one group for BERT, model and graphs; the release has weight_decay in its config and never hands it
+        # over. Applied, it is Adam's: added to the clipped gradients, also to the zeros of unused parameters.
         self.optimizer = torch.optim.Adam(
-            [self.parameters.values], lr=args.learning_rate, betas=tuple(args.adam_betas), eps=args.adam_eps, fused=True
+            [self.parameters.values],
+            lr=args.learning_rate,
+            betas=tuple(args.adam_betas),
+            eps=args.adam_eps,
+            weight_decay=args.weight_decay if args.weight_decay_applied else 0.0,
+            fused=True,
         )
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
@@ -84,8 +90,9 @@ class Trainer:
             mode = "reduce-overhead" if device.type == "cuda" else "default"
             self.compute = torch.compile(self.forward, mode=mode, dynamic=False)
         batches = len(loaders["train"])
-        self.steps_at_epoch_end = batches < args.update_epochs
-        if self.steps_at_epoch_end:
+        steps_leftover = args.leftover_batches == "step" and batches % args.update_epochs > 0
+        self.steps_at_epoch_end = steps_leftover or batches < args.update_epochs
+        if self.steps_at_epoch_end and not steps_leftover:
             logger.warning(
                 f"The train split has {batches} batches, fewer than update_epochs {args.update_epochs}: stepping once "
                 "at the end of each epoch (the released code would never step)."
@@ -161,7 +168,7 @@ class Trainer:
 
         Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward; the
         batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained
-        that way.
+        that way. With `leftover_batches` step they get a step of their own, unscaled too.
         """
         self.model.train()
         self.objective.train()

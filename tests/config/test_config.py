@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from config import config_from_resolved, load_config, parse_overrides
-from config.schema import IGNORED_KEYS, SETTING_NAMES, DMDConfig
+from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +81,49 @@ def test_resolved_settings_come_back_as_they_were():
     assert config_from_resolved(stored, {"batch_size": 2}).batch_size == 2
 
 
+RELEASE = {"ort": "batch", "margin": "release", "homo_repr": "off", "hetero_repr": "cosine_apart",
+           "gd_prior": "release", "fusion": "sigmoid", "leftover_batches": "drop", "weight_decay_applied": False,
+           "valid_loss": "batch_mean"}  # fmt: skip
+PAPER = RELEASE | {"ort": "paper", "margin": "paper", "hetero_repr": "off", "gd_prior": "none", "fusion": "gate"}
+
+
+def switches(*arguments) -> dict:
+    args = load_config("dmd", "mosi", *arguments)
+    return {key: args[key] for key in RELEASE}
+
+
+def file_with(folder: Path, **objective) -> str:
+    return write(folder, OLD_FILE | {"dmd": OLD_FILE["dmd"] | {"objectiveParams": objective}})
+
+
+def test_objective_chooses_the_switches(tmp_path):
+    assert switches() == switches(write(tmp_path, OLD_FILE)) == RELEASE
+    assert switches("", {"objective": "paper"}) == switches(file_with(tmp_path, objective="paper")) == PAPER
+    assert load_config("dmd", "mosi", "", {"objective": "paper"}).margin_alpha == 0.1
+
+
+def test_what_is_set_beats_the_objective_whichever_layer_names_it(tmp_path):
+    assert switches("", {"objective": "paper", "ort": "feature"}) == PAPER | {"ort": "feature"}
+    own = file_with(tmp_path, objective="paper", margin="release")
+    assert switches(own) == PAPER | {"margin": "release"}
+    # Another objective over the file's: what that had chosen goes, what the file sets itself stays.
+    assert switches(own, {"objective": "release"}) == RELEASE
+    own = file_with(tmp_path, objective="paper", fusion="gate")
+    assert switches(own, {"objective": "release"}) == RELEASE | {"fusion": "gate"}
+    assert switches(own, {"objective": "release", "fusion": None}) == RELEASE  # null: as the objective says
+    own = file_with(tmp_path, fusion="gate")
+    assert switches(own, {"objective": "paper", "fusion": "sigmoid"}) == PAPER | {"fusion": "sigmoid"}
+
+
+def test_objective_over_resolved_settings():
+    stored = json.loads(json.dumps(load_config("dmd", "mosi", "", {"objective": "paper", "ort": "feature"})))
+    assert stored["fusion"] == "gate"  # resolved, not null
+    again = config_from_resolved(stored, {"objective": "release"})
+    assert {key: again[key] for key in RELEASE} == RELEASE | {"ort": "feature"}
+    older = {key: value for key, value in stored.items() if key not in RELEASE and key != "objective"}
+    assert {key: value for key, value in config_from_resolved(older).items() if key in RELEASE} == RELEASE
+
+
 def test_overrides_are_json_where_they_can_be():
     items = ["a=1", "b=[1, 2]", "c=true", "d=False", "e=bert-base", "f=1e-4", "g=x=y", "a=2", "h=null"]
     assert parse_overrides(items) == {"a": 2, "b": [1, 2], "c": True, "d": False, "e": "bert-base", "f": 1e-4,
@@ -141,6 +184,17 @@ BAD_OVERRIDES = {
     "patience": (True, "integer"),
     "max_epochs": (0, "greater than or equal to 1"),
     "homo_gd_prior": ([0, 0, 1], "at least 6"),
+    "objective": ("papers", "'release' or 'paper'"),
+    "ort": ("width", "'batch', 'feature' or 'paper'"),
+    "margin": ("triplet", "'release' or 'paper'"),
+    "margin_alpha": (-0.1, "greater than or equal to 0"),
+    "homo_repr": ("l2", "'off', 'l1' or 'cosine_apart'"),
+    "hetero_repr": (True, "'off', 'l1' or 'cosine_apart'"),
+    "gd_prior": ("off", "'release' or 'none'"),
+    "fusion": ("concat", "'sigmoid' or 'gate'"),
+    "leftover_batches": (1, "'drop' or 'step'"),
+    "weight_decay_applied": ("yes", "boolean"),
+    "valid_loss": ("mean", "'batch_mean' or 'sample_mean'"),
 }
 
 
@@ -184,6 +238,7 @@ def test_every_key_has_a_reader_or_is_listed_as_ignored():
     kernels = {f"conv1d_kernel_size_{m}" for m in "lav"}  # read by a name template
     single_choice = {"optimizer", "scheduler", "transformers"}  # one value allowed: checked, and nothing to choose
     unread = {key for key in SETTING_NAMES if not re.search(rf"\b(args|settings|checked|self\.args)\.{key}\b", code)}
-    assert unread - kernels - single_choice == set(IGNORED_KEYS)
+    choosing = {"objective"}  # read where the switches are resolved
+    assert unread - kernels - single_choice - choosing == set(IGNORED_KEYS)
     readme = (ROOT / "README.md").read_text()
-    assert all(f"`{key}`" in readme for key in IGNORED_KEYS)
+    assert all(f"`{key}`" in readme for key in (*IGNORED_KEYS, "objective", *PRESETS["paper"], "margin_alpha"))

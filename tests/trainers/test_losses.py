@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainers.losses import graph_prior, margin_loss, orthogonality_loss
+from trainers.losses import graph_prior, margin_loss, orthogonality_loss, triplet_margin_loss
 
 
 def test_orthogonality_runs_over_the_batch_axis():
@@ -15,11 +15,36 @@ def test_orthogonality_runs_over_the_batch_axis():
     assert orthogonality_loss(specific, common).item() == pytest.approx(0.5)
 
 
-def margin_by_the_letter(vectors, labels, slope):
-    def cosine(x, y):
-        norms = [math.sqrt(sum(v * v for v in z) + 1e-8) for z in (x, y)]
-        return sum(a * b for a, b in zip(x, y, strict=True)) / (norms[0] * norms[1])
+ORT = {
+    "feature": (24 / 25 + 0) / 2,  # the steps' cosines over the width are 24/25 and -1
+    "paper": (24 / 25 - 1) / 2,
+    "batch": (11 / math.sqrt(170) + 1) / 2,  # the channels' over the utterances: (12 - 1) / √(10·17), 12 / (4·3)
+}
 
+
+@pytest.mark.parametrize("kind", ORT)
+def test_orthogonality_of_each_kind(kind):
+    specific = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])  # one step, two utterances, two channels
+    common = torch.tensor([[[4.0, 3.0], [-1.0, 0.0]]])
+    assert orthogonality_loss(specific, common, kind).item() == pytest.approx(ORT[kind])
+    twice = (torch.cat([x, x]) for x in (specific, common))
+    assert orthogonality_loss(*twice, kind).item() == pytest.approx(ORT[kind])  # a mean over steps, no sum
+
+
+@pytest.mark.parametrize("kind", ORT)
+def test_orthogonality_of_padding_is_zero_and_has_a_gradient(kind):
+    specific = torch.zeros(3, 2, 4, requires_grad=True)
+    loss = orthogonality_loss(specific, torch.zeros(3, 2, 4), kind)
+    loss.backward()
+    assert loss.item() == 0 and torch.isfinite(specific.grad).all()
+
+
+def cosine(x, y):
+    norms = [math.sqrt(sum(v * v for v in z) + 1e-8) for z in (x, y)]
+    return sum(a * b for a, b in zip(x, y, strict=True)) / (norms[0] * norms[1])
+
+
+def margin_by_the_letter(vectors, labels, slope):
     anchors = []
     for i, y in enumerate(labels):
         positives = [j for j, other in enumerate(labels) if other == y and j != i]
@@ -45,6 +70,40 @@ def test_margin_equals_the_loop(labels):
 def test_margin_without_a_pair_is_zero_and_has_a_gradient(labels):
     vectors = torch.zeros(3, 4, requires_grad=True)
     loss = margin_loss(vectors, torch.tensor(labels), 0.15)
+    loss.backward()
+    assert loss.item() == 0 and torch.isfinite(vectors.grad).all()
+
+
+def test_triplets_of_two_utterances_in_two_modalities():
+    # Utterances A, B in modality 0, then in modality 1. Triplets (anchor; positive; negative), cos pos, cos neg:
+    # (A0; A1; B0) 0, 0: α    (B0; B1; A0) 1, 0: 0    (A1; A0; B1) 0, 1: α + 1    (B1; B0; A1) 1, 1: α
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
+    labels, modalities = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([0, 0, 1, 1])
+    for alpha in (0.1, 0.5):
+        loss = triplet_margin_loss(vectors, labels, modalities, alpha).item()
+        assert loss == pytest.approx((3 * alpha + 1) / 4, abs=1e-6)
+
+
+def test_triplets_equal_the_loop():
+    vectors = torch.randn(12, 4, generator=torch.Generator().manual_seed(3))
+    labels, modalities = [0.0, 0.6, 0.0, -1.0] * 3, [0] * 4 + [1] * 4 + [2] * 4
+    losses = [
+        max(
+            0, 0.3 - cosine(vectors[i].tolist(), vectors[j].tolist()) + cosine(vectors[i].tolist(), vectors[k].tolist())
+        )
+        for i in range(12)
+        for j in range(12)
+        for k in range(12)
+        if modalities[i] != modalities[j] and modalities[i] == modalities[k]
+        if labels[i] == labels[j] and labels[i] != labels[k]
+    ]
+    got = triplet_margin_loss(vectors, torch.tensor(labels), torch.tensor(modalities), 0.3).item()
+    assert got == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+
+
+def test_no_triplet_is_zero_and_has_a_gradient():
+    vectors = torch.zeros(6, 4, requires_grad=True)
+    loss = triplet_margin_loss(vectors, torch.ones(6), torch.tensor([0, 0, 1, 1, 2, 2]), 0.1)
     loss.backward()
     assert loss.item() == 0 and torch.isfinite(vectors.grad).all()
 

@@ -1,0 +1,122 @@
+"""Distillation terms and the total under every switch, by loops over the utterances and the pairs of modalities."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from config import load_config
+from models.dmd import STACK_ORDER, DMDOutput
+from trainers.losses import Objective
+
+B, D, STEPS = 3, 2, 4
+KINDS = ("off", "l1", "cosine_apart")
+LABELS = torch.tensor([[1.0], [1.0], [-2.0]])
+PRIORS = {"homo": [0, 0, 1, 0, 1, 0], "hetero": [0, 0, 1, 0, 1, 1]}
+
+
+def make_objective(**overrides) -> Objective:
+    args = load_config("dmd", "mosi", overrides={"dst_feature_dim_nheads": [D, 1]} | overrides)
+    torch.manual_seed(4)
+    return Objective(args)
+
+
+def make_output() -> DMDOutput:
+    generator = torch.Generator().manual_seed(9)
+
+    def each(*shape):
+        return {m: torch.randn(shape, generator=generator, requires_grad=True) for m in STACK_ORDER}
+
+    logits = (torch.randn(B, 1, generator=generator) for _ in range(2))
+    return DMDOutput(
+        *logits, origin=each(B, D, STEPS), specific=each(STEPS, B, D), common=each(STEPS, B, D),
+        recon=each(B, D, STEPS), specific_recon=each(B, D, STEPS), common_sim=each(B, D), logits_homo=each(B, 1),
+        repr_homo=each(B, D), last_h=each(B, 2 * D), logits_hetero=each(B, 1), repr_hetero=each(B, 2 * D),
+    )  # fmt: skip
+
+
+def expected_terms(graph: str, edges, logits, reprs, kind: str, prior: list[float]) -> dict[str, float]:
+    """Logit, representation and regulariser of one graph; `prior` of zeros for none."""
+    terms = dict.fromkeys(("logit", "reg", "repr"), 0.0)
+    pairs = [("l", "v"), ("l", "a"), ("v", "l"), ("v", "a"), ("a", "l"), ("a", "v")]  # student, teacher
+    for p, (student, teacher) in enumerate(pairs):
+        weights = [edges[p][b].item() + prior[p] for b in range(B)]
+        if any(prior):
+            terms["reg"] += 10 * (sum(edges[p][b].item() for b in range(B)) / B - prior[p]) ** 2
+        similarities = []
+        for b in range(B):
+            terms["logit"] += weights[b] * abs(logits[student][b].item() - logits[teacher][b].item()) / B
+            x, y = reprs[student][b].tolist(), reprs[teacher][b].tolist()
+            if kind != "cosine_apart":
+                terms["repr"] += 10 * weights[b] * sum(abs(v - w) for v, w in zip(x, y, strict=True)) / B
+            dot = sum(v * w for v, w in zip(x, y, strict=True))
+            similarities.append(max(0, dot / math.sqrt(sum(v * v for v in x) * sum(w * w for w in y))))
+        if kind == "cosine_apart":
+            terms["repr"] += 10 * (sum(weights) / B) * (sum(similarities) / B)
+    return terms
+
+
+@pytest.mark.parametrize(("kind", "gd_prior"), list(itertools.product(KINDS, ("release", "none"))))
+def test_distillation(kind, gd_prior):
+    objective, output = make_objective(homo_repr=kind, hetero_repr=kind, gd_prior=gd_prior), make_output()
+    terms = objective(output, LABELS)
+    for graph in ("homo", "hetero"):
+        powers = [math.exp(4 * x) for x in PRIORS[graph]]
+        prior = [power / sum(powers) for power in powers] if gd_prior == "release" else [0.0] * 6
+        logits, reprs = getattr(output, f"logits_{graph}"), getattr(output, f"repr_{graph}")
+        expected = expected_terms(graph, terms.edges[graph], logits, reprs, kind, prior)
+        assert {name: terms[f"{graph}/{name}"].item() for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_paper_s_distances_of_equal_edges():
+    """All edges 1/6: a graph's loss is a sixth of the sum of the six distances, literally."""
+    objective, output = make_objective(objective="paper"), make_output()
+    torch.nn.init.zeros_(objective.homo.W_edge.weight)
+    for m, values in (("l", [1.0, 0.0, 0.0]), ("v", [0.0, 0.0, 2.0]), ("a", [3.0, 0.0, 0.0])):
+        output.logits_homo[m] = torch.tensor(values)[:, None]
+    terms = objective(output, LABELS)
+    # First utterance: 2·(1 + 2 + 3); second: 0; third: 2·(2 + 0 + 2).
+    assert terms["homo/logit"].item() == pytest.approx((12 + 0 + 8) / 6 / 3)
+    assert terms["homo/reg"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trained"),
+    [
+        ({}, ["homo/logit", "homo/reg", "hetero/logit", "hetero/reg", "hetero/repr"]),
+        ({"homo_repr": "l1"}, ["homo/logit", "homo/reg", "homo/repr", "hetero/logit", "hetero/reg", "hetero/repr"]),
+        ({"hetero_repr": "off"}, ["homo/logit", "homo/reg", "hetero/logit", "hetero/reg"]),
+        ({"objective": "paper"}, ["homo/logit", "hetero/logit"]),
+        ({"objective": "paper", "hetero_repr": "l1"}, ["homo/logit", "hetero/logit", "hetero/repr"]),
+    ],
+)
+def test_total(overrides, trained):
+    terms = {name: value.item() for name, value in make_objective(**overrides)(make_output(), LABELS).items()}
+    expected = sum(terms[f"task/{name}"] for name in ("all", "c"))
+    for m in "lva":
+        expected += terms[f"task/{m}_homo"] + terms[f"task/{m}_hetero"]
+        expected += 0.1 * (terms[f"recon/{m}"] + terms[f"cycle/{m}"] + 0.1 * terms[f"ort/{m}"])
+    expected += 0.1 * 0.1 * terms["margin"] + 0.05 * sum(terms[name] for name in trained)
+    assert terms["total"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_objective_takes_the_kinds_that_are_set():
+    """Two utterances at a right angle, and the same in each modality: every loss of the set kinds by hand."""
+    output = make_output()
+    right_angle = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    for m in STACK_ORDER:
+        output.common_sim[m] = right_angle
+        output.specific[m] = torch.tensor([1.0, 0.0]).expand(STEPS, B, D)
+        output.common[m] = torch.tensor([-1.0, 0.0]).expand(STEPS, B, D)
+    labels = torch.tensor([[1.0], [-2.0], [-2.0]])
+
+    def terms(**overrides):
+        computed = make_objective(**overrides)(output, labels)
+        return [computed["ort/l"].item(), computed["margin"].item()]
+
+    # Positives have cosine 1, negatives 0: the release's margin 0.15·3 and the paper's α count beyond 1.
+    assert terms() == pytest.approx([0, 0], abs=1e-6)
+    assert terms(margin_slope=0.4) == pytest.approx([0, 0.4 * 3 - 1], abs=1e-6)
+    assert terms(ort="paper", margin="paper") == pytest.approx([-1, 0], abs=1e-6)
+    assert terms(ort="feature", margin="paper", margin_alpha=1.5) == pytest.approx([0, 0.5], abs=1e-6)

@@ -1,0 +1,146 @@
+"""The switches of the recipe, and training under every switch at the shapes of the synthetic data."""
+
+import math
+import pickle
+
+import pytest
+import torch
+
+from config import load_config
+from dataset.synthetic import generate
+from models.dmd import DMD
+from run import DMD_run
+from test import DMD_test
+from trainers.losses import Objective
+from trainers.trainer import Trainer
+from utils.runtime import start_log
+
+SWITCHES = [
+    {"ort": "feature"}, {"ort": "paper"}, {"margin": "paper"}, {"homo_repr": "l1"}, {"homo_repr": "cosine_apart"},
+    {"hetero_repr": "off"}, {"hetero_repr": "l1"}, {"gd_prior": "none"}, {"fusion": "gate"},
+    {"weight_decay_applied": True}, {"objective": "paper"},
+]  # fmt: skip
+
+
+def make_trainer(batches=range(1), **overrides) -> Trainer:
+    """A trainer of a small model at the shapes of the synthetic data."""
+    args = load_config("dmd", "synthetic", overrides={"nlevels": 1, "batch_size": 4} | overrides)
+    args.seq_lens = [50, 50, 50]
+    torch.manual_seed(1)
+    return Trainer(args, DMD(args), Objective(args), {"train": list(batches)}, torch.device("cpu"))
+
+
+def make_batch(seed: int, labels) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(labels)
+    ids = torch.randint(5, 60, (n, 50), generator=generator)
+    text = torch.stack([ids, torch.ones_like(ids), torch.zeros_like(ids)], dim=1).float()
+    audio, vision = (torch.randn(n, 50, width, generator=generator) for width in (5, 20))
+    return {"text": text, "audio": audio, "vision": vision, "labels": torch.tensor(labels)[:, None]}
+
+
+@pytest.mark.parametrize(
+    ("leftover", "batches", "steps"),
+    [("drop", 3, 1), ("step", 3, 2), ("drop", 4, 2), ("step", 4, 2), ("drop", 1, 1), ("step", 1, 1)],
+)
+def test_leftover_batches(leftover, batches, steps, tmp_path, capsys):
+    """Groups of two. Labels of 50 are beyond any prediction, so that the gradient of the last bias is negative in
+    every batch; without momentum Adam then adds the learning rate to it in each step."""
+    start_log(tmp_path / "run.log", verbose_level=1)
+    data = [make_batch(seed, [50.0] * 4) for seed in range(batches)]
+    overrides = {"update_epochs": 2, "adam_betas": [0.0, 0.0], "learning_rate": 0.001}
+    trainer = make_trainer(data, leftover_batches=leftover, **overrides)
+    bias = trainer.model.out_layer.bias
+    before = bias.item()
+    trainer.train_epoch()
+    assert bias.item() - before == pytest.approx(0.001 * steps, rel=1e-3)
+    warned = "fewer than update_epochs" in capsys.readouterr().out
+    assert warned == (leftover == "drop" and batches == 1)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_weight_decay(applied):
+    """Adam's first step is -lr·g / (|g| + ε) with g = gradient + decay·weight, here for every hundredth weight."""
+    trainer = make_trainer([make_batch(0, [1.0, 1.0, -2.0, 0.0])], weight_decay_applied=applied, weight_decay=0.005)
+    before = trainer.parameters.values.detach().clone()
+    trainer.train_epoch()
+    after, gradients = trainer.parameters.values.detach(), trainer.parameters.values.grad
+    sample = (x[::100].tolist() for x in (before, gradients, after))
+    for weight, gradient, got in zip(*sample, strict=True):
+        g = gradient + (0.005 * weight if applied else 0.0)
+        assert got == pytest.approx(weight - 0.001 * g / (abs(g) + 1e-8), abs=1e-6)
+    unused = trainer.model.proj_cosine_l.weight
+    start = make_trainer().model.proj_cosine_l.weight
+    assert torch.equal(unused, start) != applied  # its gradient is zero, so that only the decay can move it
+
+
+def test_gate_multiplies_the_features():
+    """The prediction of the gate by loops, with a last head that is the sum of w_i·f_i."""
+    for fusion in ("sigmoid", "gate"):
+        model = make_trainer(fusion=fusion, dst_feature_dim_nheads=[2, 1], output_dropout=0.0).model
+        generator = torch.Generator().manual_seed(2)
+        last_h = {m: torch.randn(1, 4, generator=generator) for m in "lva"}
+        c_fusion = torch.randn(1, 6, generator=generator)
+        torch.nn.init.zeros_(model.proj2.weight), torch.nn.init.zeros_(model.proj2.bias)
+        fused = []
+        for name, features in (("l", last_h["l"]), ("v", last_h["v"]), ("a", last_h["a"]), ("c", c_fusion)):
+            x, layer = features[0].tolist(), getattr(model, f"weight_{name}")
+            for i, bias in enumerate(layer.bias.tolist()):
+                weight = 1 / (
+                    1 + math.exp(-bias - sum(w * v for w, v in zip(layer.weight[i].tolist(), x, strict=True)))
+                )
+                fused.append(weight * x[i] if fusion == "gate" else weight)
+        expected = model.out_layer.bias.item()
+        expected += sum(w * f for w, f in zip(model.out_layer.weight[0].tolist(), fused, strict=True))
+        assert model._fuse(last_h, c_fusion).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_switch_keeps_the_published_parameters():
+    shapes = [
+        {name: value.shape for part in (trainer.model, trainer.objective) for name, value in part.state_dict().items()}
+        for trainer in (make_trainer(), make_trainer(objective="paper"))
+    ]
+    assert list(shapes[0].items()) == list(shapes[1].items())
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_every_parameter_but_the_unused_ones_gets_a_gradient(switch):
+    trainer = make_trainer(**switch, **dict.fromkeys(("text_dropout", "output_dropout"), 0.0))
+    # An odd number of utterances: the signs of their errors do not cancel in a bias.
+    trainer.training_step(make_batch(0, [1.0, 1.0, -2.0]))
+    parts = (trainer.model, trainer.objective)
+    named = {name: p.grad for part in parts for name, p in part.named_parameters()}
+    assert all(torch.isfinite(gradient).all() for gradient in named.values())
+    # A key's bias moves all scores of a query alike, and an edge's bias all edges: their true gradient is zero.
+    # BERT's pooler is behind its last hidden state, its rarer words are not in the batch.
+    without = {name for name, gradient in named.items() if not gradient.any() and not name.startswith("text_model.")}
+    assert without <= {f"proj_cosine_{m}.{kind}" for m in "lva" for kind in ("weight", "bias")} | {
+        f"{graph}.W_edge.bias" for graph in ("homo", "hetero")
+    }
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_the_loss_falls(switch):
+    trainer = make_trainer([make_batch(3, [1.0, 1.0, -2.0, 0.4])], **switch)
+    totals = [trainer.train_epoch().losses["total"] for _ in range(8)]
+    assert all(math.isfinite(total) for total in totals) and max(totals[-2:]) < 0.9 * totals[0], totals
+
+
+def test_a_dead_modality_under_the_paper_s_objective():
+    batch = make_batch(0, [1.0, 1.0, -2.0, 0.4])
+    batch["vision"] = 0 * batch["vision"]
+    trainer = make_trainer(objective="paper")
+    _, terms, _ = trainer.training_step(batch)
+    assert torch.isfinite(terms["total"]) and torch.isfinite(trainer.parameters.values.grad).all()
+
+
+def test_a_checkpoint_is_scored_with_the_switches_it_was_trained_with(tmp_path, monkeypatch):
+    sizes = {"train": 24, "valid": 10, "test": 10}
+    corpus = {split: {k: v[: sizes[split]] for k, v in fields.items()} for split, fields in generate().items()}
+    (tmp_path / "features.pkl").write_bytes(pickle.dumps(corpus))
+    monkeypatch.chdir(tmp_path)
+    settings = {"objective": "paper", "nlevels": 1, "batch_size": 8, "featurePath": str(tmp_path / "features.pkl")}
+    trained = DMD_run("dmd", "synthetic", config=settings, seeds=[5], device="cpu", epochs=1, verbose_level=0)[5]
+    scored = DMD_test("pt/dmd-synthetic-5/best.pth", device="cpu")
+    assert scored == {name: trained[name] for name in scored}
+    assert DMD_test("pt/dmd-synthetic-5/best.pth", device="cpu", config={"objective": "release"}) != scored
