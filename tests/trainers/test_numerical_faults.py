@@ -1,0 +1,46 @@
+"""What is not finite stops training before it reaches the weights."""
+
+import math
+
+import pytest
+import torch
+
+from dataset.features import Split
+from dataset.loaders import UtteranceDataset, make_loader
+from tests.reference import Reference
+from trainers.trainer import Trainer
+from utils.errors import NumericalError
+
+
+@pytest.fixture
+def trainer(tmp_path) -> Trainer:
+    """Two batches of 4 utterances, a step for both together."""
+    reference = Reference("mosei_aligned", tmp_path)
+    reference.args.update_epochs, reference.args.batch_size = 2, 4
+    arrays = {name: array[:8] for name, array in reference.utterances.items()}
+    split = Split(**arrays, ids=[f"utterance{i}" for i in range(8)], raw_text=[""] * 8)
+    loaders = {"train": make_loader(UtteranceDataset(split), 4)}
+    return Trainer(reference.args, *reference.build(), loaders, torch.device("cpu"))
+
+
+def test_an_infinite_gradient_is_not_hidden_by_clipping(trainer):
+    """All losses are finite; the gradient of one bias is infinite in the second batch."""
+    batches = []
+    trainer.model.out_layer.bias.register_hook(lambda g: batches.append(g) or (g * math.inf if len(batches) > 1 else g))
+    before = trainer.parameters.values.detach().clone()
+    with pytest.raises(
+        NumericalError, match=r"epoch 3: all losses are finite, but a gradient .*utterance4, utterance5"
+    ):
+        trainer.train_epoch(epoch=3)
+    assert torch.equal(trainer.parameters.values, before)
+
+
+def test_the_utterance_whose_features_are_absurd_is_named(trainer):
+    trainer.loaders["train"].dataset.tensors["audio"][6] = 1e38
+    before = trainer.parameters.values.detach().clone()
+    with pytest.raises(NumericalError, match=r"the loss term \S+ is not finite, .*utterance6") as error:
+        trainer.train_epoch(epoch=1)
+    assert "utterance5" not in str(error.value)
+    assert torch.equal(trainer.parameters.values, before)
+    with pytest.raises(NumericalError, match="train: the predictions for 1 of 8 utterances are not finite: utterance6"):
+        trainer.evaluate("train")
