@@ -199,8 +199,7 @@ def assert_one_line(capsys, word: str) -> None:
     assert message.count("\n") == 1 and word in message, message
 
 
-def test_bad_input_is_one_line_and_leaves_everything_as_it_was(folder, earlier_run, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_bad_input_is_one_line_and_leaves_everything_as_it_was(folder, earlier_run, capsys):
     capsys.readouterr()
     for case, (arguments, word) in BAD_RUNS.items():
         assert call(run, *arguments, "--overwrite", *([] if "zero" in case else ["--epochs", "1"])) == 2, case

@@ -40,6 +40,7 @@ def test_table_is_read_back():
     assert cells(table(rows)) == rows
 
 
+@pytest.mark.slow
 def test_step(capsys):
     small = ["--datasets", "mosi", "--layouts", "aligned", "--bert", "no", "--batch-sizes", "3"]
     step.main([*small, "--seconds", "0", "--no-dropout", "--paths", "ours"])

@@ -161,6 +161,7 @@ def test_it_is_learned(content, tmp_path):
     assert metrics["Acc_2"] >= 0.85 and metrics["MAE"] <= baseline / 2
 
 
+@pytest.mark.slow
 def test_shuffled_labels_are_not_learned(content, tmp_path):
     """Nothing but the labels tells the label: no leak of it through order, padding or ids."""
     rng = np.random.default_rng(0)
