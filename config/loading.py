@@ -85,17 +85,17 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     checked = _validate(settings | overrides, origin)
     if "featurePath" in overrides:
         checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
-    elif names["dataset_name"] == "synthetic" and not _below_here(checked.featurePath):
-        if not os.path.exists(checked.featurePath):  # it would be made there: wherever a stranger's file says
-            raise ConfigError(
-                f"{RUN_FILE}: featurePath is {_show(checked.featurePath)}, where no file is. Name the features with "
-                "--set featurePath=FILE."
-            )
+    elif names["dataset_name"] == "synthetic" and _elsewhere(checked.featurePath):
+        # The embedded data set would be made there: wherever a stranger's file says.
+        raise ConfigError(
+            f"{RUN_FILE}: featurePath is {_show(checked.featurePath)}, where no file is. Name the features with "
+            "--set featurePath=FILE."
+        )
     return EasyDict(checked, **names)
 
 
-def _below_here(path: str) -> bool:
-    return not os.path.isabs(path) and ".." not in Path(path).parts
+def _elsewhere(path: str) -> bool:
+    return not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
