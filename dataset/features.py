@@ -180,7 +180,7 @@ def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict
 def _take(content: dict, path: str, split: str, field: str):
     """A field of a split, removed from the content: what is converted need not be held twice."""
     if not isinstance(content.get(split), dict):
-        raise DataError(f"{path}: the split '{split}' is missing; it has {_names(content)}.")
+        raise DataError(f"{path}: the split '{split}' is missing or no dict; it has {_names(content)}.")
     if field not in content[split]:
         hint = " Set use_bert=false for a file without tokens." if field == "text_bert" else ""
         raise DataError(f"{path}: split '{split}' lacks the field '{field}'; it has {_names(content[split])}.{hint}")

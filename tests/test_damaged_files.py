@@ -29,7 +29,7 @@ TINY = {
     "update_epochs": 1, "max_epochs": 1, "conv1d_kernel_size_l": 1, "conv1d_kernel_size_a": 1,
     "conv1d_kernel_size_v": 1, "homo_gd_size": 4, "hetero_gd_size": 4,
 }  # fmt: skip
-AMOUNTS = [pytest.param(6, id="some"), pytest.param(100, marks=pytest.mark.slow, id="many")]
+AMOUNTS = [pytest.param(20, id="some"), pytest.param(400, marks=pytest.mark.slow, id="many")]
 
 
 def make_content() -> dict:

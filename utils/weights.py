@@ -114,8 +114,8 @@ def _read_zip(file: io.BufferedIOBase, size: int) -> object:
         members = archive.infolist()
         root = members[0].filename.split("/")[0] + "/"
         records = {member.filename.removeprefix(root): member.file_size for member in members}
-        if len(records) < len(members) or sum(records.values()) > size:
-            raise zipfile.BadZipFile("records said to be larger than the file")
+        if root == "/" or len(records) < len(members) or sum(records.values()) > size:
+            raise zipfile.BadZipFile("records without a name, or said to be larger than the file")
         for member in members:
             strange = ".." in member.filename.split("/") or not member.filename.startswith(root)
             if strange or member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:

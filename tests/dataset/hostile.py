@@ -55,7 +55,8 @@ def array(shape: bytes, type_: bytes, values: bytes) -> bytes:
 
 
 def doubling(start: bytes, step: bytes, times: int = 60) -> bytes:
-    return start + b"".join(step for _ in range(times))
+    """`step` makes a value of the last one, which lies in the memo at 0, and puts it there."""
+    return start + (b"0" + step) * times
 
 
 def nested(opening: bytes, closing: bytes, depth: int = 100_000) -> bytes:
@@ -88,7 +89,7 @@ CALLS = {
     "OrderedDict of numbers": ("collections", "OrderedDict", number(5)),
     "OrderedDict of text": ("collections", "OrderedDict", text("ab" * 1000)),
     "set of text": ("builtins", "set", text("ab" * 1000)),
-    "scalar without data": ("numpy._core.multiarray", "scalar", dtype("S2000000000")),
+    "scalar without data": ("numpy._core.multiarray", "scalar", dtype("S999999999")),
     "scalar of an object": ("numpy._core.multiarray", "scalar", dtype("O"), text("x")),
     "short scalar": ("numpy._core.multiarray", "scalar", dtype("f8"), b"U\x01a"),
     "from buffer of a huge shape": (
@@ -133,6 +134,10 @@ OPCODES = {
     "array of pointers": array(b"K\x01\x85", dtype("O"), b"U\x08aaaaaaaa"),
     "forged type": dtype("O") + b"(K\x03" + text("|") + b"NNN" + number(-1) + number(-1) + b"K\x00tb",
     "lists doubling": doubling(b"]q\x00", b"](h\x00h\x00eq\x00"),
+    "lists of eight, ten deep": doubling(b"]q\x00", b"](" + b"h\x00" * 8 + b"eq\x00", 10),
+    "an array, shared ever more often": doubling(
+        array(b"M\x00\x10\x85", dtype("u1"), b"T" + struct.pack("<i", 4096) + bytes(4096)) + b"q\x00",
+        b"](" + b"h\x00" * 30 + b"eq\x00", 4),
     "dicts doubling": doubling(b"]q\x00", b"}K\x01h\x00sK\x02h\x00sq\x00"),
     "tuples doubling as a key": b"}" + doubling(b")q\x00", b"h\x00h\x00\x86q\x00") + b"Ns",
     "tuples doubling in a set": b"\x8f(" + doubling(b")q\x00", b"h\x00h\x00\x86q\x00") + b"\x90",
