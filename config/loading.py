@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from config.schema import PRESETS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
+from utils.reading import NAME_CHARACTERS, printable, read_json
 
 DEFAULT_FILE = Path(__file__).parent / "config.json"
 MODEL_SECTIONS = ("commonParams", "objectiveParams", "datasetParams")
@@ -42,7 +43,8 @@ def load_config(
     _check_names(model, MODEL_SECTIONS, f"{model_name} of {path}", path, "section", required=("commonParams",))
     known = _data_sets(datasets, path)
     if dataset_name not in known:
-        raise ConfigError(f"data set '{dataset_name}' is not in {path}; it has {', '.join(known)}. Use one of them.")
+        listed = printable(", ".join(known), 200)
+        raise ConfigError(f"data set '{dataset_name}' is not in {path}; it has {listed}. Use one of them.")
     layers = {
         f"{model_name}.commonParams": model["commonParams"],
         f"{model_name}.objectiveParams": model.get("objectiveParams", {}),
@@ -89,7 +91,17 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     checked = _validate(settings | overrides, origin)
     if "featurePath" in overrides:
         checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+    elif names["dataset_name"] == "synthetic" and _elsewhere(checked.featurePath):
+        # The embedded data set would be made there: wherever a stranger's file says.
+        raise ConfigError(
+            f"{RUN_FILE}: featurePath is {_show(checked.featurePath)}, where no file is. Name the features with "
+            "--set featurePath=FILE."
+        )
     return EasyDict(checked, **names)
+
+
+def _elsewhere(path: str) -> bool:
+    return not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
@@ -111,33 +123,17 @@ def parse_overrides(items: Iterable[str]) -> dict:
 
 
 def _read(path: Path) -> dict:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{path}: a folder, not a config file. Name the JSON file in it.")
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ConfigError(f"{path}: no such config file. Leave out -c for config/config.json.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except _RepeatedKey as error:
-        raise ConfigError(f"{path}: the key {error} stands twice in one section. Remove one of the two.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a readable JSON text file ({type(error).__name__}).") from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or printable(error, 160)
+        raise ConfigError(f"{path}: not a readable JSON text file: {reason}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected an object with 'datasetCommonParams' and 'dmd', got {_show(content)}.")
-    return content
-
-
-class _RepeatedKey(ValueError):
-    """A JSON object names a key twice; Python's reader would silently keep the last."""
-
-
-def _without_repeats(pairs: list[tuple]) -> dict:
-    content = {}
-    for key, value in pairs:
-        if key in content:
-            raise _RepeatedKey(_show(key))
-        content[key] = value
     return content
 
 
@@ -167,7 +163,7 @@ def _check_names(names, known, where, path, kind: str, required: tuple[str, ...]
         raise ConfigError(f"{where}: expected an object, got {_show(names)}.")
     for name in names:
         if known is not None and name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(str(name)[:NAME_CHARACTERS], known, n=1, cutoff=0.0)
             shown = _show(str(name))[1:-1]  # escaped: a name may hold a line break
             raise ConfigError(f"{where}: unknown {kind} '{shown}'; the nearest known one is '{nearest[0]}'.")
     for name in required:
@@ -204,5 +200,8 @@ def _validate(settings: dict, origin: dict[str, str]) -> EasyDict:
 
 
 def _show(value) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested deeply"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -36,7 +36,9 @@ PRESETS = {
 
 Flag = StrictBool
 Name = Annotated[StrictStr, Field(min_length=1)]
-Count = Annotated[StrictInt, Field(ge=1)]
+Count = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
+Width = Annotated[StrictInt, Field(ge=1, le=2**16)]
+Depth = Annotated[StrictInt, Field(ge=1, le=64)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -52,7 +54,7 @@ class DMDConfig(BaseModel):
 
     # Data
     featurePath: Name = Field(description="feature pickle, relative to dataset_root_dir or absolute")
-    feature_dims: Annotated[list[Count], Field(min_length=3, max_length=3)] = Field(
+    feature_dims: Annotated[list[Width], Field(min_length=3, max_length=3)] = Field(
         [768, 5, 20], description="widths of text, audio, vision"
     )
     need_data_aligned: Flag = Field(True, description="aligned features, or each modality at its own rate")
@@ -65,16 +67,16 @@ class DMDConfig(BaseModel):
     pretrained: Name = Field("bert-base-uncased", description="name or folder of the BERT weights")
 
     # Model
-    dst_feature_dim_nheads: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+    dst_feature_dim_nheads: Annotated[list[Width], Field(min_length=2, max_length=2)] = Field(
         [50, 10], description="[d, h]: common width, attention heads"
     )
-    nlevels: Count = Field(
+    nlevels: Depth = Field(
         4, description="layers of a cross-modal transformer; self-attention over memories has at least 3"
     )
     attn_mask: Flag = Field(True, description="hide later steps from a query")
-    conv1d_kernel_size_l: Count = Field(5, description="k_l, steps that the text projection spans")
-    conv1d_kernel_size_a: Count = Field(5, description="k_a, as k_l for audio")
-    conv1d_kernel_size_v: Count = Field(5, description="k_v, as k_l for vision")
+    conv1d_kernel_size_l: Width = Field(5, description="k_l, steps that the text projection spans")
+    conv1d_kernel_size_a: Width = Field(5, description="k_a, as k_l for audio")
+    conv1d_kernel_size_v: Width = Field(5, description="k_v, as k_l for vision")
     text_dropout: Probability = Field(0.5, description="on the text features")
     attn_dropout: Probability = Field(0.3, description="on attention weights: text as source, memories")
     attn_dropout_a: Probability = Field(0.2, description="on attention weights: audio as source")
@@ -116,8 +118,8 @@ class DMDConfig(BaseModel):
     gamma: NonNegative = Field(0.1, description="γ, weight of margin and orthogonality among the decoupling losses")
     margin_slope: NonNegative = Field(0.15, description="margin per unit of label distance, for margin release")
     margin_alpha: NonNegative = Field(0.1, description="α, the constant margin, for margin paper")
-    homo_gd_size: Count = Field(64, description="node width of the homogeneous graph")
-    hetero_gd_size: Count = Field(32, description="node width of the heterogeneous graph")
+    homo_gd_size: Width = Field(64, description="node width of the homogeneous graph")
+    hetero_gd_size: Width = Field(32, description="node width of the heterogeneous graph")
     homo_gd_prior: Pattern = Field([0, 0, 1, 0, 1, 0], description="pattern over V→L, A→L, L→V, A→V, L→A, V→A")
     hetero_gd_prior: Pattern = Field([0, 0, 1, 0, 1, 1], description="as homo_gd_prior")
     gd_prior_temperature: Positive = Field(0.25, description="divides a prior pattern before its softmax")

@@ -3,6 +3,8 @@
 Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are [text, audio, vision].
 """
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 
 from dataset.unpickling import load_pickle
 from utils.errors import DataError
+from utils.reading import printable
 
 SPLITS = ("train", "valid", "test")
 FIELDS = ("text", "audio", "vision")  # of a Split; arguments and feature_dims have this order
@@ -20,6 +23,7 @@ PUBLISHED_SHA256 = {
     ("mosei", True): "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791",
     ("mosei", False): "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
 }
+LARGEST_LABEL = 3
 PART_BYTES = 2**24
 ONE_EXTRACTION = "All splits must come from one extraction. Download the file again, or point featurePath elsewhere."
 
@@ -62,9 +66,18 @@ def load_features(
 
     Raises DataError, in one line, for whatever is wrong with a file.
     """
-    path, field_of = str(args.featurePath), {"text": "text_bert" if args.use_bert else "text"}
+    path = str(args.featurePath)
     source_of = dict(zip(FIELDS, (str(f or path) for f in (feature_T, feature_A, feature_V)), strict=True))
     raw = {source: _read(source, args) for source in dict.fromkeys([path, *source_of.values()])}
+    return take_features(raw, args, source_of, splits)
+
+
+def take_features(raw: dict[str, dict], args, source_of: dict[str, str], splits: Sequence[str] = SPLITS) -> FeatureSet:
+    """Take the splits out of pickles that were read, {path: content}, and check them; `source_of` each field is a path.
+
+    The arrays leave `raw` and may be changed in place. Raises DataError.
+    """
+    path, field_of = str(args.featurePath), {"text": "text_bert" if args.use_bert else "text"}
     parts = {name: _read_split(raw, path, source_of, field_of, name, args.use_bert) for name in splits}
     raw.clear()
 
@@ -98,12 +111,23 @@ def load_features(
 
 
 def _read(path: str, args) -> dict:
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise DataError(_missing(path, args))
+    return load_splits(path)
+
+
+def load_splits(path: str) -> dict:
+    """A pickle's content. Raises DataError if it is no dict, or as load_pickle does."""
     content = load_pickle(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected a dict with the splits {list(SPLITS)}.")
     return content
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _missing(path: str, args) -> str:
@@ -119,14 +143,14 @@ def _missing(path: str, args) -> str:
 
 def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict, name: str, use_bert: bool) -> Split:
     """Take one split out of the raw pickles (arrays are moved, not copied) and check it by itself."""
-    ids = _strings(_take(raw[path], path, name, "id"), path, name, "id")
+    ids = strings_of(_take(raw[path], path, name, "id"), path, name, "id")
     where = f"split '{name}'"
     if not ids:
         raise DataError(f"{path}: {where} has no utterance. Each split needs at least one.")
     arrays = {}
     for field in FIELDS:
         source, key = source_of[field], field_of.get(field, field)
-        array = _numbers(_take(raw[source], source, name, key), source, name, key, ndim=3)
+        array = numbers_of(_take(raw[source], source, name, key), source, name, key, ndim=3)
         if len(array) != len(ids):
             raise DataError(f"{source}: '{key}' of {where} has {len(array)} utterances, but 'id' of {path} {len(ids)}.")
         if 0 in array.shape:
@@ -134,19 +158,20 @@ def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict
         if source != path:
             _check_same_utterances(raw[source], source, path, name, ids)
         if field == "audio":  # published audio holds -inf (the logarithm of silence)
-            for part in _parts(array):
+            for part in parts_of(array):
                 part[np.isneginf(part)] = 0
         _check_finite(array, source, name, key, ids)
         if field == "text" and use_bert:
             _check_tokens(array, source, name)
         arrays[field] = array
     labels = _take(raw[path], path, name, "regression_labels")
-    labels = np.array(_numbers(labels, path, name, "regression_labels")).reshape(-1)
+    labels = np.array(numbers_of(labels, path, name, "regression_labels")).reshape(-1)
     if len(labels) != len(ids):
         raise DataError(f"{path}: 'regression_labels' of {where} has {len(labels)} entries, but 'id' {len(ids)}.")
     _check_finite(labels, path, name, "regression_labels", ids)
+    _check_range(labels, path, name, ids)
     texts = raw[path][name].get("raw_text")
-    raw_text = [""] * len(ids) if texts is None else _strings(texts, path, name, "raw_text")
+    raw_text = [""] * len(ids) if texts is None else strings_of(texts, path, name, "raw_text")
     if len(raw_text) != len(ids):
         raise DataError(f"{path}: 'raw_text' of {where} has {len(raw_text)} entries, but 'id' {len(ids)}.")
     return Split(**arrays, labels=labels, ids=ids, raw_text=raw_text)
@@ -155,17 +180,21 @@ def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict
 def _take(content: dict, path: str, split: str, field: str):
     """A field of a split, removed from the content: what is converted need not be held twice."""
     if not isinstance(content.get(split), dict):
-        raise DataError(f"{path}: the split '{split}' is missing; it has {sorted(map(str, content))[:5]}.")
+        raise DataError(f"{path}: the split '{split}' is missing or no dict; it has {_names(content)}.")
     if field not in content[split]:
         hint = " Set use_bert=false for a file without tokens." if field == "text_bert" else ""
-        found = sorted(map(str, content[split]))
-        raise DataError(f"{path}: split '{split}' lacks the field '{field}'; it has {found}.{hint}")
+        raise DataError(f"{path}: split '{split}' lacks the field '{field}'; it has {_names(content[split])}.{hint}")
     return content[split].pop(field)
 
 
-def _numbers(value, path: str, split: str, field: str, ndim: int | None = None) -> np.ndarray:
+def _names(keys) -> list[str]:
+    return sorted(printable(key) for key in keys)[:16]
+
+
+def numbers_of(value, path: str, split: str, field: str, ndim: int | None = None) -> np.ndarray:
     """The value as a writable float32 array, copied only where its type differs."""
     try:
+        _check_numbers(value)
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise ValueError(f"its type is {array.dtype}")
@@ -180,22 +209,41 @@ def _numbers(value, path: str, split: str, field: str, ndim: int | None = None) 
     return array
 
 
-def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+def _check_numbers(value) -> None:
+    """Raise ValueError where lists hold anything else: numpy makes room for the longest text in every place."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_numbers(item)
+    elif not isinstance(value, (int, float, np.generic, np.ndarray)) or np.asarray(value).dtype.kind not in "fiub":
+        raise ValueError(f"it holds a {type(value).__name__}")
+
+
+def parts_of(array: np.ndarray) -> Iterator[np.ndarray]:
     """Views of a few utterances each: what is computed of an array of gigabytes must not be of its size."""
     rows = max(1, PART_BYTES * len(array) // array.nbytes)
     return (array[start : start + rows] for start in range(0, len(array), rows))
 
 
-def _strings(value, path: str, split: str, field: str) -> list[str]:
+def strings_of(value, path: str, split: str, field: str) -> list[str]:
     if not isinstance(value, (list, tuple, np.ndarray)) or getattr(value, "ndim", 1) != 1:
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings.")
-    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in value]
+    return [_string(item, path, split, field) for item in value]
+
+
+def _string(item, path: str, split: str, field: str) -> str:
+    """A text or number as a string that can be written to any file."""
+    if isinstance(item, bytes):
+        return item.decode("utf-8", "replace")
+    if not isinstance(item, (str, float, np.number, type(None))) and not (type(item) is int and abs(item) < 2**64):
+        found = type(item).__name__
+        raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings: it holds a {found}.")
+    return str(item).encode("utf-8", "replace").decode()  # halves of surrogate pairs cannot be written
 
 
 def _check_same_utterances(content: dict, source: str, path: str, split: str, ids: list[str]) -> None:
     if "id" not in content[split]:
         return
-    theirs = _strings(content[split]["id"], source, split, "id")
+    theirs = strings_of(content[split]["id"], source, split, "id")
     for ours, other in zip(ids, theirs, strict=False):
         if ours != other:
             raise DataError(
@@ -205,7 +253,7 @@ def _check_same_utterances(content: dict, source: str, path: str, split: str, id
 
 
 def _check_finite(array: np.ndarray, path: str, split: str, field: str, ids: list[str]) -> None:
-    bad = np.concatenate([~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in _parts(array)])
+    bad = np.concatenate([~np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in parts_of(array)])
     if bad.any():
         named = ", ".join(repr(ids[i])[1:-1] for i in np.flatnonzero(bad)[:3])
         raise DataError(
@@ -214,8 +262,22 @@ def _check_finite(array: np.ndarray, path: str, split: str, field: str, ids: lis
         )
 
 
+def _check_range(labels: np.ndarray, path: str, split: str, ids: list[str]) -> None:
+    outside = np.flatnonzero(np.abs(labels) > LARGEST_LABEL)
+    if len(outside):
+        named = ", ".join(f"{printable(ids[i])} ({labels[i]:g})" for i in outside[:3])
+        raise DataError(
+            f"{path}: 'regression_labels' of split '{split}' is outside [-3, 3] in {len(outside)} utterances: "
+            f"{named}{', …' if len(outside) > 3 else ''}. Scale the labels to [-3, 3]."
+        )
+
+
 def _check_tokens(tokens: np.ndarray, path: str, split: str) -> None:
     if tokens.shape[1] != 3:
         raise DataError(f"{path}: 'text_bert' of split '{split}' is {tokens.shape}; expected (N, 3, steps).")
     if (tokens < 0).any() or (tokens != np.rint(tokens)).any():
         raise DataError(f"{path}: 'text_bert' of split '{split}' holds other numbers than token ids.")
+    if tokens[:, 1:].max() > 1:
+        raise DataError(
+            f"{path}: 'text_bert' of split '{split}' has attention masks or segment ids other than 0 and 1."
+        )

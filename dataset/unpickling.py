@@ -1,24 +1,32 @@
-"""Reading pickles without running what is in them.
+"""Reading feature pickles without running what is in them.
 
-A pickle is a program: reading one can call anything that it names. Feature files need numpy arrays and built-in
-containers only, so that nothing else is ever looked up.
+Feature files need numpy arrays, numpy scalars and built-in containers only, so that nothing else is ever looked up.
 """
 
 import math
 import pickle
-from collections import OrderedDict
+import re
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import DataError
+from utils.reading import printable, regular_size
+from utils.unpickling import (
+    LARGE,
+    ForbiddenContent,
+    RestrictedUnpickler,
+    check_extent,
+    checked_list,
+    latin1_bytes,
+    ordered_dict,
+)
 
+MAX_AXES, MAX_STEPS = 32, 2**40
+PLAIN = (str, bytes, bytearray, int, float, complex, type(None), np.ndarray, np.generic, np.dtype)
 
-def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
-    """What protocols below 3 call to make bytes; other encodings are refused."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
-    return text.encode("latin1")
+_numpy_scalar = np.float64(0).__reduce__()[0]  # numpy's own functions, wherever this version keeps them
+_numpy_from_buffer = np.empty(0).__reduce_ex__(5)[0]
 
 
 def _empty_array(*_) -> np.ndarray:
@@ -26,71 +34,80 @@ def _empty_array(*_) -> np.ndarray:
     return np.empty(0, np.int8)
 
 
-def _plain_dtype(code: str, *_) -> np.dtype:
+def _dtype(_, code: str, *__) -> np.dtype:
     """A dtype of numbers, strings or objects; its state follows, and may change the byte order only."""
-    dtype = np.dtype(code) if isinstance(code, str) else None
-    if dtype is None or dtype.kind not in "biufcSUO":
-        raise pickle.UnpicklingError(f"an array type other than numbers and strings: {code!r}")
+    if type(code) is not str or not re.fullmatch(r"[biufcSUO]\d{0,9}", code):
+        shown = printable(code, 20) if type(code) is str else type(code).__name__
+        raise pickle.UnpicklingError(f"an array type other than numbers and strings: {shown!r}")
     return np.dtype(code, copy=True)  # a copy, as the state is written into it
 
 
-def _numpy_globals() -> dict[tuple[str, str], object]:
-    scalar = np.float64(0).__reduce__()[0]  # numpy's own functions, wherever this version keeps them
-    from_buffer = np.empty(0).__reduce_ex__(5)[0]
+def _scalar(_, dtype: np.dtype, data: bytes | str) -> np.generic:
+    data = data.encode("latin1") if type(data) is str else data  # from Python 2
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or type(data) is not bytes or len(data) != dtype.itemsize:
+        raise pickle.UnpicklingError("a number or string of another size than its type")
+    return _numpy_scalar(dtype, data)
+
+
+def _from_buffer(_, buffer, dtype: np.dtype, shape: tuple, order: str, axes: tuple | None = None) -> np.ndarray:
+    """What protocol 5 makes an array of; a view of the buffer."""
+    _check_values(shape, dtype, buffer)
+    transposed = order == "K" and axes is not None
+    if order not in ("C", "F", "K") or (transposed and sorted(axes) != list(range(len(shape)))):
+        raise pickle.UnpicklingError("an array with axes in no order")
+    return _numpy_from_buffer(buffer, dtype, shape, order, *([axes] if transposed else []))
+
+
+def _bytearray(_, content: bytes | str = b"", encoding: str = "latin1") -> bytearray:
+    return bytearray(content if type(content) is bytes else latin1_bytes(_, content, encoding))
+
+
+def _complex(_, real: float, imaginary: float) -> complex:
+    if not type(real) is type(imaginary) is float:
+        raise pickle.UnpicklingError("a complex number made of other than two numbers")
+    return complex(real, imaginary)
+
+
+def _set(unpickler: RestrictedUnpickler, members: list | tuple = ()) -> set:
+    unpickler.check_keys(checked_list(members))
+    return set(members)
+
+
+def _frozenset(unpickler: RestrictedUnpickler, members: list | tuple = ()) -> frozenset:
+    return frozenset(_set(unpickler, members))
+
+
+def _makers() -> dict:
     # The class itself is only ever an argument of _reconstruct, so that a name that cannot be called will do.
-    admitted = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _plain_dtype}
+    admitted = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _dtype}
     for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
         admitted[f"{core}.multiarray", "_reconstruct"] = _empty_array
-        admitted[f"{core}.multiarray", "scalar"] = scalar
-        admitted[f"{core}.numeric", "_frombuffer"] = from_buffer
-    return admitted
+        admitted[f"{core}.multiarray", "scalar"] = _scalar
+        admitted[f"{core}.numeric", "_frombuffer"] = _from_buffer
+    for builtins in ("builtins", "__builtin__"):  # in Python 3 and 2
+        made = {"set": _set, "frozenset": _frozenset, "bytearray": _bytearray, "complex": _complex}
+        admitted |= {(builtins, name): maker for name, maker in made.items()}
+    return admitted | {("_codecs", "encode"): latin1_bytes, ("collections", "OrderedDict"): ordered_dict}
 
 
-ADMITTED = _numpy_globals() | {
-    ("_codecs", "encode"): _latin1_bytes,
-    ("collections", "OrderedDict"): OrderedDict,
-    **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in
-       (("set", set), ("frozenset", frozenset), ("bytearray", bytearray), ("complex", complex),
-        ("list", list), ("dict", dict), ("tuple", tuple), ("str", str), ("int", int), ("float", float))},
-}  # fmt: skip
+ADMITTED = _makers()
 
 
-LARGE = 2**20  # bytes
+class _DataUnpickler(RestrictedUnpickler):
+    """Lets states be set on dtypes and arrays, after a look at them, and keeps one copy of what is large."""
 
-
-class _ForbiddenGlobal(Exception):
-    """The pickle asks for something that is no data."""
-
-
-class _DataUnpickler(pickle._Unpickler):
-    """The reader written in Python: unlike the one in C, it lets the state of an object be checked before it is set.
-
-    The bulk of a feature file is a few large arrays, so that it is no slower.
-    """
-
-    def find_class(self, module: str, name: str):
-        try:
-            return ADMITTED[module, name]
-        except KeyError:
-            raise _ForbiddenGlobal(f"{module}.{name}") from None
-
-    def get_extension(self, code: int):
-        raise _ForbiddenGlobal("a name from the extension registry")
-
-    def persistent_load(self, pid):
-        raise _ForbiddenGlobal("a persistent id")
-
-    def load_build(self) -> None:
-        target, state = self.stack[-2:]
+    def set_state(self, target, state) -> None:
         if isinstance(target, np.dtype):
             _check_dtype_state(target, state)
         elif isinstance(target, np.ndarray):
             if target.size:  # setting it again would free what views of it still read
                 raise pickle.UnpicklingError("an array that is set twice")
-            _check_array_state(state)
+            _, shape, dtype, _, values = state
+            _check_values(shape, dtype, values)
         else:
-            raise pickle.UnpicklingError(f"state for a {type(target).__name__}")
-        super().load_build()
+            super().set_state(target, state)
+        target.__setstate__(state)
+        self.spend(getattr(target, "nbytes", 0))
         self._slim(target)
 
     def load_reduce(self) -> None:
@@ -110,11 +127,10 @@ class _DataUnpickler(pickle._Unpickler):
             elif any(isinstance(x, (bytes, bytearray, str)) and len(x) >= LARGE for x in _members(value)):
                 self.memo[key] = None  # what the array was made of
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build, pickle.REDUCE[0]: load_reduce}
-
 
 def _members(value) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
+    """Of a tuple as arrays are made of; other values stand for themselves."""
+    return value if isinstance(value, tuple) and len(value) <= 5 else (value,)
 
 
 def _check_dtype_state(dtype: np.dtype, state) -> None:
@@ -125,16 +141,22 @@ def _check_dtype_state(dtype: np.dtype, state) -> None:
         raise pickle.UnpicklingError(f"a forged state of the array type {dtype}")
 
 
-def _check_array_state(state) -> None:
-    _, shape, dtype, _, values = state
-    if not isinstance(dtype, np.dtype) or not all(isinstance(n, int) and n >= 0 for n in shape):
+def _check_values(shape: tuple, dtype: np.dtype, values) -> None:
+    """Shape, type and values of an array must agree: numpy would make room for, or read, what shape and type say."""
+    if not isinstance(dtype, np.dtype) or type(shape) is not tuple or len(shape) > MAX_AXES:
         raise pickle.UnpicklingError("an array without a type or shape")
+    if not all(type(n) is int and 0 <= n < MAX_STEPS for n in shape):
+        raise pickle.UnpicklingError("an array with an impossible shape")
     if dtype.hasobject:
-        if not isinstance(values, list) or len(values) != math.prod(shape):  # numpy would read on behind the list
+        if type(values) is not list or len(values) != math.prod(shape):  # numpy would read on behind the list
             raise pickle.UnpicklingError(f"an array of shape {shape} with other than that many values")
         for value in values:
             if not isinstance(value, (str, bytes, int, float, np.generic, type(None))):
                 raise pickle.UnpicklingError(f"an array with a {type(value).__name__} in it")
+    elif not isinstance(values, (bytes, bytearray, str)) or len(values) != math.prod(shape) * dtype.itemsize:
+        raise pickle.UnpicklingError(f"an array of shape {shape} with other than that many values")
+    elif not dtype.itemsize and math.prod(shape) > 1:
+        raise pickle.UnpicklingError("an array of items without a size")
 
 
 def load_pickle(path: str | Path) -> object:
@@ -142,21 +164,24 @@ def load_pickle(path: str | Path) -> object:
 
     Arrays of 64-bit floats come as float32 where they are large.
 
-    Raises DataError if the file cannot be read, is damaged, or asks for anything else; nothing of it is run.
+    Raises DataError if the file cannot be read, is damaged, or asks for anything else; nothing of it is run, and
+    neither reading nor walking the result costs more than a file of its size honestly could.
     """
     try:
+        size = regular_size(path)
         with open(path, "rb") as file:
-            return _DataUnpickler(file, encoding="latin1").load()
-    except _ForbiddenGlobal as error:
-        named = " ".join(str(error).split())
+            content = _DataUnpickler(file, size, ADMITTED).load()
+        check_extent(content, size, PLAIN)
+        return content
+    except ForbiddenContent as error:
         raise DataError(
-            f"{path}: the pickle contains {named}, which is forbidden: a feature file holds numpy arrays and built-in "
-            "containers only. Do not use this file."
+            f"{path}: the pickle contains {printable(error)}, which is forbidden: a feature file holds numpy arrays "
+            "and built-in containers only. Do not use this file."
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = printable(error, 120) or type(error).__name__
         raise DataError(
             f"{path}: not a readable pickle ({reason}): truncated, damaged, or another kind of file. "
             "Download or make it again."

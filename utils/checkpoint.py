@@ -1,7 +1,8 @@
 """Checkpoints: bare state_dicts, exchangeable with the released code in both directions."""
 
-import json
-import pickle
+import os
+import re
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from utils.errors import CheckpointError
 from utils.files import write_atomically
+from utils.reading import printable, read_json
+from utils.weights import NoStateDict, check_sizes, check_weights
 
 # A buffer of older BERT versions; its values are 0, 1, 2, … in every file.
 OBSOLETE = "text_model.model.embeddings.position_ids"
@@ -62,26 +65,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
-    state = read_state(path)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
-    state = dict(state)
+    state = dict(read_state(path, check_weights))
     state.pop(OBSOLETE, None)
     return state
 
 
-def read_state(path: str | Path):
-    """Read what `save_state` wrote, without running anything the file might contain.
+def read_state(path: str | Path, check: Callable[[str | Path], object] = check_sizes):
+    """Read what `save_state` wrote, without running anything the file might contain, once `check` has passed it.
 
     Raises CheckpointError if that cannot be done.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        check(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except NoStateDict as error:
+        raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).") from error
+    except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
+        reason = f"{type(error).__name__}: {printable(error, 120)}"
         raise CheckpointError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); expected a state_dict saved by torch.save. "
+            f"{path}: not a readable checkpoint ({reason}); expected a state_dict saved by torch.save. "
             "The file is damaged, or holds more than weights."
         ) from error
 
@@ -102,7 +108,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
     missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if wrong or missing or surplus:
         details = [f"{n} is {tuple(state[n].shape)}, expected {tuple(expected[n].shape)}" for n in wrong[:1]]
-        details += [f"{len(names)} parameters {kind} ({names[0]}, …)" for kind, names in
+        details += [f"{len(names)} parameters {kind} ({printable(names[0])}, …)" for kind, names in
                     (("missing", missing), ("unknown", surplus)) if names]  # fmt: skip
         raise CheckpointError(
             f"{path}: the checkpoint is of {theirs}, but config and data ask for {ours}: {'; '.join(details)}. "
@@ -118,7 +124,7 @@ def _describe(state: dict[str, Tensor]) -> str:
         d = state["proj_l.weight"].shape[0]
         steps = {m: state[f"align_c_{m}.weight"].shape[1] // d for m in "lav"}
         kernels = {m: state[f"proj_{m}.weight"].shape[2] for m in "lav"}
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, ZeroDivisionError):
         return "no DMD model"
     lengths = {steps[m] + (kernels[m] - 1 if widths[m] != d else 0) for m in "lav"}
     dataset = PUBLISHED_WIDTHS.get((widths["a"], widths["v"]), "another data set")
@@ -130,13 +136,29 @@ def _describe(state: dict[str, Tensor]) -> str:
 
 
 def settings_beside(checkpoint: str | Path) -> dict | None:
-    """The config.json that run.py leaves beside its checkpoints, or None (a published file stands alone)."""
+    """The config.json that run.py leaves beside its checkpoints, or None (a published file stands alone).
+
+    Raises CheckpointError if it is there and something else.
+    """
     path = Path(checkpoint).parent / "config.json"
-    if not path.is_file():
+    if not os.path.exists(path):
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["settings"], content["features"]  # noqa: B018  (both must be there)
+        content = read_json(path)
+        _check_description(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Use -d and -c.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a run's config.json ({type(error).__name__}). Use -d and -c.") from error
+        raise CheckpointError(f"{path}: not a run's config.json ({printable(error)}). Use -d and -c.") from error
     return content
+
+
+def _check_description(content) -> None:
+    """What is not checked as settings: the name of the data set, which names files, and the feature files."""
+    name, features = content["settings"]["dataset_name"], content["features"]
+    if type(name) is not str or not re.fullmatch(r"[\w-]+", name):
+        raise ValueError("its dataset_name is no plain name")
+    if not isinstance(features, dict) or not set(features) <= {"feature_T", "feature_A", "feature_V"}:
+        raise ValueError("its features are no feature_T, feature_A, feature_V")
+    if not all(type(file) is str for file in features.values()):
+        raise ValueError("its features are no names of files")

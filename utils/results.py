@@ -15,6 +15,7 @@ from utils.checkpoint import BackgroundWriter, load_weights, read_state, save_st
 from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.metrics import CORE_METRICS, WIDER_METRICS
+from utils.reading import read_json
 
 TABLE_METRICS = (*CORE_METRICS, "Loss")
 # Settings that a resumed run may have otherwise; where the data lie does not matter, as their SHA-256 is compared.
@@ -175,7 +176,7 @@ class RunFolder:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

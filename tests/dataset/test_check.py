@@ -1,0 +1,115 @@
+"""What python -m dataset.check says of files with known oddities."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.check import check_file, main
+from dataset.features import sha256_of
+from dataset.synthetic import write_synthetic
+from utils.cli import run_command
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def content() -> dict:
+    rng = np.random.default_rng(0)
+
+    def fields(split, n):
+        tokens = np.zeros((n, 3, 6), np.float32)
+        tokens[:, 0, :4], tokens[:, 1, :4] = 100, 1
+        modalities = {key: rng.standard_normal((n, 6, 4)).astype(np.float32) for key in ("text", "audio", "vision")}
+        return modalities | {
+            "id": [f"{split}{i // 2}$_${i}" for i in range(n)], "text_bert": tokens,
+            "raw_text": ["a word"] * n, "regression_labels": np.linspace(-3, 3, n),
+        }  # fmt: skip
+
+    return {split: fields(split, n) for split, n in (("train", 7), ("valid", 4), ("test", 4))}
+
+
+@pytest.fixture
+def said(tmp_path, content):
+    def check(dataset: str = "") -> dict[str, str]:
+        """-> {text of a finding: its level}"""
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+        return {finding.text: finding.level for finding in check_file(tmp_path / "a.pkl", dataset)}
+
+    return check
+
+
+def level_of(findings: dict[str, str], words: str) -> str:
+    (level,) = {level for text, level in findings.items() if words in text}
+    return level
+
+
+def test_a_good_file_has_no_errors(said):
+    findings = said()
+    assert "error" not in findings.values()
+    assert level_of(findings, "train: text (7, 6, 4) float32, audio (7, 6, 4) float32") == "ok"
+    assert level_of(findings, "train: rounded labels -3: 1, -2: 1, -1: 1, +0: 1, +1: 1, +2: 1, +3: 1; outside") == "ok"
+    assert level_of(findings, "'text_bert': 4 to 4 of 6 steps, median 4; padded in front in 0 and behind in 7") == "ok"
+    assert level_of(findings, "use_bert=true: can be trained on") == "ok"
+    assert level_of(findings, "no published file") == "note"
+
+
+CASES = {
+    "dead modality": (lambda c: c["train"]["vision"].fill(0), "note", "'vision' is all zero"),
+    "constant features": (lambda c: c["train"]["audio"][:, :, 1:3].fill(5), "note", "never change: [1, 2]"),
+    "silence": (lambda c: c["test"]["audio"][0, :2].fill(-np.inf), "note", "'audio' holds 8 times -inf"),
+    "NaN": (lambda c: c["test"]["vision"][0, :2].fill(np.nan), "error", "'vision' holds 8 NaN"),
+    "padding": (lambda c: c["train"]["audio"][:, :2].fill(0), "ok", "padded in front in 7 and behind in 0"),
+    "twice": (lambda c: c["train"]["id"].__setitem__(1, "train0$_$0"), "note", "train: 1 ids occur more than once"),
+    "leak": (lambda c: c["test"]["id"].__setitem__(0, "train0$_$0"), "error", "train and test share 1 utterances"),
+    "video": (lambda c: c["test"]["id"].__setitem__(0, "train0$_$9"), "note", "train and test share 1 videos (train0)"),
+    "tokens": (lambda c: c["valid"]["text_bert"][0, 0, :1].fill(30522), "error", "1 are outside it"),
+    "mask": (lambda c: c["valid"]["text_bert"][0, 2, :1].fill(7), "error", "segment ids other than 0 and 1"),
+    "labels": (lambda c: c["train"]["regression_labels"].__setitem__(2, 3.5), "error", "train1$_$2 (3.5)"),
+    "no tokens": (lambda c: c["train"].pop("text_bert"), "note", "no field 'text_bert', which use_bert=true needs"),
+    "no vision": (lambda c: c["valid"].pop("vision"), "error", "lacks the field 'vision'"),
+    "no split": (lambda c: c.pop("test"), "error", "split 'test' is missing or no dict"),
+    "another split": (lambda c: c.update(extra={}), "note", "there is extra, which is not read"),
+    "lists": (
+        lambda c: c["train"].update(audio=c["train"]["audio"].tolist()),
+        "ok",
+        "use_bert=true: can be trained on",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_odd_is_said(case, content, said):
+    change, level, words = CASES[case]
+    change(content)
+    assert level_of(said(), words) == level
+
+
+def test_against_the_settings_of_a_data_set(said):
+    assert level_of(said("mosi"), "'audio' is 4 wide, but feature_dims says 5") == "error"
+
+
+def test_the_embedded_data_set_passes_and_a_leak_ends_with_status_2(tmp_path, content, capsys):
+    write_synthetic(tmp_path / "synthetic.pkl")
+    done = subprocess.run(
+        [sys.executable, "-m", "dataset.check", str(tmp_path / "synthetic.pkl"), "-d", "synthetic"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(line.startswith(("ok ", "note ")) for line in done.stdout.splitlines())
+    assert "token ids up to 88; the vocabulary of dataset/synthetic_bert has 89" in done.stdout
+    content["test"]["id"][0] = content["train"]["id"][0]
+    (tmp_path / "leak.pkl").write_bytes(pickle.dumps(content))
+    assert run_command(lambda: main([str(tmp_path / "leak.pkl")])) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run_command(lambda: main([str(tmp_path / "none.pkl")])) == 2
+
+
+def test_the_digest_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 10**6)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc" * 10**6).hexdigest()

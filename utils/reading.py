@@ -1,0 +1,47 @@
+"""Opening files that others made: plain files only, JSON without surprises."""
+
+import json
+import stat
+from pathlib import Path
+
+JSON_BYTES = 2**22
+NAME_CHARACTERS = 80  # as much of a stranger's text goes into a message
+
+
+def regular_size(path: str | Path) -> int:
+    """Bytes of a file. Raises OSError if there is none, or a folder, pipe or device: opening those might never end."""
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "not a regular file")
+    return status.st_size
+
+
+def read_json(path: str | Path) -> object:
+    """What a JSON text file holds. Raises OSError, or ValueError that says in a few words what is wrong."""
+    if regular_size(path) > JSON_BYTES:
+        raise ValueError(f"larger than {JSON_BYTES // 2**20} MB")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("sections nested too deeply") from error
+
+
+def _without_repeats(pairs: list[tuple]) -> dict:
+    """Python's reader would silently keep the last of two equal keys."""
+    content = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {json.dumps(printable(key))} stands twice in one section; remove one of the two")
+        content[key] = value
+    return content
+
+
+def printable(text: object, length: int = NAME_CHARACTERS) -> str:
+    """A stranger's text on one line: no control characters, and no more than `length` characters."""
+    text = str(text)
+    shown = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text[:length]).split())
+    return shown if len(text) <= length else shown + "…"
