@@ -23,12 +23,12 @@ from dataset.features import (
     load_splits,
     numbers_of,
     parts_of,
-    sha256_of,
     strings_of,
     take_features,
 )
 from utils.cli import run_command
 from utils.errors import DataError, DMDError
+from utils.files import sha256_of
 from utils.reading import printable, read_json
 
 BERT_VOCABULARY = 30522  # of bert-base-uncased

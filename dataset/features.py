@@ -3,11 +3,9 @@
 Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are [text, audio, vision].
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -122,12 +120,6 @@ def load_splits(path: str) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected a dict with the splits {list(SPLITS)}.")
     return content
-
-
-def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file of any size, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _missing(path: str, args) -> str:

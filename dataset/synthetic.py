@@ -12,6 +12,7 @@ speaker's offset, an oscillation and noise that have nothing to do with it. So t
 less, as in MOSI.
 """
 
+import os
 import pickle
 from pathlib import Path
 
@@ -184,5 +185,5 @@ def write_synthetic(path: str | Path) -> None:
 
 def ensure_synthetic(path: str | Path) -> None:
     """Write the data set to `path`, unless a file is there (raises as write_synthetic does)."""
-    if not Path(path).exists():
+    if not os.path.exists(path):
         write_synthetic(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -51,12 +52,12 @@ def load_bert(pretrained: str) -> BertModel:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are five retries without a network
     transformers_logging.disable_progress_bar()
     folder = Path(pretrained)
-    if not folder.is_dir() and (PROJECT_ROOT / folder).is_dir():
+    if not os.path.isdir(folder) and os.path.isdir(PROJECT_ROOT / folder):
         folder = PROJECT_ROOT / folder  # the folders shipped with the project are found from anywhere
     try:
-        if folder.is_dir() and not any((folder / name).is_file() for name in WEIGHT_FILES):
+        if os.path.isdir(folder) and not any((folder / name).is_file() for name in WEIGHT_FILES):
             return BertModel(BertConfig.from_pretrained(str(folder), local_files_only=True))
-        return BertModel.from_pretrained(str(folder) if folder.is_dir() else pretrained)
+        return BertModel.from_pretrained(str(folder) if os.path.isdir(folder) else pretrained)
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

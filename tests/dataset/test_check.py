@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dataset.check import check_file, main
-from dataset.features import sha256_of
 from dataset.synthetic import write_synthetic
 from utils.cli import run_command
+from utils.files import sha256_of
 
 ROOT = Path(__file__).parents[2]
 
