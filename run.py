@@ -13,11 +13,12 @@ from config import load_config, parse_overrides
 from dataset.features import FeatureSet
 from dataset.loaders import make_loaders
 from trainers.losses import Objective
+from trainers.ranks import Ranks, find_ranks
 from trainers.setup import build_model, data_sha256, prepare_features
 from trainers.trainer import Trainer, count_parameters
 from utils.cli import run_command
 from utils.errors import ConfigError, RunError
-from utils.results import RunFolder, append_results
+from utils.results import RunFolder, SilentRun, append_results
 from utils.runtime import (
     PRECISIONS,
     choose_device,
@@ -78,9 +79,13 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     args = load_config(model_name, dataset_name, config_file, overrides)
     seeds, name = tuple(seeds or DEFAULT_SEEDS), name or args.model_name
     _check_arguments(seeds, name, num_workers, precision)
-    runs = {seed: RunFolder(name, args.dataset_name, seed, model_save_dir, res_save_dir) for seed in seeds}
+    device = _device_of(gpu_ids, device)
+    ranks = find_ranks(device)
+    kind = RunFolder if ranks.rank == 0 else SilentRun
+    runs = {seed: kind(name, args.dataset_name, seed, model_save_dir, res_save_dir) for seed in seeds}
     _check_earlier_runs(runs.values(), resume, overwrite)
-    chosen = choose_device(_device_of(gpu_ids, device))
+    ranks.wait()  # from here on the first rank writes
+    chosen = choose_device(device) if ranks.size == 1 else ranks.device
     use_deterministic_algorithms(deterministic)
     features = prepare_features(args, feature_T, feature_A, feature_V)
 
@@ -91,15 +96,20 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     replaced = {"feature_T": str(feature_T), "feature_A": str(feature_A), "feature_V": str(feature_V)}
     description = {"settings": dict(args), "features": replaced, "seeds": list(seeds)}
     description |= {"device": describe_device(chosen), "versions": versions(), "data": data_sha256(args, replaced)}
-    description |= {"precision": precision, "compile": compile, "deterministic": deterministic}
+    description |= {"precision": precision, "compile": compile, "deterministic": deterministic, "ranks": ranks.size}
+    if ranks.size > min(args.batch_size, len(features.splits["train"])):
+        raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
     per_seed, news = {}, False
     for number, (seed, run) in enumerate(runs.items(), start=1):
         metrics = run.finished() if resume else None
         if metrics is None:
-            metrics, news = _train_seed(args, features, chosen, number, num_workers, run, description, resume), True
+            trained = _train_seed(args, features, chosen, ranks, number, num_workers, run, description, resume)
+            metrics, news = trained, True
         else:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
         per_seed[seed] = metrics
+    if ranks.rank:
+        return per_seed
     table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
     logger.info(f"Results saved to {table}." if news else f"Nothing was left to do; the results are in {table}.")
     return per_seed
@@ -137,15 +147,26 @@ def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
 
 
 def _train_seed(
-    args, features: FeatureSet, device, number: int, num_workers: int, run: RunFolder, description: dict, resume: bool
+    args,
+    features: FeatureSet,
+    device,
+    ranks: Ranks,
+    number: int,
+    num_workers: int,
+    run: RunFolder,
+    description: dict,
+    resume: bool,
 ) -> dict:
     """Train with one of the seeds, the `number`th; nothing is written before model and data are known to fit."""
     seed = description["seeds"][number - 1]
     set_seed(seed)
     model, objective = build_model(args, features), Objective(args)
-    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed, num_workers, device)
+    if ranks.rank:  # the same weights on all ranks, then draws of its own
+        set_seed((seed + ranks.rank) % 2**32)
+    sizes = (args.batch_size, args.eval_batch_size)
+    loaders = make_loaders(features, *sizes, seed, num_workers, device, ranks.rank, ranks.size)
     precision, compiled = description["precision"], description["compile"]
-    trainer = Trainer(args, model, objective, loaders, device, number, precision, compiled)
+    trainer = Trainer(args, model, objective, loaders, device, number, precision, compiled, ranks)
     with run.open():
         description = {"seed": seed} | description
         state = run.resume(trainer.model, description) if resume else run.start(description)

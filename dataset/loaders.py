@@ -1,9 +1,9 @@
 """Seeded loaders over the splits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from dataset.features import FeatureSet, Split
 
@@ -35,8 +35,21 @@ class UtteranceDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """What DataLoader asks for a whole batch with: one gather for each tensor."""
-        rows = torch.tensor(indices).to(self.device, non_blocking=True)
+        rows = torch.tensor(indices, dtype=torch.long).to(self.device, non_blocking=True)
         return {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
+
+
+class Shares(BatchSampler):
+    """One rank's share of each batch of indices; it may be empty in a last, smaller batch."""
+
+    def __init__(self, batches: BatchSampler, rank: int, ranks: int):
+        self.batches, self.rank, self.ranks = batches, rank, ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch[self.rank :: self.ranks] for batch in self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 def _whole(batch: Batch) -> Batch:
@@ -56,6 +69,8 @@ def make_loaders(
     seed: int,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
+    rank: int = 0,
+    ranks: int = 1,
 ) -> dict[str, DataLoader]:
     """A loader for each split that was read. Train is shuffled by a generator of its own, seeded with `seed`, so
     that nothing else that draws random numbers changes the order; the other splits come in file order (the release
@@ -63,18 +78,24 @@ def make_loaders(
 
     With a GPU as `device`, splits of at most RESIDENT_BYTES altogether are moved there once (and need no workers);
     larger ones come from pinned memory.
+
+    Of several ranks each gets its share of every batch.
     """
     device = torch.device(device)
     arrays = [array for s in features.splits.values() for array in (s.text, s.audio, s.vision)]
     resident = device.type == "cuda" and sum(array.nbytes for array in arrays) <= RESIDENT_BYTES
-    return {
-        name: make_loader(
-            UtteranceDataset(split, device if resident else "cpu"),
-            batch_size if name == "train" else eval_batch_size,
-            shuffle=name == "train",
-            generator=torch.Generator().manual_seed(seed) if name == "train" else None,
+    loaders = {}
+    for name, split in features.splits.items():
+        dataset = UtteranceDataset(split, device if resident else "cpu")
+        generator = torch.Generator().manual_seed(seed) if name == "train" else None
+        order = RandomSampler(dataset, generator=generator) if name == "train" else SequentialSampler(dataset)
+        batches = BatchSampler(order, batch_size if name == "train" else eval_batch_size, drop_last=False)
+        loaders[name] = DataLoader(
+            dataset,
+            batch_sampler=batches if ranks == 1 else Shares(batches, rank, ranks),
+            collate_fn=_whole,
+            generator=generator,
             num_workers=0 if resident else num_workers,
             pin_memory=device.type == "cuda" and not resident,
         )
-        for name, split in features.splits.items()
-    }
+    return loaders

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from models.dmd import DMD
+from trainers.ranks import Ranks
 from utils.errors import NumericalError
 from utils.metrics import regression_metrics
 from utils.runtime import autocast, progress
@@ -22,11 +23,6 @@ class Predictions:
     labels: np.ndarray
     loss: float
 
-    @classmethod
-    def collect(cls, predicted: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], loss: float) -> "Predictions":
-        """Join the batches (B, 1) of an epoch or a split."""
-        return cls(*(torch.cat(batches).squeeze(1).float().cpu().numpy() for batches in (predicted, labels)), loss)
-
     def metrics(self) -> dict[str, float]:
         """The metrics of utils.metrics, and `Loss`."""
         return regression_metrics(self.predicted, self.labels) | {"Loss": round(self.loss, 4)}
@@ -38,7 +34,12 @@ def to_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, ...]:
 
 
 def predict(
-    model: DMD, loader: DataLoader, device: torch.device, description: str = "evaluate", precision: str = "fp32"
+    model: DMD,
+    loader: DataLoader,
+    device: torch.device,
+    description: str = "evaluate",
+    precision: str = "fp32",
+    ranks: Ranks | None = None,
 ) -> Predictions:
     """Run the model over a split in eval mode, in batches of the loader's size.
 
@@ -49,24 +50,35 @@ def predict(
     Raises NumericalError where a prediction is not finite.
     """
     model.eval()
-    predicted, labels = [], []
+    predicted, labels, rows = [], [], []
     with torch.inference_mode():
         for batch in progress(loader, description):
             text, audio, vision, target = to_device(batch, device)
             with autocast(device, precision):
-                predicted.append(model.predict(text, audio, vision).float())
+                predicted.append(model.predict(text, audio, vision).float() if len(target) else target)
             labels.append(target)
-    everything = torch.cat(predicted), torch.cat(labels)
+            rows.append(batch["rows"])
+    everything = joined(predicted, labels, rows, ranks or Ranks())
     check_predictions(everything[0], loader.dataset.ids, description)
     size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(everything[0])
     pairs = zip(*(x.split(size) for x in everything), strict=True)
     loss = torch.stack([F.l1_loss(*pair) for pair in pairs]).double().mean().item()
-    return Predictions.collect(predicted, labels, loss)
+    return Predictions(*(x.numpy() for x in everything), loss)
+
+
+def joined(
+    predicted: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], ranks: Ranks
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and labels (B, 1) of batches of these rows (B), of all ranks, as (N,) in the order of the rows."""
+    own = tuple(torch.cat(list(parts)).cpu() for parts in (predicted, labels, rows))
+    predicted, labels, rows = (torch.cat(parts) for parts in zip(*ranks.join(own), strict=True))
+    order = rows.argsort()
+    return predicted[order, 0].float(), labels[order, 0]
 
 
 def check_predictions(predicted: torch.Tensor, ids: Sequence[str], split: str) -> None:
-    """Raise NumericalError, with the utterances, where a prediction of the split (N, 1) is not finite."""
-    bad = (~predicted.isfinite()).flatten().nonzero().flatten().tolist()
+    """Raise NumericalError, with the utterances, where a prediction (N,) of the split is not finite."""
+    bad = (~predicted.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise NumericalError(
             f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "

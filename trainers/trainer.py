@@ -1,51 +1,23 @@
 """The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when nothing improves."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from models.distillation import EDGE_NAMES
 from models.dmd import DMD
-from trainers.evaluate import Predictions, name_some, predict, to_device
+from trainers.evaluate import predict, to_device
 from trainers.flat import FlatParameters
 from trainers.losses import LossTerms, Objective
+from trainers.ranks import Ranks
+from trainers.steps import Step, TrainedEpoch, check_finite, prefixed
 from utils.checkpoint import load_weights
-from utils.errors import CheckpointError, NumericalError
+from utils.errors import CheckpointError
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
 from utils.results import RunFolder
 from utils.runtime import autocast, logger, progress, random_state, set_random_state
-
-
-@dataclass(frozen=True)
-class TrainedEpoch:
-    """Means over the batches of an epoch, and the predictions made while training."""
-
-    losses: dict[str, float]
-    edges: dict[str, float]
-    predictions: Predictions
-
-    def columns(self) -> dict[str, float]:
-        """Losses and edges as columns of history.csv."""
-        return _prefixed({"loss": self.losses, "edge": self.edges})
-
-
-class Step(NamedTuple):
-    """What a training step leaves: tensors on the device, without gradients. Reading a value makes the host wait for
-    the device, so that this is done for many steps at once."""
-
-    predicted: torch.Tensor  # (B, 1)
-    labels: torch.Tensor  # (B, 1)
-    rows: torch.Tensor  # (B) of the train split
-    names: list[str]  # of the loss terms
-    losses: torch.Tensor  # (number of names)
-    edges: torch.Tensor  # (12) batch means
-    gradient_sum: torch.Tensor  # () over all parameters, of the accumulated gradients; finite if they are
 
 
 class Trainer:
@@ -53,7 +25,7 @@ class Trainer:
 
     `seed_number` counts the seeds of a command from 1; it only appears in the log. `precision` is fp32 or bf16
     (autocast of the model; losses and metrics stay in fp32), `compiled` runs forward and losses through
-    torch.compile.
+    torch.compile. `ranks` are the processes that train together.
     """
 
     def __init__(
@@ -66,9 +38,10 @@ class Trainer:
         seed_number: int = 1,
         precision: str = "fp32",
         compiled: bool = False,
+        ranks: Ranks | None = None,
     ):
         self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
-        self.precision = precision
+        self.precision, self.ranks = precision, ranks or Ranks()
         self.model, self.objective = model.to(device), objective.to(device)
         self.parameters = FlatParameters([*self.model.parameters(), *self.objective.parameters()])
         # Parity: one group for BERT, model and graphs; the release has weight_decay in its config and never hands it
@@ -132,10 +105,11 @@ class Trainer:
                 best_epoch, best_value = epoch, value
             seconds = {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
             row = {"epoch": epoch, "best_epoch": best_epoch, "learning_rate": learning_rate} | seconds
-            row |= trained.columns() | _prefixed(metrics)
+            row |= trained.columns() | prefixed(metrics)
             state = {"epoch": epoch, "best_epoch": best_epoch, "best_value": best_value} | self.state()
             run.save_epoch(self.model, state, row, best_epoch, keep)  # returns at once; the next epoch trains meanwhile
         run.finish_writing()
+        self.ranks.wait()
         logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
         load_weights(self.model, run.best)
         return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | self.evaluate("test")
@@ -147,7 +121,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "order": self.loaders["train"].generator.get_state(),
-            "random": random_state(),
+            "random": self.ranks.join(random_state()),
         }
 
     def load_state(self, state: dict) -> None:
@@ -157,7 +131,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.loaders["train"].generator.set_state(state["order"])
-            set_random_state(state["random"])
+            if self.ranks.rank < len(state["random"]):  # else there were fewer ranks: this one draws from its seed
+                set_random_state(state["random"][self.ranks.rank])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the training state does not fit the model ({error}). Use --overwrite.") from error
 
@@ -172,62 +147,49 @@ class Trainer:
         """
         self.model.train()
         self.objective.train()
+        loader = self.loaders["train"]
+        ids = loader.dataset.ids
         steps: list[Step] = []
         checked = 0
-        for index, batch in enumerate(progress(self.loaders["train"], "train")):
+        for index, batch in enumerate(progress(loader, "train")):
             between_batches()
             if index % self.args.update_epochs == 0:
                 self.parameters.zero_grad()
-            steps.append(self.training_step(batch))
+            size = min(self.args.batch_size, len(ids) - index * self.args.batch_size)
+            steps.append(self.training_step(batch, size, steps[-1] if steps else None))
             if (index + 1) % self.args.update_epochs == 0:
-                self._check_finite(steps[checked:], epoch)
+                check_finite(steps[checked:], ids, epoch)
                 checked = len(steps)
                 self.optimizer.step()
-        self._check_finite(steps[checked:], epoch)
+        check_finite(steps[checked:], ids, epoch)
         if self.steps_at_epoch_end:
             self.optimizer.step()
-        losses = torch.stack([step.losses for step in steps]).double().mean(dim=0).tolist()
-        edges = torch.stack([step.edges for step in steps]).double().mean(dim=0).tolist()
-        by_name = dict(zip(steps[0].names, losses, strict=True))
-        edge_names = [f"{graph}_{name}" for graph in ("homo", "hetero") for name in EDGE_NAMES]
-        predicted, labels = ([getattr(step, side) for step in steps] for side in ("predicted", "labels"))
-        predictions = Predictions.collect(predicted, labels, by_name["task/all"])
-        return TrainedEpoch(by_name, dict(zip(edge_names, edges, strict=True)), predictions)
+        return TrainedEpoch.collect(steps, self.ranks)
 
-    def training_step(self, batch: dict) -> Step:
-        """Forward, losses, backward, clipping for one batch."""
+    def training_step(self, batch: dict, size: int | None = None, before: Step | None = None) -> Step:
+        """Forward, losses, backward, clipping for one batch, or for this rank's share of a batch of `size`.
+
+        before: a step of this rank, which says how an empty share looks
+        """
         *inputs, labels = to_device(batch, self.device)
-        # The smaller last batch of an epoch is not worth a compilation of its own.
-        compute = self.compute if len(labels) == self.args.batch_size else self.forward
-        output, terms = compute(*inputs, labels)
-        terms["total"].backward()
+        share = 1.0 if size is None else len(labels) / size
+        if share:
+            # The smaller last batch of an epoch is not worth a compilation of its own.
+            whole = len(labels) * self.ranks.size == self.args.batch_size
+            output, terms = (self.compute if whole else self.forward)(*inputs, labels)
+            names = list(terms)
+            losses = torch.stack([terms[name].detach() for name in names]) * share
+            edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")]) * share
+            output = output.detach().clone()
+            self.ranks.backward(terms["total"], share, self.parameters.values.grad)
+        else:
+            names, losses, edges = before.names, torch.zeros_like(before.losses), torch.zeros_like(before.edges)
+            output = labels
+            self.ranks.backward(None, share, self.parameters.values.grad)
         gradient_sum = self.parameters.values.grad.sum()  # before the clipping, which hides infinities
         if self.args.grad_clip != -1:
             self.parameters.clip_grad_value(self.args.grad_clip)
-        names = list(terms)
-        losses = torch.stack([terms[name].detach() for name in names])
-        edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")])
-        return Step(output.detach().clone(), labels, batch["rows"], names, losses, edges, gradient_sum)
-
-    def _check_finite(self, steps: list[Step], epoch: int) -> None:
-        """Raise NumericalError where the losses or gradients of these batches are not finite."""
-        if not steps:
-            return
-        totals = [torch.stack([step.losses[step.names.index("total")], step.gradient_sum]) for step in steps]
-        finite = torch.stack(totals).isfinite().all(dim=1).tolist()  # the host waits for the device here alone
-        if all(finite):
-            return
-        step = steps[finite.index(False)]
-        terms = [name for name, value in zip(step.names, step.losses.tolist(), strict=True) if not math.isfinite(value)]
-        what = f"the loss term {terms[0]} is" if terms else "all losses are finite, but a gradient is"
-        bad = ~step.predicted.flatten().isfinite().cpu()
-        rows = step.rows.cpu()[bad if bad.any() else slice(None)].tolist()
-        ids = self.loaders["train"].dataset.ids
-        raise NumericalError(
-            f"epoch {epoch}: {what} not finite, in the batch with the utterances {name_some([ids[i] for i in rows])}. "
-            "No step was taken with it; the checkpoints of the epochs before are good. Lower the learning_rate, or "
-            "look for extreme features in these utterances."
-        )
+        return Step(output, labels, batch["rows"], names, losses, edges, gradient_sum)
 
     def forward(self, text, audio, vision, labels) -> tuple[torch.Tensor, LossTerms]:
         """-> prediction (B, 1), loss terms"""
@@ -239,14 +201,10 @@ class Trainer:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics of a split with the present weights, logged as VAL or TEST."""
-        metrics = predict(self.model, self.loaders[split], self.device, split, self.precision).metrics()
+        predictions = predict(self.model, self.loaders[split], self.device, split, self.precision, self.ranks)
+        metrics = predictions.metrics()
         log_metrics(split, self.args.model_name, metrics)
         return metrics
-
-
-def _prefixed(groups: dict[str, dict[str, float]]) -> dict[str, float]:
-    """{"valid": {"MAE": 1}} -> {"valid/MAE": 1}"""
-    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
 
 
 def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:

@@ -174,6 +174,29 @@ class RunFolder:
             ) from error
 
 
+class SilentRun(RunFolder):
+    """The same for a rank that writes nothing: it reads what the first rank has written."""
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        yield
+
+    def start(self, description: dict) -> None:
+        pass
+
+    def _write_description(self, description: dict) -> None:
+        pass
+
+    def check_space(self, weights: int, state: int, epochs: int, keep: int | None) -> None:
+        pass
+
+    def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
+        pass
+
+    def save_metrics(self, metrics: dict) -> None:
+        pass
+
+
 def _read_json(path: Path) -> dict | None:
     try:
         content = read_json(path)

@@ -87,9 +87,13 @@ class _TerminalHandler(logging.Handler):
 def start_log(log_file: Path, verbose_level: int) -> None:
     """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`.
 
-    Raises ConfigError where the file cannot be written.
+    Of several ranks only the first has a log. Raises ConfigError where the file cannot be written.
     """
     stop_log()
+    logger.propagate = False
+    if not is_first_rank():
+        logger.addHandler(logging.NullHandler())
+        return
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         terminal, file = _TerminalHandler(), logging.FileHandler(log_file, encoding="utf-8")
@@ -102,7 +106,6 @@ def start_log(log_file: Path, verbose_level: int) -> None:
         handler.setFormatter(formatter)
         logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
-    logger.propagate = False
 
 
 def stop_log() -> None:
@@ -113,8 +116,13 @@ def stop_log() -> None:
 
 
 def progress(batches: Iterable, description: str) -> Iterable:
-    """A progress bar over batches; none where the output is not a terminal."""
-    return tqdm(batches, desc=description, leave=False, disable=None)
+    """A progress bar over batches; none where the output is not a terminal, or another rank shows one."""
+    return tqdm(batches, desc=description, leave=False, disable=None if is_first_rank() else True)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes, of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 PRECISIONS = ("fp32", "bf16")

@@ -2,11 +2,14 @@
 
 import math
 import pickle
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from config import load_config
+from dataset.features import Split
+from dataset.loaders import UtteranceDataset, make_loader
 from dataset.synthetic import generate
 from models.dmd import DMD
 from run import DMD_run
@@ -22,12 +25,17 @@ SWITCHES = [
 ]  # fmt: skip
 
 
-def make_trainer(batches=range(1), **overrides) -> Trainer:
-    """A trainer of a small model at the shapes of the synthetic data."""
+def make_trainer(batches: Sequence[dict] = (), **overrides) -> Trainer:
+    """A trainer of a small model at the shapes of the synthetic data; batches of 4 utterances."""
     args = load_config("dmd", "synthetic", overrides={"nlevels": 1, "batch_size": 4} | overrides)
     args.seq_lens = [50, 50, 50]
     torch.manual_seed(1)
-    return Trainer(args, DMD(args), Objective(args), {"train": list(batches)}, torch.device("cpu"))
+    batches = batches or [make_batch(0, [1.0, 1.0, -2.0, 0.4])]
+    arrays = {name: torch.cat([b[name] for b in batches]).numpy() for name in ("text", "audio", "vision", "labels")}
+    names = [f"utterance{i}" for i in range(len(arrays["labels"]))]
+    split = Split(**arrays | {"labels": arrays["labels"][:, 0]}, ids=names, raw_text=names)
+    loaders = {"train": make_loader(UtteranceDataset(split), 4)}
+    return Trainer(args, DMD(args), Objective(args), loaders, torch.device("cpu"))
 
 
 def make_batch(seed: int, labels) -> dict[str, torch.Tensor]:

@@ -1,0 +1,69 @@
+"""Several processes that train one model: real ones, on the CPU (gloo)."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import test as test_command
+from tests import share_of_a_step
+from tests.commands import ROOT, SMALL, call, train
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def launch(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=180, cwd=cwd,
+    )  # fmt: skip
+
+
+UNCOUPLED = ("gamma=0", "lambda_distillation=0")  # no margin, no orthogonality over the batch, no mean edges
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "tolerance"), [(UNCOUPLED, 1e-5), ((), 0.01)], ids=["uncoupled", "release"])
+def test_two_ranks_have_the_gradients_of_one(settings, tolerance, tmp_path):
+    """Accumulated over three batches and clipped after each, as one process does it. The losses that couple the
+    utterances of a batch see a rank's share of it only, which changes the gradients by 0.15 %."""
+    share_of_a_step.main(str(tmp_path), *settings)
+    done = launch(*TORCHRUN, "-m", "tests.share_of_a_step", str(tmp_path), *settings, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{ranks}.pt") for ranks in (1, 2))
+    torch.testing.assert_close(two["predicted"], one["predicted"], rtol=1e-4, atol=1e-5)
+    difference = (two["gradients"] - one["gradients"]).norm() / one["gradients"].norm()
+    print(f"relative difference of the gradients: {difference:.2g}")
+    assert difference <= tolerance
+
+
+@pytest.mark.slow
+def test_two_ranks_train_one_run(folder, capsys):
+    settings = ["-d", "synthetic", *SMALL, "--name", "two", "--device", "cpu"]
+    done = launch(*TORCHRUN, str(ROOT / "run.py"), *settings)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("Epoch: 1 TRAIN", done.stdout)) == 1  # the second rank says nothing
+    assert json.loads(Path("result/two-synthetic-1111/config.json").read_text())["ranks"] == 2
+    metrics = json.loads(Path("result/two-synthetic-1111/metrics.json").read_text())
+    assert call(test_command, "pt/two-synthetic-1111/best.pth") == 0
+    alone = re.findall(r"(\w+): ([\d.]+)", capsys.readouterr().out.splitlines()[-1])
+    assert {name: float(value) for name, value in alone} == pytest.approx(
+        {name: metrics[name] for name, _ in alone}, abs=2e-4
+    )
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(folder):
+    settings = ["-d", "synthetic", *SMALL, "--name", "two", "--device", "cpu"]
+    assert launch(*TORCHRUN, str(ROOT / "run.py"), *settings, "--epochs", "1").returncode == 0
+    Path("result/two-synthetic-1111/metrics.json").unlink()  # as if it had been stopped behind the first epoch
+    assert train("--name", "two", "--epochs", "2", "--resume") == 0
+    Path("result/two-synthetic-1111/metrics.json").unlink()
+    done = launch(*TORCHRUN, str(ROOT / "run.py"), *settings, "--epochs", "3", "--resume")
+    assert done.returncode == 0 and "resumed behind epoch 2" in done.stdout, done.stderr
+    assert len(Path("result/two-synthetic-1111/history.csv").read_text().splitlines()) == 4

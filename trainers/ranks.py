@@ -1,0 +1,68 @@
+"""Several processes (ranks) that train one model together, through Hugging Face Accelerate.
+
+Every rank takes its share of every batch. Gradients are summed over the ranks after each backward pass and before the
+clipping, so that batch, accumulation and clipping are those of one process, whatever the number of ranks. DDP's own
+hooks would average what has accumulated and been clipped, which is another recipe.
+"""
+
+import os
+
+from torch import Tensor
+
+
+class Ranks:
+    """One process by itself."""
+
+    rank, size = 0, 1
+
+    def backward(self, total: Tensor | None, share: float, gradient: Tensor) -> None:
+        """Add the gradient of a batch's loss to the accumulated `gradient`, of which all parameters' are views.
+
+        total: the loss of this rank's share of the batch; None where the share is 0
+        """
+        total.backward()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Tensors of one shape, summed over the ranks."""
+        return x
+
+    def join(self, x) -> list:
+        """What each rank has, rank by rank."""
+        return [x]
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+
+
+class AcceleratedRanks(Ranks):
+    """One of several processes that `accelerate launch` or `torchrun` has started."""
+
+    def __init__(self, device: str):
+        from accelerate import Accelerator  # takes seconds, for nothing where a process is alone
+
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+
+    def backward(self, total: Tensor | None, share: float, gradient: Tensor) -> None:
+        accumulated = gradient.clone()
+        gradient.zero_()
+        if total is not None:
+            (total * share).backward()
+        gradient.copy_(self.sum(gradient)).add_(accumulated)
+
+    def sum(self, x: Tensor) -> Tensor:
+        return self.accelerator.reduce(x, reduction="sum")
+
+    def join(self, x) -> list:
+        from accelerate.utils import gather_object
+
+        return gather_object([x])
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+def find_ranks(device: str) -> Ranks:
+    """The ranks that a launcher has started, or this process by itself; device: as --device names it."""
+    return AcceleratedRanks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Ranks()
