@@ -99,19 +99,17 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     description |= {"precision": precision, "compile": compile, "deterministic": deterministic, "ranks": ranks.size}
     if ranks.size > min(args.batch_size, len(features.splits["train"])):
         raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
-    per_seed, news = {}, False
+    per_seed = {}
     for number, (seed, run) in enumerate(runs.items(), start=1):
-        metrics = run.finished() if resume else None
+        metrics = run.finished(description) if resume else None
         if metrics is None:
-            trained = _train_seed(args, features, chosen, ranks, number, num_workers, run, description, resume)
-            metrics, news = trained, True
+            metrics = _train_seed(args, features, chosen, ranks, number, num_workers, run, description, resume)
         else:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
         per_seed[seed] = metrics
-    if ranks.rank:
-        return per_seed
-    table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
-    logger.info(f"Results saved to {table}." if news else f"Nothing was left to do; the results are in {table}.")
+    if ranks.rank == 0:
+        table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
+        logger.info(f"Results saved to {table}.")
     return per_seed
 
 

@@ -126,6 +126,7 @@ def test_a_run_of_several_seeds_resumes_where_it_stopped(folder, capsys):
 
 def test_what_cannot_be_resumed_is_refused(folder, corpus, capsys):
     assert train("--name", "a", "--epochs", "1") == 0
+    assert train("--name", "a", "--resume", "--set", "learning_rate=0.5") == 2  # finished, and otherwise
     Path("result/a-synthetic-1111/metrics.json").unlink()
     before = files_below(folder)
     capsys.readouterr()

@@ -43,9 +43,15 @@ class RunFolder:
         """Whether an earlier run of this name has left anything."""
         return any((folder / "config.json").exists() for folder in (self.checkpoints, self.results))
 
-    def finished(self) -> dict | None:
-        """The content of metrics.json, which is the last file of a run; None where the run has not come to it."""
-        return _read_json(self.results / "metrics.json")
+    def finished(self, description: dict) -> dict | None:
+        """The content of metrics.json, which is the last file of a run; None where the run has not come to it.
+
+        Raises RunError where it is the result of other settings or data than those described.
+        """
+        metrics = _read_json(self.results / "metrics.json")
+        if metrics is not None:
+            _check_same_run(self.name, _read_json(self.results / "config.json") or {}, description)
+        return metrics
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
