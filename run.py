@@ -4,9 +4,10 @@ python run.py --dataset mosi
 """
 
 import argparse
+import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from config import load_config, parse_overrides
@@ -15,7 +16,8 @@ from dataset.loaders import make_loaders
 from trainers.losses import Objective
 from trainers.setup import build_model, data_sha256, prepare_features
 from trainers.trainer import Trainer, count_parameters
-from utils.cli import run_command
+from trainers.tuning import tune
+from utils.cli import command_line, run_command
 from utils.errors import ConfigError, RunError
 from utils.results import RunFolder, append_results
 from utils.runtime import (
@@ -29,6 +31,7 @@ from utils.runtime import (
     use_deterministic_algorithms,
     versions,
 )
+from utils.tracking import TRACKERS, check_trackers, tracked
 
 DEFAULT_SEEDS = (1111,)
 
@@ -56,6 +59,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     resume: bool = False,
     overwrite: bool = False,
     deterministic: bool = False,
+    track: Sequence[str] = (),
+    after_epoch: Callable[[dict], None] = lambda row: None,
 ) -> dict[int, dict[str, float]]:
     """Train and evaluate DMD once for each seed.
 
@@ -69,6 +74,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     epochs          stop after so many, whatever early stopping says
     precision       "fp32", or "bf16": autocast of the model; compile: torch.compile of forward and losses
     deterministic   the same bits every time on CUDA too
+    track           trackers that are sent every epoch's numbers: "tensorboard", "wandb", "mlflow"
+    after_epoch     called with every epoch's row of history.csv, as of Trainer.fit
 
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can mend.
     """
@@ -78,6 +85,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     args = load_config(model_name, dataset_name, config_file, overrides)
     seeds, name = tuple(seeds or DEFAULT_SEEDS), name or args.model_name
     _check_arguments(seeds, name, num_workers, precision)
+    check_trackers(track)
     runs = {seed: RunFolder(name, args.dataset_name, seed, model_save_dir, res_save_dir) for seed in seeds}
     _check_earlier_runs(runs.values(), resume, overwrite)
     chosen = choose_device(_device_of(gpu_ids, device))
@@ -96,7 +104,9 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     for number, (seed, run) in enumerate(runs.items(), start=1):
         metrics = run.finished() if resume else None
         if metrics is None:
-            metrics, news = _train_seed(args, features, chosen, number, num_workers, run, description, resume), True
+            after = (track, after_epoch)
+            metrics = _train_seed(args, features, chosen, number, num_workers, run, description, resume, *after)
+            news = True
         else:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
         per_seed[seed] = metrics
@@ -137,7 +147,16 @@ def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
 
 
 def _train_seed(
-    args, features: FeatureSet, device, number: int, num_workers: int, run: RunFolder, description: dict, resume: bool
+    args,
+    features: FeatureSet,
+    device,
+    number: int,
+    num_workers: int,
+    run: RunFolder,
+    description: dict,
+    resume: bool,
+    track: Sequence[str],
+    after_epoch: Callable[[dict], None],
 ) -> dict:
     """Train with one of the seeds, the `number`th; nothing is written before model and data are known to fit."""
     seed = description["seeds"][number - 1]
@@ -153,7 +172,8 @@ def _train_seed(
         logger.info(f"Seed {seed}: {count_parameters(model, objective)} parameters, checkpoints in {run.checkpoints}.")
         if state:
             logger.info(f"Seed {seed}: resumed behind epoch {state['epoch']}.")
-        metrics = {"seed": seed} | trainer.fit(run, state)
+        with tracked(track, run, {"seed": seed} | description["settings"]) as send:
+            metrics = {"seed": seed} | trainer.fit(run, state, lambda row: (send(row), after_epoch(row)))
         run.save_metrics(metrics)
     return metrics
 
@@ -166,7 +186,7 @@ def _check_space(args, run: RunFolder, model, objective, epochs_done: int) -> No
     run.check_space(weights, state, epochs, None if args.keep_checkpoints == "all" else args.keep_checkpoints)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
     """The command line of run.py."""
     parser = argparse.ArgumentParser(description="Train and evaluate DMD.")
     parser.add_argument("-d", "--dataset", required=True, help="mosi, mosei, or synthetic (which needs no download)")
@@ -189,13 +209,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-save-dir", default="pt")
     parser.add_argument("--res-save-dir", default="result")
     parser.add_argument("--log-dir", default="log")
-    return parser.parse_args(argv)
+    parser.add_argument("--track", nargs="+", choices=TRACKERS, default=[], help="send every epoch's numbers there")
+    parser.add_argument("--tune", type=int, metavar="N", help="search settings until the study has N trials")
+    parser.add_argument("--search", default="", metavar="FILE.json", help="which settings --tune varies")
+    parser.add_argument("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse_arguments(argv)
+    parser = argument_parser()
+    options = parser.parse_args(argv)
     keep_freed_memory()
-    DMD_run(
+    arguments = dict(
         dataset_name=options.dataset,
         config_file=options.config,
         config=parse_overrides(options.set),
@@ -216,7 +241,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
         deterministic=options.deterministic,
+        track=options.track,
     )
+    if options.tune is None and not (options.search or options.storage):
+        DMD_run(**arguments)
+        return
+    _check_arguments(options.seeds, options.name or "dmd", options.num_workers, options.precision)
+    best = tune(DMD_run, arguments, options.tune, options.search, options.storage)
+    if best is not None:
+        settings = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in best.items())]
+        own = {"set": settings, "name": f"{options.name or 'dmd'}-best", "resume": False}
+        own |= {"tune": None, "search": "", "storage": ""}
+        logger.info(f"To train it as an ordinary run: {command_line('run.py', parser, vars(options) | own)}")
 
 
 def resuming_command(argv: Sequence[str]) -> str:

@@ -110,11 +110,12 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, expected: str = "'datasetCommonParams' and 'dmd'", flag: str = "-c") -> dict:
+    """The JSON object in a file that `flag` names; `expected` says what it should hold."""
     if path.is_dir():
         raise ConfigError(f"{path}: a folder, not a config file. Name the JSON file in it.")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such config file. Leave out -c for config/config.json.")
+        raise ConfigError(f"{path}: no such config file. Leave out {flag} for the default, or name another.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
@@ -124,7 +125,7 @@ def _read(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable JSON text file ({type(error).__name__}).") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected an object with 'datasetCommonParams' and 'dmd', got {_show(content)}.")
+        raise ConfigError(f"{path}: expected an object with {expected}, got {_show(content)}.")
     return content
 
 

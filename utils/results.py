@@ -16,6 +16,7 @@ from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.metrics import CORE_METRICS, WIDER_METRICS
 
+TENSORBOARD = "tensorboard"  # folder of a run's event files
 TABLE_METRICS = (*CORE_METRICS, "Loss")
 # Settings that a resumed run may have otherwise; where the data lie does not matter, as their SHA-256 is compared.
 CHANGEABLE = ("max_epochs", "early_stop", "keep_checkpoints", "featurePath", "dataset_root_dir")
@@ -82,6 +83,7 @@ class RunFolder:
             for old in [self.results / "metrics.json", self.state_file, *self.checkpoints.glob("*.pth")]:
                 old.unlink(missing_ok=True)
             (self.results / "history.csv").unlink(missing_ok=True)
+            shutil.rmtree(self.results / TENSORBOARD, ignore_errors=True)
             self._write_description(description)
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
