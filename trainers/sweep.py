@@ -76,21 +76,8 @@ class Sweep:
         """
         with self._using_storage(), _trial_folder(Path(work_folder)) as folder:
             optuna.storages.fail_stale_trials(self.study)  # of processes that were killed
-            while self._started() < trials:
-                current: list[optuna.Trial] = []
-                try:
-                    self.study.optimize(lambda trial: self._try(trial, trials, train, folder, current), n_trials=1)  # noqa: B023
-                except _Surplus:
-                    break
-                except Interrupted:
-                    # Optuna itself marks what an Exception ends; a signal is none.
-                    for trial in current:
-                        if self.study.trials[trial.number].state == TrialState.RUNNING:
-                            self.study.tell(trial, state=TrialState.FAIL)
-                    raise
-                finally:
-                    self.write_table()
-                self._log_last(current[0].number)
+            while self._started() < trials and self._train_one(trials, train, folder):
+                pass
             self.write_table()
 
     def best(self) -> FrozenTrial | None:
@@ -151,12 +138,35 @@ class Sweep:
         trials = self.study.get_trials(deepcopy=False)
         return sum(trial.state != TrialState.FAIL and trial.number < before for trial in trials)
 
-    def _try(self, trial: optuna.Trial, trials: int, train: Train, folder: Path, current: list) -> float:
+    def _train_one(self, trials: int, train: Train, folder: Path) -> bool:
+        """Train the next trial.  -> whether there was one left"""
+        current: list[optuna.Trial] = []
+
+        def objective(trial: optuna.Trial) -> float:
+            current.append(trial)
+            if self._started(before=trial.number) >= trials:  # another process took the last one at the same moment
+                trial.set_user_attr("surplus", True)
+                raise _Surplus
+            return self._try(trial, train, folder)
+
+        try:
+            self.study.optimize(objective, n_trials=1)
+        except _Surplus:
+            return False
+        except Interrupted:
+            # Optuna itself marks what an Exception ends; a signal is none.
+            for trial in current:
+                if self.study.trials[trial.number].state == TrialState.RUNNING:
+                    self.study.tell(trial, state=TrialState.FAIL)
+            raise
+        finally:
+            self.write_table()
+        last = self.study.trials[current[0].number]
+        logger.info(f"Trial {last.number} {last.state.name.lower()}: valid {self.key_eval} {last.value}")
+        return True
+
+    def _try(self, trial: optuna.Trial, train: Train, folder: Path) -> float:
         """The objective: the valid value of the best epoch."""
-        current.append(trial)
-        if self._started(before=trial.number) >= trials:  # another process took the last one at the same moment
-            trial.set_user_attr("surplus", True)
-            raise _Surplus
         # A generator for each trial: else processes on one study would draw the same trials, and a sweep that goes on
         # would draw those it began with.
         seed = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
@@ -181,10 +191,6 @@ class Sweep:
         if math.isnan(value):
             raise RunError(f"{self.key_eval} is not a number on valid, so that it cannot guide a sweep. Set KeyEval.")
         return value
-
-    def _log_last(self, number: int) -> None:
-        trial = self.study.trials[number]
-        logger.info(f"Trial {number} {trial.state.name.lower()}: valid {self.key_eval} {trial.value}")
 
     @contextlib.contextmanager
     def _using_storage(self) -> Iterator[None]:
