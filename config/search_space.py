@@ -41,7 +41,7 @@ class Interval(BaseModel):
     @property
     def extremes(self) -> list:
         """The values that must be allowed for all between them to be."""
-        return [self.low, self.high]
+        return [self.low, self.high] if self.type == "int" else [float(self.low), float(self.high)]
 
     def suggest(self, trial: Trial, key: str):
         suggest = trial.suggest_int if self.type == "int" else trial.suggest_float

@@ -112,9 +112,9 @@ def test_two_processes_share_a_study_and_one_is_interrupted(space):
         _, error = process.communicate(timeout=200)
         assert process.returncode == 0, error
     rows = table()
-    assert [row["state"] for row in rows] == ["complete"] * 8
+    assert {row["state"] for row in rows} <= {"complete", "pruned"}
     assert len({row["learning_rate"] for row in rows}) == 8
-    assert timeless(rows)[:1] and [row["trial"] for row in rows] == [str(number) for number in range(8)]
+    assert [row["trial"] for row in rows] == [str(number) for number in range(8)]
 
     processes = [start(20), start(20)]
     while len(table()) < 12:
@@ -129,7 +129,7 @@ def test_two_processes_share_a_study_and_one_is_interrupted(space):
     finished = start(20)
     assert finished.wait(timeout=200) == 0
     states = [row["state"] for row in table()]
-    assert states.count("complete") == 20 and states.count("fail") == len(states) - 20 <= 1
+    assert states.count("complete") + states.count("pruned") == 20 and states.count("fail") == len(states) - 20 <= 1
     assert_nothing_left()
 
 
@@ -251,7 +251,7 @@ BAD_SPACES = {
     "low not allowed": ({"patience": {"type": "int", "low": -1, "high": 3}}, "patience is -1"),
     "high not allowed": ({"text_dropout": {"type": "float", "low": 0, "high": 1.0}}, "text_dropout is 1.0"),
     "choice not allowed": ({"dst_feature_dim_nheads": {"type": "categorical", "choices": [[50, 7]]}}, "divisible"),
-    "float for a count": ({"patience": {"type": "float", "low": 0.5, "high": 3}}, "patience is 0.5"),
+    "float for a count": ({"patience": {"type": "float", "low": 1, "high": 3}}, "patience is 1.0"),
     "parts of an int": ({"patience": {"type": "int", "low": 1.5, "high": 3}}, "whole numbers"),
     "logarithm of zero": ({"gamma": {"type": "float", "low": 0, "high": 1, "log": True}}, "greater than 0"),
     "fixed too": ({"batch_size": {"type": "int", "low": 4, "high": 8}}, "command line too"),
