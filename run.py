@@ -75,7 +75,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     precision       "fp32", or "bf16": autocast of the model; compile: torch.compile of forward and losses
     deterministic   the same bits every time on CUDA too
     track           trackers that are sent every epoch's numbers: "tensorboard", "wandb", "mlflow"
-    after_epoch     called with every epoch's row of history.csv, as of Trainer.fit
+    after_epoch     called with every epoch's row of history.csv; what it raises ends the training
 
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can mend.
     """
@@ -173,7 +173,7 @@ def _train_seed(
         if state:
             logger.info(f"Seed {seed}: resumed behind epoch {state['epoch']}.")
         with tracked(track, run, {"seed": seed} | description["settings"]) as send:
-            metrics = {"seed": seed} | trainer.fit(run, state, lambda row: (send(row), after_epoch(row)))
+            metrics = {"seed": seed} | trainer.fit(run, state, [send, after_epoch])
         run.save_metrics(metrics)
     return metrics
 

@@ -32,7 +32,7 @@ DESCRIPTION = "description"  # what all trials of a study have in common, as an 
 STARTUP_TRIALS, WARMUP_EPOCHS = 5, 2  # trials that are drawn at random and never pruned; epochs before any pruning
 
 Train = Callable[[dict, Path, Callable[[dict], None]], dict]
-"""(overrides, folder for all files, after_epoch as of Trainer.fit) -> TEST metrics as of Trainer.fit"""
+"""(overrides, folder for all files, after_epoch as of DMD_run) -> TEST metrics as of Trainer.fit"""
 
 
 class Sweep:

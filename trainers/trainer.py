@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,12 +99,13 @@ class Trainer:
             )
 
     def fit(
-        self, run: RunFolder, resumed: dict | None = None, after_epoch: Callable[[dict], None] = lambda row: None
+        self, run: RunFolder, resumed: dict | None = None, after_epoch: Sequence[Callable[[dict], None]] = ()
     ) -> dict[str, float]:
         """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
 
         resumed: the training state of the last complete epoch, whose weights the model has, to go on from there
-        after_epoch: called with the epoch's row of history.csv, whose writing has begun; what it raises ends training
+        after_epoch: each is called with the epoch's row of history.csv, whose writing has begun; what one raises ends
+        the training
         -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`
         """
         args = self.args
@@ -138,7 +139,8 @@ class Trainer:
             row |= trained.columns() | _prefixed(metrics)
             state = {"epoch": epoch, "best_epoch": best_epoch, "best_value": best_value} | self.state()
             run.save_epoch(self.model, state, row, best_epoch, keep)  # returns at once; the next epoch trains meanwhile
-            after_epoch(row)
+            for call in after_epoch:
+                call(row)
         run.finish_writing()
         logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
         load_weights(self.model, run.best)
