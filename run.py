@@ -4,19 +4,17 @@ python run.py --dataset mosi
 """
 
 import argparse
+import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from config import load_config, parse_overrides
-from dataset.features import FeatureSet
-from dataset.loaders import make_loaders
-from trainers.losses import Objective
-from trainers.ranks import Ranks, find_ranks
-from trainers.setup import build_model, data_sha256, prepare_features
-from trainers.trainer import Trainer, count_parameters
-from utils.cli import run_command
+from trainers.ranks import find_ranks
+from trainers.session import Session
+from trainers.setup import data_sha256, prepare_features
+from utils.cli import command_line, run_command
 from utils.errors import ConfigError, RunError
 from utils.results import RunFolder, SilentRun, append_results
 from utils.runtime import (
@@ -25,11 +23,11 @@ from utils.runtime import (
     describe_device,
     keep_freed_memory,
     logger,
-    set_seed,
     start_log,
     use_deterministic_algorithms,
     versions,
 )
+from utils.tracking import TRACKERS, check_trackers
 
 DEFAULT_SEEDS = (1111,)
 
@@ -57,6 +55,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     resume: bool = False,
     overwrite: bool = False,
     deterministic: bool = False,
+    track: Sequence[str] = (),
+    after_epoch: Callable[[dict], None] = lambda row: None,
 ) -> dict[int, dict[str, float]]:
     """Train and evaluate DMD once for each seed.
 
@@ -70,6 +70,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     epochs          stop after so many, whatever early stopping says
     precision       "fp32", or "bf16": autocast of the model; compile: torch.compile of forward and losses
     deterministic   the same bits every time on CUDA too
+    track           trackers that are sent every epoch's numbers: "tensorboard", "wandb", "mlflow"
+    after_epoch     called with every epoch's row of history.csv; what it raises ends the training
 
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can mend.
     """
@@ -79,6 +81,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     args = load_config(model_name, dataset_name, config_file, overrides)
     seeds, name = tuple(seeds or DEFAULT_SEEDS), name or args.model_name
     _check_arguments(seeds, name, num_workers, precision)
+    check_trackers(track)
     device = _device_of(gpu_ids, device)
     ranks = find_ranks(device)
     kind = RunFolder if ranks.rank == 0 else SilentRun
@@ -88,6 +91,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     chosen = choose_device(device) if ranks.size == 1 else ranks.device
     use_deterministic_algorithms(deterministic)
     features = prepare_features(args, feature_T, feature_A, feature_V)
+    if ranks.size > min(args.batch_size, len(features.splits["train"])):
+        raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
 
     start_log(Path(log_dir) / f"{name}-{args.dataset_name}.log", verbose_level)
     logger.info(f"Seeds {list(seeds)} on {describe_device(chosen)}, features {args.featurePath}.")
@@ -97,16 +102,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     description = {"settings": dict(args), "features": replaced, "seeds": list(seeds)}
     description |= {"device": describe_device(chosen), "versions": versions(), "data": data_sha256(args, replaced)}
     description |= {"precision": precision, "compile": compile, "deterministic": deterministic, "ranks": ranks.size}
-    if ranks.size > min(args.batch_size, len(features.splits["train"])):
-        raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
-    per_seed = {}
-    for number, (seed, run) in enumerate(runs.items(), start=1):
-        metrics = run.finished(description) if resume else None
-        if metrics is None:
-            metrics = _train_seed(args, features, chosen, ranks, number, num_workers, run, description, resume)
-        else:
-            logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
-        per_seed[seed] = metrics
+    session = Session(args, features, chosen, ranks, description, num_workers, resume, track, after_epoch)
+    per_seed = {seed: session.train(seed, number, run) for number, (seed, run) in enumerate(runs.items(), start=1)}
     if ranks.rank == 0:
         table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
         logger.info(f"Results saved to {table}.")
@@ -144,48 +141,7 @@ def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
     return "cpu" if gpu_ids[0] < 0 else f"cuda:{gpu_ids[0]}"
 
 
-def _train_seed(
-    args,
-    features: FeatureSet,
-    device,
-    ranks: Ranks,
-    number: int,
-    num_workers: int,
-    run: RunFolder,
-    description: dict,
-    resume: bool,
-) -> dict:
-    """Train with one of the seeds, the `number`th; nothing is written before model and data are known to fit."""
-    seed = description["seeds"][number - 1]
-    set_seed(seed)
-    model, objective = build_model(args, features), Objective(args)
-    if ranks.rank:  # the same weights on all ranks, then draws of its own
-        set_seed((seed + ranks.rank) % 2**32)
-    sizes = (args.batch_size, args.eval_batch_size)
-    loaders = make_loaders(features, *sizes, seed, num_workers, device, ranks.rank, ranks.size)
-    precision, compiled = description["precision"], description["compile"]
-    trainer = Trainer(args, model, objective, loaders, device, number, precision, compiled, ranks)
-    with run.open():
-        description = {"seed": seed} | description
-        state = run.resume(trainer.model, description) if resume else run.start(description)
-        _check_space(args, run, model, objective, epochs_done=state["epoch"] if state else 0)
-        logger.info(f"Seed {seed}: {count_parameters(model, objective)} parameters, checkpoints in {run.checkpoints}.")
-        if state:
-            logger.info(f"Seed {seed}: resumed behind epoch {state['epoch']}.")
-        metrics = {"seed": seed} | trainer.fit(run, state)
-        run.save_metrics(metrics)
-    return metrics
-
-
-def _check_space(args, run: RunFolder, model, objective, epochs_done: int) -> None:
-    """Raise RunError where there is no room for the least that the run can leave."""
-    weights = sum(x.nbytes for x in model.state_dict().values())
-    state = 2 * 4 * count_parameters(model, objective)  # Adam's two averages
-    epochs = max(1, min(args.early_stop + 1, args.max_epochs or args.early_stop + 1) - epochs_done)
-    run.check_space(weights, state, epochs, None if args.keep_checkpoints == "all" else args.keep_checkpoints)
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
     """The command line of run.py."""
     parser = argparse.ArgumentParser(description="Train and evaluate DMD.")
     parser.add_argument("-d", "--dataset", required=True, help="mosi, mosei, or synthetic (which needs no download)")
@@ -208,13 +164,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-save-dir", default="pt")
     parser.add_argument("--res-save-dir", default="result")
     parser.add_argument("--log-dir", default="log")
-    return parser.parse_args(argv)
+    parser.add_argument("--track", nargs="+", choices=TRACKERS, default=[], help="send every epoch's numbers there")
+    parser.add_argument("--tune", type=int, metavar="N", help="search settings until the study has N trials")
+    parser.add_argument("--search", default="", metavar="FILE.json", help="which settings --tune varies")
+    parser.add_argument("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse_arguments(argv)
+    parser = argument_parser()
+    options = parser.parse_args(argv)
     keep_freed_memory()
-    DMD_run(
+    arguments = dict(
         dataset_name=options.dataset,
         config_file=options.config,
         config=parse_overrides(options.set),
@@ -235,7 +196,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
         deterministic=options.deterministic,
+        track=options.track,
     )
+    if options.tune is None and not (options.search or options.storage):
+        DMD_run(**arguments)
+        return
+    _check_arguments(options.seeds, options.name or "dmd", options.num_workers, options.precision)
+    from trainers.tuning import tune  # and Optuna, which a single run has no use for
+
+    best = tune(DMD_run, arguments, options.tune, options.search, options.storage)
+    if best is not None:
+        settings = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in best.items())]
+        own = {"set": settings, "name": f"{options.name or 'dmd'}-best", "resume": False}
+        own |= {"tune": None, "search": "", "storage": ""}
+        logger.info(f"To train it as an ordinary run: {command_line('run.py', parser, vars(options) | own)}")
 
 
 def resuming_command(argv: Sequence[str]) -> str:

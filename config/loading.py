@@ -122,18 +122,19 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, expected: str = "'datasetCommonParams' and 'dmd'", flag: str = "-c") -> dict:
+    """The JSON object in a file that `flag` names; `expected` says what it should hold."""
     if os.path.isdir(path):
         raise ConfigError(f"{path}: a folder, not a config file. Name the JSON file in it.")
     if not os.path.exists(path):
-        raise ConfigError(f"{path}: no such config file. Leave out -c for config/config.json.")
+        raise ConfigError(f"{path}: no such config file. Leave out {flag} for the default, or name another.")
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or printable(error, 160)
         raise ConfigError(f"{path}: not a readable JSON text file: {reason}.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected an object with 'datasetCommonParams' and 'dmd', got {_show(content)}.")
+        raise ConfigError(f"{path}: expected an object with {expected}, got {_show(content)}.")
     return content
 
 

@@ -1,14 +1,14 @@
 """The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when nothing improves."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from models.dmd import DMD
-from trainers.evaluate import predict, to_device
+from trainers.evaluate import Predictions, predict, to_device
 from trainers.flat import FlatParameters
 from trainers.losses import LossTerms, Objective
 from trainers.ranks import Ranks
@@ -71,11 +71,15 @@ class Trainer:
                 "at the end of each epoch (the released code would never step)."
             )
 
-    def fit(self, run: RunFolder, resumed: dict | None = None) -> dict[str, float]:
+    def fit(
+        self, run: RunFolder, resumed: dict | None = None, after_epoch: Sequence[Callable[[dict], None]] = ()
+    ) -> tuple[dict[str, float], Predictions]:
         """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
 
         resumed: the training state of the last complete epoch, whose weights the model has, to go on from there
-        -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`
+        after_epoch: each is called with the epoch's row of history.csv, whose writing has begun; what one raises ends
+        the training
+        -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`; its TEST predictions
         """
         args = self.args
         lower_is_better = args.KeyEval in LOWER_IS_BETTER
@@ -94,7 +98,7 @@ class Trainer:
                 f">> Epoch: {epoch} TRAIN-({args.model_name}) [{epoch - best_epoch}/{epoch}/{self.seed_number}] "
                 f">> total_loss: {round(trained.losses['total'], 4)} {format_metrics(train, CORE_METRICS)}"
             )
-            metrics = {"train": train, "valid": self.evaluate("valid"), "test": self.evaluate("test")}
+            metrics = {"train": train} | {split: self.evaluate(split).metrics() for split in ("valid", "test")}
             learning_rate = self.optimizer.param_groups[0]["lr"]
             self.scheduler.step(metrics["valid"]["Loss"])
 
@@ -108,11 +112,14 @@ class Trainer:
             row |= trained.columns() | prefixed(metrics)
             state = {"epoch": epoch, "best_epoch": best_epoch, "best_value": best_value} | self.state()
             run.save_epoch(self.model, state, row, best_epoch, keep)  # returns at once; the next epoch trains meanwhile
+            for call in after_epoch:
+                call(row)
         run.finish_writing()
         self.ranks.wait()
         logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
         load_weights(self.model, run.best)
-        return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | self.evaluate("test")
+        predictions = self.evaluate("test")
+        return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | predictions.metrics(), predictions
 
     def state(self) -> dict:
         """What decides how training goes on, besides the weights of the model."""
@@ -199,12 +206,11 @@ class Trainer:
             output = output.float()
         return output.output_logit, self.objective(output, labels)
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Metrics of a split with the present weights, logged as VAL or TEST."""
+    def evaluate(self, split: str) -> Predictions:
+        """Predictions for a split with the present weights; their metrics are logged as VAL or TEST."""
         predictions = predict(self.model, self.loaders[split], self.device, split, self.precision, self.ranks)
-        metrics = predictions.metrics()
-        log_metrics(split, self.args.model_name, metrics)
-        return metrics
+        log_metrics(split, self.args.model_name, predictions.metrics())
+        return predictions
 
 
 def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:

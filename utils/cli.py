@@ -1,6 +1,8 @@
 """How a command ends."""
 
+import argparse
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,6 +11,8 @@ from pathlib import Path
 from utils.errors import DMDError
 from utils.interrupts import Interrupted, orderly_interrupts
 from utils.runtime import logger, stop_log
+
+REPEATABLE = ("set",)  # flags that stand once for each value
 
 
 def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
@@ -34,6 +38,25 @@ def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
     finally:
         stop_log()
     return 0
+
+
+def command_line(program: str, parser: argparse.ArgumentParser, options: dict) -> str:
+    """The command that gives a parser these options by their long flags; those with their default value are left out.
+
+    A list is a flag for each item where the flag is repeatable, and one flag with all items otherwise.
+    """
+    words = ["python", program]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if value == parser.get_default(name):
+            continue
+        if name in REPEATABLE:
+            words += [word for item in value for word in (flag, item)]
+        elif value is True:
+            words.append(flag)
+        else:
+            words += [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return shlex.join(words)
 
 
 def _line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from utils.files import link_atomically, remove_leftovers, write_atomically, wri
 from utils.metrics import CORE_METRICS, WIDER_METRICS
 from utils.reading import read_json
 
+TENSORBOARD = "tensorboard"  # folder of a run's event files
 TABLE_METRICS = (*CORE_METRICS, "Loss")
 # Settings that a resumed run may have otherwise; where the data lie does not matter, as their SHA-256 is compared.
 CHANGEABLE = ("max_epochs", "early_stop", "keep_checkpoints", "featurePath", "dataset_root_dir")
@@ -88,7 +89,9 @@ class RunFolder:
             # is half removed must not look finished.
             for old in [self.results / "metrics.json", self.state_file, *self.checkpoints.glob("*.pth")]:
                 old.unlink(missing_ok=True)
-            (self.results / "history.csv").unlink(missing_ok=True)
+            for table in ("history.csv", "predictions.csv"):
+                (self.results / table).unlink(missing_ok=True)
+            shutil.rmtree(self.results / TENSORBOARD, ignore_errors=True)
             self._write_description(description)
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
@@ -162,6 +165,12 @@ class RunFolder:
         with self._naming_the_file():
             self._writer.finish()
 
+    def save_predictions(self, ids: list[str], predictions) -> None:
+        """Write the Predictions of TEST to predictions.csv."""
+        columns = {"id": ids, "label": predictions.labels, "prediction": predictions.predicted}
+        with self._naming_the_file():
+            write_csv(self.results / "predictions.csv", pd.DataFrame(columns))
+
     def save_metrics(self, metrics: dict) -> None:
         """Write the result of the run to metrics.json."""
         with self._naming_the_file():
@@ -197,6 +206,9 @@ class SilentRun(RunFolder):
         pass
 
     def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
+        pass
+
+    def save_predictions(self, ids: list[str], predictions) -> None:
         pass
 
     def save_metrics(self, metrics: dict) -> None:

@@ -1,0 +1,81 @@
+"""What the seeds of one command have in common, and the training of each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from easydict import EasyDict
+
+from dataset.features import FeatureSet
+from dataset.loaders import make_loaders
+from trainers.losses import Objective
+from trainers.ranks import Ranks
+from trainers.setup import build_model
+from trainers.trainer import Trainer, count_parameters
+from utils.results import RunFolder
+from utils.runtime import logger, set_seed
+from utils.tracking import tracked
+
+
+@dataclass(frozen=True)
+class Session:
+    """Settings, data and device of a command.
+
+    description  what config.json says of it, with `precision` and `compile`
+    track        trackers by name; after_epoch: called with every row of history.csv
+    """
+
+    args: EasyDict
+    features: FeatureSet
+    device: torch.device
+    ranks: Ranks
+    description: dict
+    num_workers: int = 0
+    resume: bool = False
+    track: Sequence[str] = ()
+    after_epoch: Callable[[dict], None] = lambda row: None
+
+    def train(self, seed: int, number: int, run: RunFolder) -> dict:
+        """Train with one seed, the `number`th of the command, or tell the result where that has been done.
+
+        -> seed, and TEST metrics of the best epoch. Nothing is written before model and data are known to fit.
+        """
+        metrics = run.finished(self.description) if self.resume else None
+        if metrics is not None:
+            logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
+            return metrics
+        trainer = self._trainer(seed, number)
+        with run.open():
+            description = {"seed": seed} | self.description
+            state = run.resume(trainer.model, description) if self.resume else run.start(description)
+            self._check_space(run, trainer, epochs_done=state["epoch"] if state else 0)
+            parameters = count_parameters(trainer.model, trainer.objective)
+            logger.info(f"Seed {seed}: {parameters} parameters, checkpoints in {run.checkpoints}.")
+            if state:
+                logger.info(f"Seed {seed}: resumed behind epoch {state['epoch']}.")
+            with tracked(self.track, run, {"seed": seed} | self.description["settings"]) as send:
+                metrics, predictions = trainer.fit(run, state, [send, self.after_epoch])
+            run.save_predictions(self.features.splits["test"].ids, predictions)
+            run.save_metrics({"seed": seed} | metrics)
+        return {"seed": seed} | metrics
+
+    def _trainer(self, seed: int, number: int) -> Trainer:
+        args, ranks = self.args, self.ranks
+        set_seed(seed)
+        model, objective = build_model(args, self.features), Objective(args)
+        if ranks.rank:  # the same weights on all ranks, then draws of its own
+            set_seed((seed + ranks.rank) % 2**32)
+        sizes = (args.batch_size, args.eval_batch_size)
+        loaders = make_loaders(
+            self.features, *sizes, seed, self.num_workers, self.device, rank=ranks.rank, ranks=ranks.size
+        )
+        precision, compiled = self.description["precision"], self.description["compile"]
+        return Trainer(args, model, objective, loaders, self.device, number, precision, compiled, ranks)
+
+    def _check_space(self, run: RunFolder, trainer: Trainer, epochs_done: int) -> None:
+        """Raise RunError where there is no room for the least that the run can leave."""
+        args = self.args
+        weights = sum(x.nbytes for x in trainer.model.state_dict().values())
+        state = 2 * 4 * count_parameters(trainer.model, trainer.objective)  # Adam's two averages
+        epochs = max(1, min(args.early_stop + 1, args.max_epochs or args.early_stop + 1) - epochs_done)
+        run.check_space(weights, state, epochs, None if args.keep_checkpoints == "all" else args.keep_checkpoints)

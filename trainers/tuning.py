@@ -1,0 +1,77 @@
+"""The command that searches settings: checks everything first, then runs a Sweep of ordinary training runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from config import load_config
+from config.search_space import load_search_space
+from trainers.setup import data_sha256, prepare_features
+from trainers.sweep import Sweep
+from utils.errors import ConfigError
+from utils.runtime import choose_device, logger, start_log
+
+DEFAULT_SPACE = Path(__file__).parent.parent / "config" / "search" / "default.json"
+INCONSEQUENTIAL = (
+    "keep_checkpoints",
+    "eval_batch_size",
+    "featurePath",
+    "dataset_root_dir",
+)  # the data's SHA-256 counts
+
+
+def tune(
+    run: Callable[..., dict[int, dict]], arguments: dict, trials: int | None, search_file: str = "", storage: str = ""
+) -> dict | None:
+    """Bring the study `<name>-<dataset>` to so many trials.
+
+    run          DMD_run; arguments: for it, by name, the same for all trials
+    search_file  which settings to vary (default: config/search/default.json)
+    storage      URL of the study's database (default: an SQLite file beside the table of trials)
+
+    -> the searched settings of the best trial by KeyEval on valid, None where no trial is complete
+    Raises a DMDError for what the caller can mend.
+    """
+    _check_flags(arguments, trials)
+    model, dataset, file = "dmd", arguments["dataset_name"], arguments["config_file"]
+    name, [seed] = arguments["name"] or model, arguments["seeds"]
+    epochs = {} if arguments["epochs"] is None else {"max_epochs": arguments["epochs"]}
+    fixed = arguments["config"] | epochs
+    args = load_config(model, dataset, file, fixed)
+    space = load_search_space(search_file or DEFAULT_SPACE, fixed, lambda o: load_config(model, dataset, file, o))
+    choose_device(arguments["device"])
+    replaced = {f"feature_{letter}": arguments[f"feature_{letter}"] for letter in "TAV"}
+    prepare_features(args, **replaced)
+    settings = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
+    description = {"settings": settings, "data": data_sha256(args, replaced), "precision": arguments["precision"]}
+    study = f"{name}-{args.dataset_name}"
+    start_log(Path(arguments["log_dir"]) / f"{study}.log", arguments["verbose_level"])
+    sweep = Sweep(study, space, args.KeyEval, seed, description, arguments["res_save_dir"], storage)
+
+    def train(settings: dict, folder: Path, after_epoch: Callable[[dict], None]) -> dict:
+        config = arguments["config"] | settings | {"keep_checkpoints": 1}
+        own = {"config": config, "after_epoch": after_epoch, "name": name, "resume": False}
+        folders = {"model_save_dir": folder / "pt", "res_save_dir": folder / "result"}
+        return run(**arguments | own | folders)[seed]
+
+    sweep.run(trials, train, arguments["model_save_dir"])
+    logger.info(f"{sweep.summary()}. All of them are in {sweep.table}.")
+    best = sweep.best()
+    if best is None:
+        logger.warning("No trial is complete, so that there is no best one. Narrow the search space, or add trials.")
+        return None
+    epoch = best.user_attrs["best_epoch"]
+    logger.info(f"The best is trial {best.number}, with valid {args.KeyEval} {best.value} in epoch {epoch}.")
+    return sweep.settings_of(best)
+
+
+def _check_flags(arguments: dict, trials: int | None) -> None:
+    if trials is None:
+        raise ConfigError("--search and --storage belong to a sweep: give the number of its trials with --tune.")
+    if trials < 1:
+        raise ConfigError(f"--tune: {trials} trials; expected at least 1.")
+    if len(arguments["seeds"]) != 1:
+        raise ConfigError(f"--seeds: a sweep has one seed, not {len(arguments['seeds'])}. Train the best with several.")
+    if arguments["overwrite"]:
+        raise ConfigError("--overwrite: a study is gone on with, not replaced. Choose another --name.")
+    if arguments["track"]:
+        raise ConfigError("--track: a sweep has its own table. Track the best run, by the command that ends the sweep.")

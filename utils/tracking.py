@@ -1,0 +1,94 @@
+"""Experiment trackers, through Accelerate: they show what history.csv holds, and can disturb nothing."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+
+from utils.errors import ConfigError
+from utils.results import TENSORBOARD, RunFolder
+from utils.runtime import logger, random_state, set_random_state
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+PROJECT = "dmd"  # under which the services that have projects file the runs
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that is unknown or not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"--track: '{name}' is not one of {', '.join(TRACKERS)}.")
+        if name not in [str(available) for available in get_available_trackers()]:
+            raise ConfigError(f"--track: {name} is not installed. Install it with: pip install {name}")
+
+
+@contextlib.contextmanager
+def tracked(names: Sequence[str], run: RunFolder, settings: dict) -> Iterator[Callable[[dict], None]]:
+    """Inside, the yielded function sends a row of history.csv to each of the trackers; those that the run has already
+    are sent first, so that a resumed run is shown whole.
+
+    A tracker that fails is warned about and left out from there on.
+    """
+    trackers = [_Tracker(name, run) for name in dict.fromkeys(names)]
+    for tracker in trackers:
+        tracker.start(settings)
+        for row in run.history:
+            tracker.log(row)
+
+    def log(row: dict) -> None:
+        for tracker in trackers:
+            tracker.log(row)
+
+    try:
+        yield log
+    finally:
+        for tracker in trackers:
+            tracker.attempt(lambda inner: inner.finish())
+
+
+class _Tracker:
+    """A tracker whose failures end with itself."""
+
+    def __init__(self, name: str, run: RunFolder):
+        self.name, self.run = name, run
+        self.inner: GeneralTracker | None = None
+
+    def start(self, settings: dict) -> None:
+        """Open the tracker and hand it the settings; lists become texts, which all trackers take."""
+        kind = LOGGER_TYPE_TO_CLASS[self.name]
+        plain = (bool, int, float, str)
+        values = {k: v if isinstance(v, plain) else json.dumps(v) for k, v in settings.items()}
+        with self._harmless():
+            if self.name == "tensorboard":
+                shutil.rmtree(self.run.results / TENSORBOARD, ignore_errors=True)
+                self.inner = kind(TENSORBOARD, logging_dir=self.run.results)
+            else:
+                named = {"name": self.run.name} if self.name == "wandb" else {"run_name": self.run.name}
+                self.inner = kind(PROJECT, **named)
+            self.inner.start()
+            self.inner.store_init_configuration(values)
+
+    def log(self, row: dict) -> None:
+        values = {key: float(value) for key, value in row.items() if key != "epoch"}
+        self.attempt(lambda inner: inner.log(values, step=int(row["epoch"])))
+
+    def attempt(self, action: Callable[[GeneralTracker], None]) -> None:
+        """Do something with the tracker, if it has not failed before."""
+        if self.inner is not None:
+            with self._harmless():
+                action(self.inner)
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Inside, an error is a warning, and random numbers that are drawn are not missed outside."""
+        state = random_state()
+        try:
+            yield
+        except Exception as error:
+            self.inner = None
+            reason = " ".join(str(error).split())
+            logger.warning(f"--track {self.name}: stopped, as it failed ({type(error).__name__}: {reason}).")
+        finally:
+            set_random_state(state)
