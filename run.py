@@ -17,6 +17,7 @@ from trainers.setup import build_model, data_sha256, prepare_features
 from trainers.trainer import Trainer, count_parameters
 from utils.cli import run_command
 from utils.errors import ConfigError, RunError
+from utils.figures import draw_after_training
 from utils.results import RunFolder, append_results
 from utils.runtime import (
     PRECISIONS,
@@ -56,6 +57,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     resume: bool = False,
     overwrite: bool = False,
     deterministic: bool = False,
+    figures: bool = True,
 ) -> dict[int, dict[str, float]]:
     """Train and evaluate DMD once for each seed.
 
@@ -69,6 +71,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     epochs          stop after so many, whatever early stopping says
     precision       "fp32", or "bf16": autocast of the model; compile: torch.compile of forward and losses
     deterministic   the same bits every time on CUDA too
+    figures         draw each run at its end (utils/figures.py); what cannot be drawn is a warning
 
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can mend.
     """
@@ -96,7 +99,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     for number, (seed, run) in enumerate(runs.items(), start=1):
         metrics = run.finished() if resume else None
         if metrics is None:
-            metrics, news = _train_seed(args, features, chosen, number, num_workers, run, description, resume), True
+            metrics = _train_seed(args, features, chosen, number, num_workers, run, description, resume, figures)
+            news = True
         else:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
         per_seed[seed] = metrics
@@ -137,8 +141,9 @@ def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
 
 
 def _train_seed(
-    args, features: FeatureSet, device, number: int, num_workers: int, run: RunFolder, description: dict, resume: bool
-) -> dict:
+    args, features: FeatureSet, device, number: int, num_workers: int, run: RunFolder, description: dict, resume: bool,
+    figures: bool,
+) -> dict:  # fmt: skip
     """Train with one of the seeds, the `number`th; nothing is written before model and data are known to fit."""
     seed = description["seeds"][number - 1]
     set_seed(seed)
@@ -155,6 +160,8 @@ def _train_seed(
             logger.info(f"Seed {seed}: resumed behind epoch {state['epoch']}.")
         metrics = {"seed": seed} | trainer.fit(run, state)
         run.save_metrics(metrics)
+        if figures:
+            draw_after_training(run.results, trainer.model, loaders["test"], device, precision)
     return metrics
 
 
@@ -177,6 +184,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16: faster, and not exact")
     parser.add_argument("--compile", action="store_true", help="torch.compile forward and losses")
     parser.add_argument("--deterministic", action="store_true", help="the same bits every time on CUDA too")
+    parser.add_argument("--no-figures", action="store_true", help="do not draw the run at its end")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
     parser.add_argument("--name", default="", help="prefix of the run's folders (default: dmd)")
@@ -216,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
         deterministic=options.deterministic,
+        figures=not options.no_figures,
     )
 
 

@@ -81,7 +81,9 @@ class RunFolder:
             # is half removed must not look finished.
             for old in [self.results / "metrics.json", self.state_file, *self.checkpoints.glob("*.pth")]:
                 old.unlink(missing_ok=True)
-            (self.results / "history.csv").unlink(missing_ok=True)
+            drawn = (self.results / "figures").glob("*.[ps][nv]g")
+            for old in [self.results / "history.csv", self.results / "report.html", *drawn]:
+                old.unlink(missing_ok=True)
             self._write_description(description)
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
