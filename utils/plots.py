@@ -5,6 +5,7 @@ Figures are made without pyplot: no display is asked for, and no state of matplo
 
 import contextlib
 import io
+import textwrap
 from collections.abc import Iterator
 
 import matplotlib
@@ -67,13 +68,13 @@ def render(figure: Figure, name: str) -> dict[str, bytes]:
 
 
 def printable(text: str) -> str:
-    """The text without what XML cannot hold."""
+    """The text on one line, without what XML cannot hold."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _figure(title: str, height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height))
-    figure.suptitle(printable(title), fontsize=11, fontweight="bold")
+    figure.suptitle(textwrap.fill(printable(title), 60), fontsize=11, fontweight="bold")
     return figure
 
 
@@ -137,7 +138,7 @@ def feature_map(name: str, embedding: Embedding) -> Figure:
     """The embedded features twice: by modality and part, and by sentiment."""
     shown = len(embedding.labels)
     which = "all" if shown == embedding.total else f"{shown} of"
-    figure = _figure(f"Decoupled features of {name}\n(t-SNE; {which} {embedding.total} utterances of test)", 9.6)
+    figure = _figure(f"Decoupled features of {name} (test)", 10.4)
     by_part, by_label = figure.subplots(2, 1, sharex=True, sharey=True)
     size = 26 if shown <= 100 else 14
     for (part, m), points in embedding.points.items():
@@ -154,9 +155,10 @@ def feature_map(name: str, embedding: Embedding) -> Figure:
         for part, m in embedding.points
     ]  # fmt: skip
     by_part.set_title("By modality and part (open: specific, filled: common)", loc="left")
-    by_part.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    title = f"t-SNE of {which} {embedding.total} utterances, mean over the steps"
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, title=title, title_fontsize=9)
     by_label.set_title("The same points by sentiment (outlined: common)", loc="left")
-    figure.colorbar(shades, ax=by_label, label="true sentiment (-3 … 3)", fraction=0.05)
+    figure.colorbar(shades, ax=by_label, label="true sentiment (-3 … 3)", orientation="horizontal", aspect=40)
     for ax in (by_part, by_label):
         ax.set_ylabel("t-SNE axis 2 (no unit)")
         ax.tick_params(labelleft=False, labelbottom=False, length=0)
@@ -172,17 +174,16 @@ def confusion(inspection: Inspection) -> np.ndarray:
 
 def predictions(name: str, inspection: Inspection) -> Figure:
     """Predicted against true sentiment, and the confusion matrix whose diagonal is Acc_7."""
-    figure = _figure(f"Predictions of {name} (test)", 10)
+    figure = _figure(f"Predictions of {name} (test)", 9.6)
     scatter, matrix = figure.subplots(2, 1, height_ratios=(1, 1.15))
     predicted, counts = inspection.heads["output_logit"], confusion(inspection)
-    scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--", label="predicted = true")
-    scatter.scatter(inspection.labels, predicted, s=16, facecolors="none", edgecolors="#0072b2", linewidths=0.9,
-                    label="an utterance")  # fmt: skip
+    scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--")
+    scatter.scatter(inspection.labels, predicted, s=16, facecolors="none", edgecolors="#0072b2", linewidths=0.9)
     metrics = inspection.head_metrics()["output_logit"]
-    scatter.set_title(f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}", loc="left")
+    numbers = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
+    scatter.set_title(f"Each circle an utterance; dashed: predicted = true\n{numbers}", loc="left")
     scatter.set_xlabel("true sentiment (-3 … 3)")
     scatter.set_ylabel("predicted sentiment")
-    scatter.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = matrix.imshow(shares, cmap="Greys", vmin=0, vmax=1)
@@ -215,7 +216,9 @@ def head_bars(name: str, head_metrics: dict[str, dict[str, float]]) -> Figure:
     places = np.arange(len(head_metrics))
     for offset, metric, colour, hatch in ((-0.2, "Acc_2", "#9ecae1", ""), (0.2, "Acc_7", "#fdd0a2", "////")):
         values = np.nan_to_num([metrics[metric] for metrics in head_metrics.values()])
-        label = {"Acc_2": "Acc_2 (positive or negative)", "Acc_7": "Acc_7 (seven classes)"}[metric]
+        label = {"Acc_2": "Acc_2 (positive or negative; labels that are not 0)", "Acc_7": "Acc_7 (seven classes)"}[
+            metric
+        ]
         bars = ax.barh(places + offset, values, 0.38, color=colour, edgecolor="0.2", hatch=hatch, label=label)
         ax.bar_label(bars, [f"{m[metric]:.3f}" for m in head_metrics.values()], padding=3, fontsize=9)
     ax.set_yticks(places, [head_label(head) for head in head_metrics])

@@ -1,6 +1,7 @@
 """One page about a run: settings, numbers and pictures, in a file that needs no other."""
 
 import base64
+import json
 from collections.abc import Iterable
 from html import escape
 
@@ -18,21 +19,25 @@ STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 78rem; font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; margin: 0.5rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; border-bottom: 1px solid #bbb; }
-p, dd, td, th, summary { overflow-wrap: anywhere; }
+p, dt, dd { overflow-wrap: anywhere; }
 .note { border-left: 4px solid #666; padding: 0.25rem 0.75rem; background: #f2f2f2; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { padding: 0.2rem 0.6rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
-.numbers td, .numbers th { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.numbers tr.best { background: #e6e6e6; font-weight: bold; }
+th, td { padding: 0.2rem 0.6rem; text-align: left; border-bottom: 1px solid #ddd; }
+td:not(:first-child), th:not(:first-child) { text-align: right; }
+td, th { white-space: nowrap; font-variant-numeric: tabular-nums; }
+tr.best { background: #e6e6e6; font-weight: bold; }
+dl { columns: 22rem; column-gap: 2rem; margin: 0; font-size: 0.9rem; }
+dl div { display: flex; gap: 1rem; justify-content: space-between; break-inside: avoid; padding: 0.2rem 0;
+  border-bottom: 1px solid #ddd; }
+dt { font-weight: bold; flex: 0 0 auto; max-width: 60%; }
+dd { margin: 0; text-align: right; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; border: 1px solid #ddd; }
 figcaption { font-size: 0.9rem; }
 summary { cursor: pointer; padding: 0.5rem 0; }
-@media (max-width: 40rem) { body { padding: 0.75rem; font-size: 15px; } .pairs, .pairs tbody { display: block; }
-  .pairs tr { display: block; border-bottom: 1px solid #ddd; padding: 0.25rem 0; }
-  .pairs th, .pairs td { display: block; border: 0; padding: 0; } }
+@media (max-width: 40rem) { body { padding: 0.75rem; font-size: 15px; } }
 """
 
 
@@ -62,6 +67,7 @@ def page(record: RunRecord, pictures: dict[str, tuple[bytes, str]], skipped: str
         f'<p class="note">{escape(skipped)}</p>' if skipped else "",
         f'<div class="pictures">{"".join(_picture(*picture) for picture in pictures.values())}</div>',
         "<h2>History</h2>",
+        "<p>Wide tables scroll sideways.</p>",
         _history(record, ["epoch", "loss/total", *(f"{s}/{m}" for s in SPLITS for m in ("Loss", "Acc_2", "Acc_7"))]),
         "<details><summary>All columns of history.csv</summary>",
         _history(record, list(record.history.columns)),
@@ -87,12 +93,15 @@ def _picture(svg: bytes, caption: str) -> str:
 
 
 def _pairs(values: dict) -> str:
-    """A table of names and values; a dict among the values is written out as `name: value`."""
+    """A list of names and values; a dict among the values is written out as `name: value`."""
     rows = []
     for key, value in values.items():
-        text = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        rows.append(f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(text)}</td></tr>')
-    return f'<div class="scroll"><table class="pairs">{"".join(rows)}</table></div>'
+        if isinstance(value, dict):
+            text = ", ".join(f"{name}: {inner}" for name, inner in value.items())
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        rows.append(f"<div><dt>{escape(str(key))}</dt><dd>{escape(text)}</dd></div>")
+    return f"<dl>{''.join(rows)}</dl>"
 
 
 def _metrics_of_splits(record: RunRecord) -> str:
@@ -114,10 +123,7 @@ def _numbers(columns: Iterable[str], rows: list[list[str]], best: int | None = N
     for number, row in enumerate(rows):
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
         body += f'<tr class="best">{cells}</tr>' if number == best else f"<tr>{cells}</tr>"
-    return (
-        f'<div class="scroll" tabindex="0"><table class="numbers"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _number(value) -> str:

@@ -58,6 +58,7 @@ class RunFolder:
                     folder.mkdir(parents=True, exist_ok=True)
                     locks.enter_context(FileLock(folder / ".lock", timeout=0))
                     remove_leftovers(folder)
+                remove_leftovers(self.results / "figures")
             except Timeout as error:
                 raise RunError(
                     f"{self.name}: another process is writing this run. Wait for it, or choose another --name."

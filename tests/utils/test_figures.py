@@ -66,7 +66,7 @@ def test_a_run_draws_itself(home):
     expected = {
         "training": ["epoch", "train", "valid", "test", f"best epoch {best}", "Acc_2 (share of utterances)", NAME],
         "edges": ["V→L", "A→L", "L→V", "A→V", "L→A", "V→A", "Homogeneous graph", "Heterogeneous graph"],
-        "features": ["specific, text", "common, audio", "true sentiment (-3 … 3)", "all 10 utterances"],
+        "features": ["specific, text", "common, audio", "true sentiment (-3 … 3)", "t-SNE of all 10 utterances"],
         "predictions": ["true class", "predicted class", "true sentiment (-3 … 3)", "Acc_7 = "],
         "heads": [*HEADS, "all, fused", "homo text", "hetero audio", "Acc_2", "Acc_7"],
     }
@@ -84,36 +84,34 @@ def test_drawing_changes_nothing_else(home, copied):
         theirs = torch.load(home / "pt" / RUN / name)
         assert all(torch.equal(value, theirs[key]) for key, value in torch.load(f"pt/{plain.name}/{name}").items())
 
-    before, files = str(random_state()), files_below(Path())
+    files = files_below(Path())
     args = config_from_resolved(json.loads((copied / "config.json").read_text())["settings"])
     features = prepare_features(args)
     model, loader = build_model(args, features), make_loaders(features, 8, 8, seed=0)["test"]
-    state = str(random_state())
+    state = random_state()
     figures.draw_after_training(copied, model, loader, torch.device("cpu"))
-    assert str(random_state()) == state != before
+    now = random_state()
+    assert torch.equal(now.pop("torch"), state.pop("torch")) and str(now) == str(state)
     after = files_below(Path())
     assert {name: after[name] for name in files} == files
     new = {Path(name).name for name in after.keys() - files.keys()}
     assert new == DRAWN | {"report.html"}
 
 
-def test_the_command_draws_what_the_run_drew(home, copied, capsys):
-    assert call(figures, str(copied)) == 0
-    printed = capsys.readouterr()
-    assert len(printed.out.splitlines()) == len(DRAWN) + 1 and printed.err == ""
-    for path in [*(copied / "figures").iterdir(), copied / "report.html"]:
-        assert path.read_bytes() == (home / path).read_bytes(), path
-
-
-def test_no_display_is_asked_for(copied):
+def test_the_command_draws_what_the_run_drew_without_a_display(home, copied):
     environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     environment |= {"MPLBACKEND": "TkAgg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     drawn = subprocess.run(
         [sys.executable, "-m", "utils.figures", str(copied)], env=environment, capture_output=True, text=True,
         timeout=120,
     )  # fmt: skip
-    assert drawn.returncode == 0, drawn.stderr
-    assert drawn.stderr == ""
+    assert (drawn.returncode, drawn.stderr) == (0, "")
+    assert len(drawn.stdout.splitlines()) == len(DRAWN) + 1
+    for name in figures.CAPTIONS:
+        ours, theirs = (folder / "figures" / f"{name}.svg" for folder in (copied, home / "result" / RUN))
+        # The restored model may round otherwise in the last bit, which moves a point by nothing that is seen.
+        same = texts if name in figures.NEED_CHECKPOINT else Path.read_bytes
+        assert same(ours) == same(theirs), name
 
 
 def test_confusion_by_hand():
