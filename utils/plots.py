@@ -6,6 +6,7 @@ Figures are made without pyplot: no display is asked for, and no state of matplo
 import contextlib
 import io
 import textwrap
+import warnings
 from collections.abc import Iterator
 
 import matplotlib
@@ -59,7 +60,8 @@ def own_style() -> Iterator[None]:
 def render(figure: Figure, name: str) -> dict[str, bytes]:
     """-> {"png": …, "svg": …}; the same figure gives the same bytes."""
     files = {}
-    with own_style(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with own_style(), matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box in a run's name is no reason to complain
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
@@ -89,7 +91,15 @@ def _line(ax: Axes, history: pd.DataFrame, column: str, label: str, look: tuple)
 
 def _mark_best(ax: Axes, best_epoch: int) -> None:
     ax.axvline(best_epoch, color="0.45", linewidth=1, linestyle=(0, (4, 3)), zorder=1, label=f"best epoch {best_epoch}")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _epoch_axis(ax: Axes, history: pd.DataFrame) -> None:
+    """Room beside the first and the last epoch, also where they are one."""
+    first, last = history["epoch"].min(), history["epoch"].max()
+    room = max(0.3, 0.03 * (last - first))
+    ax.set_xlim(first - room, last + room)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set_xlabel("epoch")
 
 
 def training_curves(name: str, history: pd.DataFrame, best_epoch: int, key: str) -> Figure:
@@ -109,7 +119,7 @@ def training_curves(name: str, history: pd.DataFrame, best_epoch: int, key: str)
         _mark_best(ax, best_epoch)
         ax.set_title(title, loc="left")
         ax.set_ylabel(unit)
-    axes[-1].set_xlabel("epoch")
+    _epoch_axis(axes[-1], history)
     _legend_below(figure, axes[-1], 4, f"The best epoch is chosen by {key} on valid")
     return figure
 
@@ -124,7 +134,7 @@ def edge_curves(name: str, history: pd.DataFrame, best_epoch: int) -> Figure:
         _mark_best(ax, best_epoch)
         ax.set_title(title[0].upper() + title[1:], loc="left")
         ax.set_ylabel("edge weight (six sum to 1)")
-    axes[-1].set_xlabel("epoch")
+    _epoch_axis(axes[-1], history)
     _legend_below(figure, axes[-1], 4, "teacher→student; L text, V vision, A audio; mean over the train split")
     return figure
 

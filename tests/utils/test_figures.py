@@ -114,6 +114,16 @@ def test_the_command_draws_what_the_run_drew_without_a_display(home, copied):
         assert same(ours) == same(theirs), name
 
 
+def test_a_single_epoch_and_an_undefined_metric(home, tmp_path):
+    history = read_run(home / "result" / RUN).history.head(1).assign(**{"valid/Acc_2": float("nan")})
+    with plots.own_style():
+        figure = plots.training_curves("one", history, 1, "Loss")
+        left, right = figure.axes[-1].get_xlim()
+        assert [tick for tick in figure.axes[-1].get_xticks() if left <= tick <= right] == [1]
+        (tmp_path / "one.svg").write_bytes(plots.render(figure, "one")["svg"])
+    assert "best epoch 1" in texts(tmp_path / "one.svg")
+
+
 def test_confusion_by_hand():
     """True -3 3 0 0.5 -1.2 2.4 as classes: -3 3 0 0 -1 2 (a half goes to the even side)."""
     labels = np.array([-3, 3, 0, 0.5, -1.2, 2.4])
