@@ -57,6 +57,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     deterministic: bool = False,
     track: Sequence[str] = (),
     after_epoch: Callable[[dict], None] = lambda row: None,
+    figures: bool = True,
 ) -> dict[int, dict[str, float]]:
     """Train and evaluate DMD once for each seed.
 
@@ -72,6 +73,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     deterministic   the same bits every time on CUDA too
     track           trackers that are sent every epoch's numbers: "tensorboard", "wandb", "mlflow"
     after_epoch     called with every epoch's row of history.csv; what it raises ends the training
+    figures         draw each run at its end (utils/figures.py); what cannot be drawn is a warning
 
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can mend.
     """
@@ -102,7 +104,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     description = {"settings": dict(args), "features": replaced, "seeds": list(seeds)}
     description |= {"device": describe_device(chosen), "versions": versions(), "data": data_sha256(args, replaced)}
     description |= {"precision": precision, "compile": compile, "deterministic": deterministic, "ranks": ranks.size}
-    session = Session(args, features, chosen, ranks, description, num_workers, resume, track, after_epoch)
+    session = Session(args, features, chosen, ranks, description, num_workers, resume, track, after_epoch, figures)
     per_seed = {seed: session.train(seed, number, run) for number, (seed, run) in enumerate(runs.items(), start=1)}
     if ranks.rank == 0:
         table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
@@ -152,6 +154,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16: faster, and not exact")
     parser.add_argument("--compile", action="store_true", help="torch.compile forward and losses")
     parser.add_argument("--deterministic", action="store_true", help="the same bits every time on CUDA too")
+    parser.add_argument("--no-figures", action="store_true", help="do not draw the run at its end")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
     parser.add_argument("--name", default="", help="prefix of the run's folders (default: dmd)")
@@ -197,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=options.overwrite,
         deterministic=options.deterministic,
         track=options.track,
+        figures=not options.no_figures,
     )
     if options.tune is None and not (options.search or options.storage):
         DMD_run(**arguments)

@@ -4,24 +4,22 @@ python test.py pt/dmd-mosi-1111/best.pth
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from config import config_from_resolved, load_config, parse_overrides
 from dataset.features import SPLITS
-from dataset.loaders import make_loaders
 from trainers.evaluate import predict
-from trainers.setup import build_model, data_sha256, prepare_features
+from trainers.setup import differences, restore
 from trainers.trainer import log_metrics
-from utils.checkpoint import load_state, read_checkpoint, settings_beside
+from utils.checkpoint import read_checkpoint, settings_beside
 from utils.cli import run_command
 from utils.errors import ConfigError
 from utils.results import write_csv
-from utils.runtime import choose_device, keep_freed_memory, logger, set_seed, start_log
+from utils.runtime import choose_device, keep_freed_memory, logger, start_log
 
 
 def DMD_test(  # noqa: N802  (the sister of DMD_run)
@@ -45,16 +43,11 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     beside = settings_beside(checkpoint)
     args, replaced = _settings(checkpoint, beside, dataset_name, config_file, config)
     chosen = choose_device(device)
-    set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
-    features = prepare_features(args, **replaced, splits=(split,))
-    model = build_model(args, features)
-    load_state(model, state, checkpoint)
-    model.to(chosen)
+    model, features, loader = restore(state, checkpoint, args, replaced, split, chosen)
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
-    for difference in _differences(beside or {}, args, replaced):
+    for difference in differences(beside or {}, args, replaced):
         logger.warning(difference)
-    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed=0, device=chosen)
-    scored = predict(model, loaders[split], chosen, split)
+    scored = predict(model, loader, chosen, split)
     metrics = scored.metrics()
     log_metrics(split, args.model_name, metrics)
     if predictions:
@@ -74,17 +67,6 @@ def _settings(checkpoint, beside: dict | None, dataset_name: str, config_file, c
     if not dataset_name and not beside:
         raise ConfigError(f"{checkpoint}: no config.json beside it says its data set. Name it: -d mosi or -d mosei.")
     return load_config("dmd", dataset_name or beside["settings"]["dataset_name"], config_file, config), {}
-
-
-def _differences(trained: dict, args, replaced: dict[str, str]) -> Iterator[str]:
-    """A line for each way in which settings and data are not those of the training that config.json describes."""
-    for key, value in trained.get("settings", {}).items():
-        if key in args and json.loads(json.dumps(args[key])) != value:
-            yield f"{key} is {args[key]!r} here, but was {value!r} in training."
-    data = data_sha256(args, replaced) if "data" in trained else {}
-    for role in sorted(data.keys() | trained.get("data", {}).keys()):
-        if data.get(role) != trained["data"].get(role):
-            yield f"{role} is another file than in training: its SHA-256 is {data.get(role)}."
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,7 +7,8 @@ import run
 from utils.cli import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ["--set", "nlevels=1", "--set", "batch_size=8", "--set", "update_epochs=2", "--set", "max_epochs=2"]
+TINY = ["--set", "nlevels=1", "--set", "batch_size=8", "--set", "update_epochs=2", "--set", "max_epochs=2"]
+SMALL = [*TINY, "--no-figures"]  # drawing takes longer than training so little
 
 
 def write_pickle(path: Path, content) -> Path:

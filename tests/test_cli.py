@@ -113,7 +113,8 @@ def test_the_same_command_gives_the_same_bytes(folder):
 
 def test_the_python_call_is_the_command(folder):
     settings = {"nlevels": 1, "batch_size": 8, "update_epochs": 2}
-    results = run.DMD_run("dmd", "synthetic", config=settings, seeds=[3], gpu_ids=[-1], verbose_level=0, epochs=2)
+    options = {"gpu_ids": [-1], "verbose_level": 0, "epochs": 2, "figures": False}
+    results = run.DMD_run("dmd", "synthetic", config=settings, seeds=[3], **options)
     assert train("-s", "3", "--overwrite") == 0
     from_command = json.loads((folder / "result/dmd-synthetic-3/metrics.json").read_text())
     assert from_command == results[3]

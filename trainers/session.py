@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from easydict import EasyDict
+from torch.utils.data import DataLoader
 
 from dataset.features import FeatureSet
 from dataset.loaders import make_loaders
@@ -12,6 +13,7 @@ from trainers.losses import Objective
 from trainers.ranks import Ranks
 from trainers.setup import build_model
 from trainers.trainer import Trainer, count_parameters
+from utils.figures import draw_after_training
 from utils.results import RunFolder
 from utils.runtime import logger, set_seed
 from utils.tracking import tracked
@@ -23,6 +25,7 @@ class Session:
 
     description  what config.json says of it, with `precision` and `compile`
     track        trackers by name; after_epoch: called with every row of history.csv
+    figures      draw each run at its end
     """
 
     args: EasyDict
@@ -34,6 +37,7 @@ class Session:
     resume: bool = False
     track: Sequence[str] = ()
     after_epoch: Callable[[dict], None] = lambda row: None
+    figures: bool = False
 
     def train(self, seed: int, number: int, run: RunFolder) -> dict:
         """Train with one seed, the `number`th of the command, or tell the result where that has been done.
@@ -57,7 +61,16 @@ class Session:
                 metrics, predictions = trainer.fit(run, state, [send, self.after_epoch])
             run.save_predictions(self.features.splits["test"].ids, predictions)
             run.save_metrics({"seed": seed} | metrics)
+            if self.figures and self.ranks.rank == 0:
+                everything = self._loaders(seed, Ranks())["test"]
+                draw_after_training(run.results, trainer.model, everything, self.device, trainer.precision)
         return {"seed": seed} | metrics
+
+    def _loaders(self, seed: int, ranks: Ranks) -> dict[str, DataLoader]:
+        sizes = (self.args.batch_size, self.args.eval_batch_size)
+        return make_loaders(
+            self.features, *sizes, seed, self.num_workers, self.device, rank=ranks.rank, ranks=ranks.size
+        )
 
     def _trainer(self, seed: int, number: int) -> Trainer:
         args, ranks = self.args, self.ranks
@@ -65,12 +78,10 @@ class Session:
         model, objective = build_model(args, self.features), Objective(args)
         if ranks.rank:  # the same weights on all ranks, then draws of its own
             set_seed((seed + ranks.rank) % 2**32)
-        sizes = (args.batch_size, args.eval_batch_size)
-        loaders = make_loaders(
-            self.features, *sizes, seed, self.num_workers, self.device, rank=ranks.rank, ranks=ranks.size
-        )
         precision, compiled = self.description["precision"], self.description["compile"]
-        return Trainer(args, model, objective, loaders, self.device, number, precision, compiled, ranks)
+        return Trainer(
+            args, model, objective, self._loaders(seed, ranks), self.device, number, precision, compiled, ranks
+        )
 
     def _check_space(self, run: RunFolder, trainer: Trainer, epochs_done: int) -> None:
         """Raise RunError where there is no room for the least that the run can leave."""

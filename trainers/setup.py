@@ -1,13 +1,21 @@
 """From checked settings to features and a model that fits them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
 from dataset.features import SPLITS, FeatureSet, load_features
+from dataset.loaders import make_loaders
 from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import DMD
+from utils.checkpoint import load_state
 from utils.errors import ConfigError, DataError
 from utils.files import sha256_of
+from utils.runtime import set_seed
 
 
 def prepare_features(
@@ -54,3 +62,30 @@ def build_model(args, features: FeatureSet) -> DMD:
                 f"has {bert.max_position_embeddings} positions. Truncate the text, or use another BERT."
             )
     return model
+
+
+def restore(
+    state: dict[str, Tensor], checkpoint: str | Path, args, replaced: dict[str, str], split: str, device: torch.device
+) -> tuple[DMD, FeatureSet, DataLoader]:
+    """A trained model on the device, from the weights `state` of a checkpoint, and one split in file order.
+
+    replaced: the feature files that stand for a modality's, by feature_T, feature_A, feature_V
+    Raises as prepare_features, build_model and load_state do.
+    """
+    set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
+    features = prepare_features(args, **replaced, splits=(split,))
+    model = build_model(args, features)
+    load_state(model, state, checkpoint)
+    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed=0, device=device)
+    return model.to(device), features, loaders[split]
+
+
+def differences(trained: dict, args, replaced: dict[str, str]) -> Iterator[str]:
+    """A line for each way in which settings and data are not those of the training that config.json describes."""
+    for key, value in trained.get("settings", {}).items():
+        if key in args and json.loads(json.dumps(args[key])) != value:
+            yield f"{key} is {args[key]!r} here, but was {value!r} in training."
+    data = data_sha256(args, replaced) if "data" in trained else {}
+    for role in sorted(data.keys() | trained.get("data", {}).keys()):
+        if data.get(role) != trained["data"].get(role):
+            yield f"{role} is another file than in training: its SHA-256 is {data.get(role)}."

@@ -49,7 +49,7 @@ def tune(
 
     def train(settings: dict, folder: Path, after_epoch: Callable[[dict], None]) -> dict:
         config = arguments["config"] | settings | {"keep_checkpoints": 1}
-        own = {"config": config, "after_epoch": after_epoch, "name": name, "resume": False}
+        own = {"config": config, "after_epoch": after_epoch, "name": name, "resume": False, "figures": False}
         folders = {"model_save_dir": folder / "pt", "res_save_dir": folder / "result"}
         return run(**arguments | own | folders)[seed]
 

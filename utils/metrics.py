@@ -42,7 +42,12 @@ def _binary(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 
 
 def _class_accuracy(predictions: np.ndarray, labels: np.ndarray, limit: int) -> float:
-    return accuracy_score(*(np.rint(np.clip(x, -limit, limit)).astype(int) for x in (labels, predictions)))
+    return accuracy_score(sentiment_classes(labels, limit), sentiment_classes(predictions, limit))
+
+
+def sentiment_classes(values: np.ndarray, limit: int) -> np.ndarray:
+    """The classes -limit … limit of sentiments (N,): clipped, and rounded half to even."""
+    return np.rint(np.clip(values, -limit, limit)).astype(int)
 
 
 def _correlation(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -66,6 +66,7 @@ class RunFolder:
                     folder.mkdir(parents=True, exist_ok=True)
                     locks.enter_context(FileLock(folder / ".lock", timeout=0))
                     remove_leftovers(folder)
+                remove_leftovers(self.results / "figures")
             except Timeout as error:
                 raise RunError(
                     f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
@@ -89,8 +90,9 @@ class RunFolder:
             # is half removed must not look finished.
             for old in [self.results / "metrics.json", self.state_file, *self.checkpoints.glob("*.pth")]:
                 old.unlink(missing_ok=True)
-            for table in ("history.csv", "predictions.csv"):
-                (self.results / table).unlink(missing_ok=True)
+            drawn = (self.results / "figures").glob("*.[ps][nv]g")
+            for old in [*(self.results / name for name in ("history.csv", "predictions.csv", "report.html")), *drawn]:
+                old.unlink(missing_ok=True)
             shutil.rmtree(self.results / TENSORBOARD, ignore_errors=True)
             self._write_description(description)
 

@@ -150,7 +150,9 @@ def train_on(content, folder, epochs) -> dict[str, float]:
     path.write_bytes(pickle.dumps(content))
     directories = {"model_save_dir": folder / "pt", "res_save_dir": folder / "result", "log_dir": folder / "log"}
     settings = {"featurePath": str(path)}
-    return run.DMD_run("dmd", "synthetic", config=settings, verbose_level=0, epochs=epochs, **directories)[1111]
+    return run.DMD_run(
+        "dmd", "synthetic", config=settings, verbose_level=0, epochs=epochs, figures=False, **directories
+    )[1111]
 
 
 @pytest.mark.slow

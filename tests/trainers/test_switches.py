@@ -149,7 +149,9 @@ def test_a_checkpoint_is_scored_with_the_switches_it_was_trained_with(tmp_path, 
     (tmp_path / "features.pkl").write_bytes(pickle.dumps(corpus))
     monkeypatch.chdir(tmp_path)
     settings = {"objective": "paper", "nlevels": 1, "batch_size": 8, "featurePath": str(tmp_path / "features.pkl")}
-    trained = DMD_run("dmd", "synthetic", config=settings, seeds=[5], device="cpu", epochs=1, verbose_level=0)[5]
+    trained = DMD_run(
+        "dmd", "synthetic", config=settings, seeds=[5], device="cpu", epochs=1, verbose_level=0, figures=False
+    )[5]
     scored = DMD_test("pt/dmd-synthetic-5/best.pth", device="cpu")
     assert scored == {name: trained[name] for name in scored}
     assert DMD_test("pt/dmd-synthetic-5/best.pth", device="cpu", config={"objective": "release"}) != scored

@@ -1,0 +1,93 @@
+"""What the parts of a trained model say about a split: the opinion of every head, and the decoupled features."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.manifold import TSNE
+from torch.utils.data import DataLoader
+
+from models.dmd import DMD, STACK_ORDER, PerModality
+from trainers.evaluate import check_predictions, to_device
+from utils.metrics import regression_metrics
+from utils.runtime import autocast
+
+HEADS = (  # under their published names: the prediction, the common features' head, a head for each node of a graph
+    "output_logit",
+    "logits_c",
+    *(f"logits_{m}_{graph}" for graph in ("homo", "hetero") for m in STACK_ORDER),
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A split of N utterances as the model sees it, in file order; features by modality letter."""
+
+    labels: np.ndarray  # (N,)
+    heads: dict[str, np.ndarray]  # (N,) predicted sentiment of each of HEADS
+    specific: dict[str, np.ndarray]  # (N, d) mean over the steps
+    common: dict[str, np.ndarray]  # (N, d) mean over the steps
+
+    def head_metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics of utils.metrics for each head by itself."""
+        return {name: regression_metrics(predicted, self.labels) for name, predicted in self.heads.items()}
+
+
+@torch.inference_mode()
+def inspect(model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32") -> Inspection:
+    """Run the whole model over a split in eval mode.
+
+    Raises NumericalError where a prediction is not finite.
+    """
+    model.eval()
+    labels, batches = [], []
+    for batch in loader:
+        *inputs, target = to_device(batch, device)
+        with autocast(device, precision):
+            output = model(*inputs).float()
+        part = {name: output[name].squeeze(1) for name in HEADS}
+        part |= {("specific", m): _mean_over_steps(output.specific, m) for m in STACK_ORDER}
+        part |= {("common", m): _mean_over_steps(output.common, m) for m in STACK_ORDER}
+        batches.append(part)
+        labels.append(target.squeeze(1))
+    joined = {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+    check_predictions(joined["output_logit"][:, None], loader.dataset.ids, "figures")
+    joined = {name: x.cpu().numpy() for name, x in joined.items()}
+    return Inspection(
+        torch.cat(labels).cpu().numpy(),
+        {name: joined[name] for name in HEADS},
+        {m: joined["specific", m] for m in STACK_ORDER},
+        {m: joined["common", m] for m in STACK_ORDER},
+    )
+
+
+def _mean_over_steps(features: PerModality, m: str) -> torch.Tensor:
+    return features[m].mean(dim=0)  # (T', B, d) -> (B, d)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """n utterances on the plane: a point for each part of each modality."""
+
+    points: dict[tuple[str, str], np.ndarray]  # (n, 2) by ("specific" or "common", modality letter)
+    labels: np.ndarray  # (n,)
+    total: int  # N, of which these n were taken
+
+
+def embed(inspection: Inspection, at_most: int = 300) -> Embedding:
+    """t-SNE of specific and common features, all six in one plane.
+
+    Of more than `at_most` utterances, as many are taken at equal distances: t-SNE's time grows faster than their
+    number, and more points hide each other. The same features give the same plane.
+    """
+    total = len(inspection.labels)
+    rows = np.linspace(0, total - 1, min(total, at_most)).round().astype(int)
+    parts = [("specific", m) for m in STACK_ORDER] + [("common", m) for m in STACK_ORDER]
+    features = np.concatenate([getattr(inspection, kind)[m][rows] for kind, m in parts])  # (6n, d)
+    spread = features.std(axis=0).max()
+    if spread > 0:  # t-SNE starts from principal components, which a single point does not have
+        perplexity = min(30, (len(features) - 1) / 3)
+        features = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    else:
+        features = np.zeros((len(features), 2))
+    return Embedding(dict(zip(parts, np.split(features, 6), strict=True)), inspection.labels[rows], total)

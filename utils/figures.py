@@ -1,0 +1,134 @@
+"""Draw a run: pictures in <run>/figures/, and <run>/report.html with pictures, settings and numbers on one page.
+
+python -m utils.figures result/dmd-mosi-1111
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from config import config_from_resolved
+from models.dmd import DMD
+from trainers.inspection import Inspection, embed, inspect
+from trainers.setup import differences, restore
+from utils.checkpoint import read_checkpoint, settings_beside
+from utils.cli import log_traceback, run_command
+from utils.errors import CheckpointError, DMDError, RunError
+from utils.files import write_atomically
+from utils.record import RunRecord, read_run
+from utils.runtime import choose_device, keep_freed_memory, logger, random_state, set_random_state
+
+CAPTIONS = {  # of what <run>/figures/ holds, by the files' names
+    "training": "Total loss, Loss, MAE and Acc_2 over the epochs, with the best epoch marked.",
+    "edges": "The twelve edges of the two distillation graphs over the epochs. V→L: vision teaches text.",
+    "features": "Specific and common features of the test split at the best epoch, by t-SNE. Distances within a "
+    "cluster mean more than distances between clusters.",
+    "predictions": "Predicted against true sentiment on test at the best epoch, and the confusion matrix of Acc_7.",
+    "heads": "Acc_2 and Acc_7 of the eight heads on test at the best epoch. output_logit is the prediction.",
+}
+NEED_CHECKPOINT = ("features", "predictions", "heads")
+
+
+def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") -> list[Path]:
+    """Write the pictures of a run and its report; all is drawn before anything is written.
+
+    inspection: of the test split at the best epoch; None leaves out what needs it, and `skipped` says why
+    -> the paths of the files
+    """
+    from utils import plots, report  # here, since a run without figures can do without matplotlib and its start
+
+    name, history, best = record.name, record.history, record.best_epoch
+    with plots.own_style():
+        figures = {
+            "training": plots.training_curves(name, history, best, record.config["settings"].get("KeyEval", "Loss")),
+            "edges": plots.edge_curves(name, history, best),
+        }
+        if inspection is not None:
+            figures["features"] = plots.feature_map(name, embed(inspection))
+            figures["predictions"] = plots.predictions(name, inspection)
+            figures["heads"] = plots.head_bars(name, inspection.head_metrics())
+        pictures = {key: plots.render(figure, key) for key, figure in figures.items()}
+    svgs = {key: (files["svg"], CAPTIONS[key]) for key, files in pictures.items()}
+    contents = {
+        record.folder / "figures" / f"{key}.{kind}": content
+        for key, files in pictures.items()
+        for kind, content in files.items()
+    } | {record.folder / "report.html": report.page(record, svgs, skipped).encode("utf-8", "replace")}
+    for path, content in contents.items():
+        try:
+            write_atomically(path, lambda file, content=content: file.write(content))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror}).") from error
+    return list(contents)
+
+
+def draw_after_training(
+    folder: Path, model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32"
+) -> None:
+    """Draw a run whose best weights the model has; a failure is a warning, for the run itself is complete.
+
+    Random generators are left as they were.
+    """
+    state = random_state()
+    try:
+        draw(read_run(folder), inspect(model, loader, device, precision))
+        logger.info(f"Figures in {folder / 'figures'}, all on one page in {folder / 'report.html'}.")
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning(f"No figures ({reason}). To try again: python -m utils.figures {folder}")
+        log_traceback(error)
+    finally:
+        set_random_state(state)
+
+
+def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device) -> Inspection:
+    """The test split as the model of a checkpoint of that run sees it, in the precision of the training.
+
+    Raises CheckpointError, ConfigError or DataError where checkpoint, settings and data do not fit together.
+    """
+    state = read_checkpoint(checkpoint)
+    beside = settings_beside(checkpoint)
+    if beside and beside["settings"] != record.config["settings"]:
+        raise CheckpointError(f"{checkpoint}: of a run with other settings than {record.folder}. Name the right one.")
+    args, replaced = config_from_resolved(record.config["settings"]), record.config["features"]
+    model, _, loader = restore(state, checkpoint, args, replaced, "test", device)
+    for difference in differences(record.config, args, replaced):
+        print(f"Warning: {difference}", file=sys.stderr)
+    return inspect(model, loader, device, record.config.get("precision", "fp32"))
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """Where run.py puts the best checkpoint of the run with this result folder: `pt/` beside `result/`, or here."""
+    folder = folder.resolve()
+    beside = folder.parent.parent / "pt" / folder.name / "best.pth"
+    here = Path("pt") / folder.name / "best.pth"
+    return here if here.exists() and not beside.exists() else beside
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m utils.figures", description="Draw a run.")
+    parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
+    parser.add_argument("--checkpoint", type=Path, help="its best checkpoint (default: pt/<name>/best.pth)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options = parser.parse_args(argv)
+    keep_freed_memory()
+    device, record = choose_device(options.device), read_run(options.run)
+    inspection, skipped = None, ""
+    try:
+        inspection = inspect_checkpoint(record, options.checkpoint or best_checkpoint(options.run), device)
+    except DMDError as error:
+        if options.checkpoint:  # which was asked for
+            raise
+        skipped = f"Without {', '.join(NEED_CHECKPOINT)}: {error}"
+    for path in draw(record, inspection, skipped):
+        print(path)
+    if skipped:
+        print(skipped, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

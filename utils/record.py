@@ -1,0 +1,80 @@
+"""What a run has left in its result folder, read back."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dataset.features import SPLITS
+from models.distillation import EDGE_NAMES
+from utils.errors import RunError
+from utils.metrics import CORE_METRICS, WIDER_METRICS
+
+METRICS = ("Loss", *CORE_METRICS, *WIDER_METRICS)  # of each split, in history.csv
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run that has at least one complete epoch."""
+
+    folder: Path
+    config: dict  # config.json
+    history: pd.DataFrame  # history.csv, a row an epoch
+    metrics: dict | None  # metrics.json; None where the run has not come to its end
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def best_epoch(self) -> int:
+        return int(self.history["best_epoch"].iloc[-1])
+
+    @property
+    def best_row(self) -> pd.Series:
+        """The row of the best epoch."""
+        return self.history[self.history["epoch"] == self.best_epoch].iloc[0]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read what run.py has left in `result/<name>-<dataset>-<seed>/`.
+
+    Raises RunError where that is no folder of a run, or has no complete epoch.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder. Name the result folder of a run, such as result/dmd-mosi-1111.")
+    config = _read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict) or "features" not in config:
+        raise RunError(f"{folder}: not the result folder of a run: it holds no config.json as run.py writes it.")
+    metrics = _read_json(folder / "metrics.json")
+    return RunRecord(folder, config, _read_history(folder / "history.csv"), metrics)
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: not a readable JSON file ({type(error).__name__}).") from error
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise RunError(f"{path}: no such file. run.py writes it at the end of the first epoch: train the run first.")
+    try:
+        history = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: not a readable table ({type(error).__name__}).") from error
+    metrics = [f"{split}/{metric}" for split in SPLITS for metric in METRICS]
+    edges = [f"edge/{graph}_{edge}" for graph in ("homo", "hetero") for edge in EDGE_NAMES]
+    for column in ("epoch", "best_epoch", "loss/total", *metrics, *edges):
+        if column not in history:
+            raise RunError(f"{path}: not the history of a run: it lacks the column '{column}'.")
+        if history[column].dtype.kind not in "if":
+            raise RunError(f"{path}: the column '{column}' holds something else than numbers.")
+    if not len(history) or history["best_epoch"].iloc[-1] not in set(history["epoch"]):
+        raise RunError(f"{path}: holds no complete epoch with the best one. Train the run first.")
+    return history
