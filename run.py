@@ -7,16 +7,17 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config import load_config, parse_overrides
 from trainers.ranks import find_ranks
 from trainers.session import Session
 from trainers.setup import data_sha256, prepare_features
+from trainers.suite import run_suite
 from utils.cli import command_line, run_command
-from utils.errors import ConfigError, RunError
-from utils.results import RunFolder, SilentRun, append_results
+from utils.errors import ConfigError
+from utils.results import RunFolder, SilentRun, append_results, check_earlier_runs
 from utils.runtime import (
     PRECISIONS,
     choose_device,
@@ -88,7 +89,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     ranks = find_ranks(device)
     kind = RunFolder if ranks.rank == 0 else SilentRun
     runs = {seed: kind(name, args.dataset_name, seed, model_save_dir, res_save_dir) for seed in seeds}
-    _check_earlier_runs(runs.values(), resume, overwrite)
+    check_earlier_runs(runs.values(), resume, overwrite)
     ranks.wait()  # from here on the first rank writes
     chosen = choose_device(device) if ranks.size == 1 else ranks.device
     use_deterministic_algorithms(deterministic)
@@ -110,17 +111,6 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
         table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
         logger.info(f"Results saved to {table}.")
     return per_seed
-
-
-def _check_earlier_runs(runs: Iterable[RunFolder], resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise ConfigError("--resume continues an earlier run and --overwrite replaces it: give one of them.")
-    for run in runs:
-        if run.exists and not (resume or overwrite):
-            raise RunError(
-                f"{run.results}: a run of this name is there. Continue it with --resume, replace it with --overwrite, "
-                "or keep both by another --name."
-            )
 
 
 def _check_arguments(seeds: Sequence[int], name: str, num_workers: int, precision: str) -> None:
@@ -168,6 +158,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--res-save-dir", default="result")
     parser.add_argument("--log-dir", default="log")
     parser.add_argument("--track", nargs="+", choices=TRACKERS, default=[], help="send every epoch's numbers there")
+    parser.add_argument("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")
     parser.add_argument("--tune", type=int, metavar="N", help="search settings until the study has N trials")
     parser.add_argument("--search", default="", metavar="FILE.json", help="which settings --tune varies")
     parser.add_argument("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
@@ -202,10 +193,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         track=options.track,
         figures=not options.no_figures,
     )
-    if options.tune is None and not (options.search or options.storage):
+    if options.tune is None and not (options.search or options.storage or options.suite):
         DMD_run(**arguments)
         return
     _check_arguments(options.seeds, options.name or "dmd", options.num_workers, options.precision)
+    if options.suite:
+        if options.tune is not None or options.search or options.storage:
+            raise ConfigError("--suite trains the rows of a table, and --tune searches settings: give one of them.")
+        run_suite(DMD_run, arguments, options.suite)
+        return
     from trainers.tuning import tune  # and Optuna, which a single run has no use for
 
     best = tune(DMD_run, arguments, options.tune, options.search, options.storage)

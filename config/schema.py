@@ -70,6 +70,12 @@ class DMDConfig(BaseModel):
     dst_feature_dim_nheads: Annotated[list[Width], Field(min_length=2, max_length=2)] = Field(
         [50, 10], description="[d, h]: common width, attention heads"
     )
+    feature_decoupling: Flag = Field(
+        True, description="split a modality into specific and common part; off: both are the projected features"
+    )
+    cross_modal_attention: Flag = Field(
+        True, description="specific parts read each other's; off: each goes to its memory twice instead"
+    )
     nlevels: Depth = Field(
         4, description="layers of a cross-modal transformer; self-attention over memories has at least 3"
     )
@@ -116,6 +122,12 @@ class DMDConfig(BaseModel):
     lambda_decoupling: NonNegative = Field(0.1, description="λ1, weight of the decoupling losses")
     lambda_distillation: NonNegative = Field(0.05, description="λ2, weight of the distillation losses")
     gamma: NonNegative = Field(0.1, description="γ, weight of margin and orthogonality among the decoupling losses")
+    recon_weight: NonNegative = Field(1.0, description="of the reconstruction loss, besides λ1; 0 leaves it out")
+    cycle_weight: NonNegative = Field(1.0, description="of the cycle loss, besides λ1")
+    margin_weight: NonNegative = Field(1.0, description="of the margin loss, besides λ1 and γ")
+    ort_weight: NonNegative = Field(1.0, description="of the orthogonality loss, besides λ1 and γ")
+    homo_weight: NonNegative = Field(1.0, description="of HomoGD, besides λ2")
+    hetero_weight: NonNegative = Field(1.0, description="of HeteroGD, besides λ2")
     margin_slope: NonNegative = Field(0.15, description="margin per unit of label distance, for margin release")
     margin_alpha: NonNegative = Field(0.1, description="α, the constant margin, for margin paper")
     homo_gd_size: Width = Field(64, description="node width of the homogeneous graph")
@@ -177,6 +189,11 @@ class DMDConfig(BaseModel):
             )
         if width % 2:
             raise ValueError(f"dst_feature_dim_nheads is [{width}, {heads}], but the width must be even (positions)")
+        if not self.feature_decoupling and self.lambda_decoupling > 0:
+            raise ValueError(
+                f"lambda_decoupling is {self.lambda_decoupling}, but without feature_decoupling no part is to be told "
+                "from another; set it to 0"
+            )
         if self.grad_clip <= 0 and self.grad_clip != -1:
             raise ValueError(f"grad_clip is {self.grad_clip}; allowed: greater than 0, or -1 for no clipping")
         return self

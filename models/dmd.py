@@ -96,8 +96,8 @@ class DMD(nn.Module):
     strictly; but they were trained with `sigmoid`, and predict nothing sensible with `gate`.
 
     Reads from `args`: feature_dims and seq_lens ([text, audio, vision] widths and steps), use_bert, use_finetune,
-    pretrained, fusion, attn_mask, nlevels, dst_feature_dim_nheads [d, heads], conv1d_kernel_size_{l,a,v} and the
-    dropouts.
+    pretrained, fusion, feature_decoupling, cross_modal_attention, attn_mask, nlevels, dst_feature_dim_nheads
+    [d, heads], conv1d_kernel_size_{l,a,v} and the dropouts.
     """
 
     def __init__(self, args):
@@ -231,6 +231,8 @@ class DMD(nn.Module):
     def _decouple(self, origin: PerModality) -> tuple[PerModality, PerModality]:
         """Split (B, d, T') into what only the modality says and what all have in common.  -> (B, T', d) each, twice"""
         x = {m: origin[m].transpose(1, 2) for m in STACK_ORDER}
+        if not self.args.feature_decoupling:
+            return x, x
         return self._per_step("encoder_s_{}", x), self._per_step("encoder_c", x)
 
     def _reconstruct(self, specific: PerModality, common: PerModality) -> tuple[PerModality, PerModality]:
@@ -247,6 +249,8 @@ class DMD(nn.Module):
 
     def _attend(self, specific: PerModality) -> PerModality:
         """Enrich every modality by the two others, and remember.  (B, T', d) each -> (B, 2d) each"""
+        if not self.args.cross_modal_attention:
+            return self._remember("trans_{}_mem", {m: torch.cat([specific[m]] * 2, dim=2) for m in ARGUMENT_ORDER})
         # In the order of registration, in which stacking the weights costs nothing (see kernels.stack).
         pairs = [(m, n) for m in ARGUMENT_ORDER for n in self._others(m)]
         encoders = [getattr(self, f"trans_{m}_with_{n}") for m, n in pairs]

@@ -1,5 +1,7 @@
 """What the parts of a trained model say about a split: the opinion of every head, and the decoupled features."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from sklearn.manifold import TSNE
 from torch.utils.data import DataLoader
 
-from models.dmd import DMD, STACK_ORDER, PerModality
+from models.dmd import ARGUMENT_ORDER, DMD, STACK_ORDER, PerModality
 from trainers.evaluate import check_predictions, to_device
 from utils.metrics import regression_metrics
 from utils.runtime import autocast
@@ -34,8 +36,10 @@ class Inspection:
 
 
 @torch.inference_mode()
-def inspect(model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32") -> Inspection:
-    """Run the whole model over a split in eval mode.
+def inspect(
+    model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32", kept: str = "lva"
+) -> Inspection:
+    """Run the whole model over a split in eval mode; of modalities that are not kept, all features are 0.
 
     Raises NumericalError where a prediction is not finite.
     """
@@ -43,15 +47,15 @@ def inspect(model: DMD, loader: DataLoader, device: torch.device, precision: str
     labels, batches = [], []
     for batch in loader:
         *inputs, target = to_device(batch, device)
-        with autocast(device, precision):
-            output = model(*inputs).float()
+        with autocast(device, precision), _masked(model, inputs, kept) as left:
+            output = model(*left).float()
         part = {name: output[name].squeeze(1) for name in HEADS}
         part |= {("specific", m): _mean_over_steps(output.specific, m) for m in STACK_ORDER}
         part |= {("common", m): _mean_over_steps(output.common, m) for m in STACK_ORDER}
         batches.append(part)
         labels.append(target.squeeze(1))
     joined = {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
-    check_predictions(joined["output_logit"][:, None], loader.dataset.ids, "figures")
+    check_predictions(joined["output_logit"], loader.dataset.ids, "test")
     joined = {name: x.cpu().numpy() for name, x in joined.items()}
     return Inspection(
         torch.cat(labels).cpu().numpy(),
@@ -59,6 +63,21 @@ def inspect(model: DMD, loader: DataLoader, device: torch.device, precision: str
         {m: joined["specific", m] for m in STACK_ORDER},
         {m: joined["common", m] for m in STACK_ORDER},
     )
+
+
+@contextlib.contextmanager
+def _masked(model: DMD, inputs: list[torch.Tensor], kept: str) -> Iterator[list[torch.Tensor]]:
+    """text, audio, vision with zeros for what is not kept; in place of tokens, BERT's output becomes zeros inside."""
+    encoded = model.args.use_bert and "l" not in kept
+    left = [
+        x if m in kept or (m == "l" and encoded) else torch.zeros_like(x)
+        for m, x in zip(ARGUMENT_ORDER, inputs, strict=True)
+    ]
+    with contextlib.ExitStack() as stack:
+        if encoded:
+            hook = model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features))
+            stack.callback(hook.remove)
+        yield left
 
 
 def _mean_over_steps(features: PerModality, m: str) -> torch.Tensor:

@@ -161,7 +161,8 @@ class Objective(nn.Module):
         return edges
 
     def _total(self, terms: LossTerms) -> Tensor:
-        """L_total = task + λ2 · distillation + λ1 · (recon + cycle + γ · (margin + ort))."""
+        """L_total = task + λ2 · (homo + hetero) + λ1 · (recon + cycle + γ · (margin + ort)), each with a weight of its
+        own that is 1 unless an ablation says otherwise."""
         args = self.args
 
         def group(prefix: str) -> Tensor:
@@ -172,6 +173,7 @@ class Objective(nn.Module):
             trained = ("reg", "logit") if self.repr_kinds[graph] == "off" else ("reg", "logit", "repr")
             return sum(terms[f"{graph}/{name}"] for name in trained)
 
-        distilled = distillation("homo") + distillation("hetero")
-        decoupling = group("recon") + group("cycle") + args.gamma * (terms["margin"] + group("ort"))
+        distilled = args.homo_weight * distillation("homo") + args.hetero_weight * distillation("hetero")
+        apart = args.margin_weight * terms["margin"] + args.ort_weight * group("ort")
+        decoupling = args.recon_weight * group("recon") + args.cycle_weight * group("cycle") + args.gamma * apart
         return group("task") + args.lambda_distillation * distilled + args.lambda_decoupling * decoupling

@@ -5,7 +5,9 @@ from sklearn.metrics import accuracy_score, f1_score
 
 CORE_METRICS = ("Acc_2", "F1_score", "Acc_7", "MAE")  # with Loss: the columns of result/normal/<dataset>.csv
 WIDER_METRICS = ("Has0_Acc_2", "Has0_F1_score", "Acc_5", "Acc_3", "Corr")
+METRICS = (*CORE_METRICS, *WIDER_METRICS)  # all that regression_metrics gives
 LOWER_IS_BETTER = ("Loss", "MAE")
+CONSTANT = 1e-6  # least range of predictions; float32 has fewer than that between two of the same utterance
 
 
 def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -14,7 +16,8 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
     `Acc_2`, `F1_score` (weighted): positive against negative, over the utterances whose label is not 0. A
     prediction of exactly 0 counts as negative; NaN where every label is 0 (there the release crashes).
     `Has0_*`: not negative against negative, over all. `Acc_7`, `Acc_5`, `Acc_3`: classes after clipping to ±3, ±2,
-    ±1 and rounding half to even. `MAE`, `Corr` (Pearson; NaN where either side is constant).
+    ±1 and rounding half to even. `MAE`, `Corr` (Pearson; NaN where either side is constant but
+    for rounding).
     Rounded to 4 digits, as the release does before it compares epochs.
     """
     predictions, labels = np.asarray(predictions, np.float64).ravel(), np.asarray(labels, np.float64).ravel()
@@ -51,7 +54,7 @@ def sentiment_classes(values: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
-    if len(labels) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if min(np.ptp(predictions), np.ptp(labels)) < CONSTANT:
         return float("nan")
     return np.corrcoef(predictions, labels)[0, 1]
 

@@ -9,9 +9,9 @@ import pandas as pd
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
 from utils.errors import RunError
-from utils.metrics import CORE_METRICS, WIDER_METRICS
+from utils.metrics import METRICS
 
-METRICS = ("Loss", *CORE_METRICS, *WIDER_METRICS)  # of each split, in history.csv
+SPLIT_METRICS = ("Loss", *METRICS)  # of each split, in history.csv
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _read_history(path: Path) -> pd.DataFrame:
         history = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: not a readable table ({type(error).__name__}).") from error
-    metrics = [f"{split}/{metric}" for split in SPLITS for metric in METRICS]
+    metrics = [f"{split}/{metric}" for split in SPLITS for metric in SPLIT_METRICS]
     edges = [f"edge/{graph}_{edge}" for graph in ("homo", "hetero") for edge in EDGE_NAMES]
     for column in ("epoch", "best_epoch", "loss/total", *metrics, *edges):
         if column not in history:

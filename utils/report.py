@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dataset.features import SPLITS
-from utils.record import METRICS, RunRecord
+from utils.record import SPLIT_METRICS, RunRecord
 
 # The browser is told to fetch nothing, whatever the page may hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -106,7 +106,9 @@ def _pairs(values: dict) -> str:
 
 def _metrics_of_splits(record: RunRecord) -> str:
     row = record.best_row
-    return _numbers(["metric", *SPLITS], [[m, *(_number(row[f"{split}/{m}"]) for split in SPLITS)] for m in METRICS])
+    return _numbers(
+        ["metric", *SPLITS], [[m, *(_number(row[f"{split}/{m}"]) for split in SPLITS)] for m in SPLIT_METRICS]
+    )
 
 
 def _history(record: RunRecord, columns: list[str]) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from utils.checkpoint import BackgroundWriter, load_weights, read_state, save_state, snapshot
-from utils.errors import CheckpointError, RunError
+from utils.errors import CheckpointError, ConfigError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.metrics import CORE_METRICS, WIDER_METRICS
 from utils.reading import read_json
@@ -189,6 +189,18 @@ class RunFolder:
                 f"{file}: cannot be written ({reason}). Make room, then go on with --resume; or choose other folders "
                 "with --model-save-dir and --res-save-dir."
             ) from error
+
+
+def check_earlier_runs(runs: Iterable[RunFolder], resume: bool, overwrite: bool) -> None:
+    """Raise ConfigError or RunError where a run is there already and the command does not say what to do with it."""
+    if resume and overwrite:
+        raise ConfigError("--resume continues an earlier run and --overwrite replaces it: give one of them.")
+    for run in runs:
+        if run.exists and not (resume or overwrite):
+            raise RunError(
+                f"{run.results}: a run of this name is there. Continue it with --resume, replace it with --overwrite, "
+                "or keep both by another --name."
+            )
 
 
 class SilentRun(RunFolder):

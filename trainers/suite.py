@@ -1,0 +1,197 @@
+"""The command that trains the rows of a suite, and writes one table of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from config import load_config
+from config.suite import Suite, load_suite
+from trainers.inspection import HEADS, inspect
+from trainers.ranks import find_ranks
+from trainers.setup import restore
+from utils.checkpoint import read_checkpoint
+from utils.errors import RunError
+from utils.files import write_atomically
+from utils.metrics import CORE_METRICS, METRICS
+from utils.results import RunFolder, check_earlier_runs, write_csv
+from utils.runtime import choose_device, logger
+
+MODALITIES = {"l": "text", "v": "vision", "a": "audio"}
+
+
+def run_suite(run: Callable[..., dict[int, dict]], arguments: dict, suite_name: str) -> Path:
+    """Train every row over the seeds, and write the table anew after each.
+
+    run        DMD_run; arguments: for it, by name. A row's runs are those of the name `<name>-<suite>-<row>`
+    suite_name in config/suites, or a JSON file
+
+    -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the same as CSV
+    Raises a DMDError for what the caller can mend; of the suite itself, before anything is trained.
+    """
+    model, dataset, file = "dmd", arguments["dataset_name"], arguments["config_file"]
+    epochs = {} if arguments["epochs"] is None else {"max_epochs": arguments["epochs"]}
+    fixed = arguments["config"] | epochs
+    suite = load_suite(suite_name, fixed, HEADS, lambda overrides: load_config(model, dataset, file, overrides))
+    settings = {row: load_config(model, dataset, file, fixed | changes) for row, changes in suite.rows.items()}
+    name = f"{arguments['name'] or model}-{Path(suite_name).stem}"
+    seeds, folders = arguments["seeds"], (arguments["model_save_dir"], arguments["res_save_dir"])
+    dataset = settings[next(iter(settings))].dataset_name
+    runs = {row: {seed: RunFolder(f"{name}-{row}", dataset, seed, *folders) for seed in seeds} for row in suite.rows}
+    for of_row in runs.values():
+        check_earlier_runs(of_row.values(), arguments["resume"], arguments["overwrite"])
+    table = SuiteTable(suite, settings, Path(arguments["res_save_dir"]) / "suites" / f"{name}-{dataset}")
+    ranks = find_ranks(arguments["device"])
+    for row, changes in suite.rows.items():
+        config = arguments["config"] | changes
+        per_seed = run(**arguments | {"config": config, "name": f"{name}-{row}"})
+        if ranks.rank == 0:
+            scored = _score_heads(suite, settings[row], runs[row], arguments) if suite.heads else []
+            table.add(row, per_seed, scored)
+            table.write()
+        ranks.wait()
+    logger.info(f"The table of {len(suite.rows)} rows is in {table.markdown_file}.")
+    return table.markdown_file
+
+
+def _score_heads(suite: Suite, args, runs: dict[int, RunFolder], arguments: dict) -> list[dict]:
+    """Metrics of each head on test with each set of modalities, at the best epoch of each seed."""
+    replaced = {f"feature_{letter}": arguments[f"feature_{letter}"] for letter in "TAV"}
+    device, scores = choose_device(arguments["device"]), []
+    for seed, run in runs.items():
+        model, _, loader = restore(read_checkpoint(run.best), run.best, args, replaced, "test", device)
+        for kept in suite.kept:
+            metrics = inspect(model, loader, device, arguments["precision"], kept).head_metrics()
+            scores += [{"kept": kept, "head": head, "seed": seed} | metrics[head] for head in suite.heads]
+    return scores
+
+
+class SuiteTable:
+    """What is known of the rows so far, in `<path>.csv`, `<path>-heads.csv` and, for reading, `<path>.md`.
+
+    settings: the resolved settings of each row
+    """
+
+    def __init__(self, suite: Suite, settings: dict[str, dict], path: Path):
+        self.suite, self.settings, self.path = suite, settings, path
+        self.markdown_file = path.with_name(f"{path.name}.md")
+        self.results: dict[str, dict[int, dict]] = {}  # by row and seed
+        self.scores: list[dict] = []  # of heads, a dict each
+
+    def add(self, row: str, per_seed: dict[int, dict], scores: Sequence[dict] = ()) -> None:
+        """per_seed: TEST metrics of the best epoch; scores: the heads', with kept, head and seed."""
+        self.results[row] = per_seed
+        self.scores += [{"row": row} | score for score in scores]
+
+    def write(self) -> None:
+        """Write the files. Raises RunError where that fails."""
+        try:
+            write_csv(self.path.with_name(f"{self.path.name}.csv"), pd.DataFrame(list(self._lines())))
+            if self.scores:
+                write_csv(self.path.with_name(f"{self.path.name}-heads.csv"), pd.DataFrame(self.scores))
+            write_atomically(self.markdown_file, lambda file: file.write(self.markdown().encode()))
+        except OSError as error:
+            raise RunError(f"{error.filename or self.path}: cannot be written ({error.strerror}).") from error
+
+    def _lines(self) -> Iterator[dict]:
+        """The table by row: a line for each seed, the mean, the standard deviation, what was published."""
+        for row, per_seed in self.results.items():
+            for seed, result in per_seed.items():
+                yield {"row": row, "of": f"seed {seed}", "epoch": result["epoch"]} | _only(METRICS, result)
+            values = pd.DataFrame([_only(METRICS, result) for result in per_seed.values()])
+            yield {"row": row, "of": "mean"} | values.mean(skipna=False).to_dict()
+            yield {"row": row, "of": "std"} | values.std(ddof=0, skipna=False).to_dict()
+            for source, numbers in self._published(row):
+                yield {"row": row, "of": source} | numbers
+
+    def _published(self, row: str) -> Iterator[tuple[str, dict[str, float]]]:
+        settings = self.settings[row]
+        for published in self.suite.published:
+            fits = all(settings.get(key) == value for key, value in published.when.items())
+            if fits and row in published.rows:
+                yield published.source, published.rows[row]
+
+    def markdown(self) -> str:
+        """Mean ± standard deviation over the seeds of each row, published numbers below ours, then every seed."""
+        rows, seeds = len(self.suite.rows), sorted({seed for of_row in self.results.values() for seed in of_row})
+        over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if seeds[1:] else (
+            f"seed {seeds[0]} alone, which ranks nothing: another seed may turn the order round"
+        )  # fmt: skip
+        done = "" if len(self.results) == rows else f" **{len(self.results)} of {rows} rows so far.**"
+        means = []
+        for row, per_seed in self.results.items():
+            means.append([row, "ours", *(_mean_and_std([r[m] for r in per_seed.values()]) for m in CORE_METRICS)])
+            means += [["", source, *map(_number, _only(CORE_METRICS, numbers).values())]
+                      for source, numbers in self._published(row)]  # fmt: skip
+        each = [
+            [row, seed, result["epoch"], *map(_number, _only(CORE_METRICS, result).values())]
+            for row, per_seed in self.results.items()
+            for seed, result in per_seed.items()
+        ]
+        parts = [
+            f"# {self.path.name}",
+            self.suite.description,
+            f"TEST metrics of the epoch that is best on *valid*: {over}.{done}",
+            _markdown_table(["row", "of", *CORE_METRICS], means),
+            "## Settings of the rows",
+            _markdown_table(["row", "overrides"], [[row, _shown(o)] for row, o in self.suite.rows.items()]),
+            "## Every seed",
+            _markdown_table(["row", "seed", "epoch", *CORE_METRICS], each),
+        ]
+        return "\n\n".join(part for part in [*parts, *self._heads()] if part) + "\n"
+
+    def _heads(self) -> Iterator[str]:
+        """The heads' part of the page."""
+        if not self.scores:
+            return
+        scores = pd.DataFrame(self.scores)
+        everything = "".join(MODALITIES)
+        groups = {
+            "head": (
+                "## Each output by itself, with all modalities",
+                scores[scores["kept"].map(len) == len(everything)],
+            ),
+            "kept": ("## The prediction with some modalities only", scores[scores["head"] == HEADS[0]]),
+        }
+        for column, (title, part) in groups.items():
+            if not part.empty:
+                yield title
+                yield _markdown_table([column, "row", *CORE_METRICS], list(_grouped(part, column)))
+        yield (
+            "An output named `logits_<m>_homo` reads the common part of text (l), vision (v) or audio (a), "
+            "`logits_<m>_hetero` its specific part after it has read the two others', `logits_c` the three common "
+            "parts, and `output_logit`, the prediction, everything. Of a modality that is not there all features "
+            "are 0; the model was trained with all three."
+        )
+
+
+def _grouped(part: pd.DataFrame, column: str) -> Iterator[list]:
+    """The lines of a table by `column`, then row, in the order in which they come."""
+    for value, of_value in part.groupby(column, sort=False):
+        shown = " + ".join(MODALITIES[m] for m in value) if column == "kept" else f"`{value}`"
+        for row, of_row in of_value.groupby("row", sort=False):
+            yield [shown, row, *(_mean_and_std(of_row[metric]) for metric in CORE_METRICS)]
+            shown = ""
+
+
+def _only(names: Sequence[str], result: dict) -> dict[str, float]:
+    return {name: result.get(name, float("nan")) for name in names}
+
+
+def _shown(overrides: dict) -> str:
+    return ", ".join(f"`{key}={value}`" for key, value in overrides.items()) or "as configured"
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+def _mean_and_std(values: Sequence[float]) -> str:
+    values = np.asarray(values, float)
+    return _number(values.mean()) + (f" ± {values.std():.4f}" if len(values) > 1 and not np.isnan(values).any() else "")
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
