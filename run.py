@@ -15,8 +15,9 @@ from trainers.ranks import find_ranks
 from trainers.session import Session
 from trainers.setup import data_sha256, prepare_features
 from utils.cli import command_line, run_command
+from utils.compare import report_seeds
 from utils.errors import ConfigError, RunError
-from utils.results import RunFolder, SilentRun, append_results
+from utils.results import RunFolder, SilentRun
 from utils.runtime import (
     PRECISIONS,
     choose_device,
@@ -27,6 +28,7 @@ from utils.runtime import (
     use_deterministic_algorithms,
     versions,
 )
+from utils.tables import append_results
 from utils.tracking import TRACKERS, check_trackers
 
 DEFAULT_SEEDS = (1111,)
@@ -109,6 +111,9 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     if ranks.rank == 0:
         table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
         logger.info(f"Results saved to {table}.")
+        if len(runs) > 1:
+            folders = {seed: run.results for seed, run in runs.items()}
+            report_seeds(folders, res_save_dir, args.dataset_name, name, once=resume)
     return per_seed
 
 
