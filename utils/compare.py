@@ -137,7 +137,7 @@ def verdicts(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _check_one_configuration(runs: Sequence[ScoredRun]) -> None:
-    """Raise ConfigError or RunError unless runs differ in their seed; other circumstances are a warning."""
+    """Raise ConfigError or RunError unless the runs differ in their seed, and in nothing else that changes numbers."""
     first, seeds = runs[0], {}
     for run in runs:
         seed = run.config.get("seed")
@@ -151,24 +151,26 @@ def _check_one_configuration(runs: Sequence[ScoredRun]) -> None:
                 f"--seeds: {run.folder} has {key} {printable(value)}, but {first.folder} has {printable(other)}. "
                 "Name seeds of one configuration; two configurations are compared without --seeds."
             )
+
+
+def _other_circumstances(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """A line for each way in which seeds of one configuration were not trained as the first one was."""
+    for run in runs[1:]:
         for key in CIRCUMSTANCES:
-            value, other = run.config.get(key), first.config.get(key)
-            if value != other:
-                _warn(f"{run.folder}: {key} is {printable(value, 300)}, but {printable(other, 300)} in {first.folder}.")
+            value, first = (printable(one.config.get(key), 300) for one in (run, runs[0]))
+            if value != first:
+                yield f"{run.folder}: {key} is {value}, but {first} in {runs[0].folder}."
 
 
-def _check_metrics(run: ScoredRun) -> None:
-    """Warn where predictions and metrics of a run are not of one evaluation."""
-    scored = regression_metrics(run.predictions["prediction"], run.predictions["label"])
-    for metric in CORE_METRICS:
-        stored = run.metrics.get(metric)
-        if isinstance(stored, float) and not np.isnan(stored) and stored != scored[metric]:
-            _warn(f"{run.folder}: predictions.csv gives {metric} {scored[metric]}, but metrics.json says {stored}.")
-            return
-
-
-def _warn(message: str) -> None:
-    print(f"Warning: {message}", file=sys.stderr)
+def _other_metrics(runs: Sequence[ScoredRun]) -> Iterator[str]:
+    """A line for each run whose predictions and metrics are not of one evaluation."""
+    for run in runs:
+        scored = regression_metrics(run.predictions["prediction"], run.predictions["label"])
+        for metric in CORE_METRICS:
+            stored = run.metrics.get(metric)
+            if isinstance(stored, float) and not np.isnan(stored) and stored != scored[metric]:
+                yield f"{run.folder}: predictions.csv gives {metric} {scored[metric]}, but metrics.json says {stored}."
+                break
 
 
 def _sizes(runs: Sequence[ScoredRun], paired: PairedRuns) -> str:
@@ -199,14 +201,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if resolved.count(path) > 1:
             raise ConfigError(f"{folder}: the same run is named twice.")
     runs = [read_scored_run(folder) for folder in options.runs]
-    for run in runs:
-        _check_metrics(run)
     table, lines = sum_up_seeds(runs) if options.seeds else compare_two(*runs)
     if options.output:
         try:
             write_csv(Path(options.output), table)
         except OSError as error:
             raise ConfigError(f"--output: cannot write {options.output} ({error.strerror}).") from error
+    for warning in [*_other_metrics(runs), *(_other_circumstances(runs) if options.seeds else ())]:
+        print(f"Warning: {warning}", file=sys.stderr)
     print("\n".join(lines))
 
 
