@@ -16,8 +16,9 @@ from trainers.session import Session
 from trainers.setup import data_sha256, prepare_features
 from trainers.suite import run_suite
 from utils.cli import command_line, run_command
+from utils.compare import report_seeds
 from utils.errors import ConfigError
-from utils.results import RunFolder, SilentRun, append_results, check_earlier_runs
+from utils.results import RunFolder, SilentRun, check_earlier_runs
 from utils.runtime import (
     PRECISIONS,
     choose_device,
@@ -28,6 +29,7 @@ from utils.runtime import (
     use_deterministic_algorithms,
     versions,
 )
+from utils.tables import append_results
 from utils.tracking import TRACKERS, check_trackers
 
 DEFAULT_SEEDS = (1111,)
@@ -110,6 +112,9 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     if ranks.rank == 0:
         table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
         logger.info(f"Results saved to {table}.")
+        if len(runs) > 1:
+            folders = {seed: run.results for seed, run in runs.items()}
+            report_seeds(folders, res_save_dir, args.dataset_name, name, once=resume)
     return per_seed
 
 

@@ -8,15 +8,10 @@ from config.search_space import load_search_space
 from trainers.setup import data_sha256, prepare_features
 from trainers.sweep import Sweep
 from utils.errors import ConfigError
+from utils.results import INCONSEQUENTIAL
 from utils.runtime import choose_device, logger, start_log
 
 DEFAULT_SPACE = Path(__file__).parent.parent / "config" / "search" / "default.json"
-INCONSEQUENTIAL = (
-    "keep_checkpoints",
-    "eval_batch_size",
-    "featurePath",
-    "dataset_root_dir",
-)  # the data's SHA-256 counts
 
 
 def tune(

@@ -4,12 +4,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
 from utils.errors import RunError
 from utils.metrics import METRICS
+from utils.reading import printable, regular_size
 
 SPLIT_METRICS = ("Loss", *METRICS)  # of each split, in history.csv
 
@@ -43,13 +45,39 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises RunError where that is no folder of a run, or has no complete epoch.
     """
     folder = Path(folder)
+    config, metrics = _read_config(folder), _read_json(folder / "metrics.json")
+    return RunRecord(folder, config, _read_history(folder / "history.csv"), metrics)
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run that has come to its end, with what it predicts for test."""
+
+    folder: Path
+    config: dict  # config.json
+    metrics: dict  # metrics.json
+    predictions: pd.DataFrame  # predictions.csv: id (text), label and prediction (float32, as they were scored)
+
+
+def read_scored_run(folder: str | Path) -> ScoredRun:
+    """Read what a finished run has left in `result/<name>-<dataset>-<seed>/`, but for its history.
+
+    Raises RunError where that is no folder of a run, where the run is not finished, or where a file is damaged.
+    """
+    folder = Path(folder)
+    config, metrics = _read_config(folder), _read_json(folder / "metrics.json")
+    if not isinstance(metrics, dict):
+        raise RunError(f"{folder}: the run is not finished: it has no metrics.json. Go on with it: run.py … --resume.")
+    return ScoredRun(folder, config, metrics, _read_predictions(folder / "predictions.csv"))
+
+
+def _read_config(folder: Path) -> dict:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder. Name the result folder of a run, such as result/dmd-mosi-1111.")
     config = _read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict) or "features" not in config:
         raise RunError(f"{folder}: not the result folder of a run: it holds no config.json as run.py writes it.")
-    metrics = _read_json(folder / "metrics.json")
-    return RunRecord(folder, config, _read_history(folder / "history.csv"), metrics)
+    return config
 
 
 def _read_json(path: Path):
@@ -78,3 +106,34 @@ def _read_history(path: Path) -> pd.DataFrame:
     if not len(history) or history["best_epoch"].iloc[-1] not in set(history["epoch"]):
         raise RunError(f"{path}: holds no complete epoch with the best one. Train the run first.")
     return history
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    try:
+        regular_size(path)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)  # an id may be "NA", or begin with zeros
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path}: no such file, though the run is finished; earlier versions left none. Write it with "
+            "test.py CHECKPOINT --predictions, from the run's best.pth."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: not a readable table ({type(error).__name__}).") from error
+    for column in ("id", "label", "prediction"):
+        if column not in table:
+            raise RunError(f"{path}: not the predictions of a run: it lacks the column '{column}'.")
+    if not isinstance(table.index, pd.RangeIndex):  # how pandas takes it
+        raise RunError(f"{path}: its rows have more fields than its first line.")
+    if not len(table):
+        raise RunError(f"{path}: holds no utterance.")
+    for column in ("label", "prediction"):
+        with np.errstate(over="ignore"):
+            values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float32)
+        if not np.isfinite(values).all():
+            utterance, text = table.loc[int(np.isfinite(values).argmin()), ["id", column]]
+            raise RunError(
+                f"{path}: the {column} of utterance '{printable(utterance)}' is '{printable(text)}', but should be a "
+                "finite number."
+            )
+        table[column] = values
+    return table[["id", "label", "prediction"]]

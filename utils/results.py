@@ -1,12 +1,11 @@
-"""Where a run leaves its files, and the tables over seeds."""
+"""Where a run leaves its files."""
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 from torch import nn
@@ -14,13 +13,13 @@ from torch import nn
 from utils.checkpoint import BackgroundWriter, load_weights, read_state, save_state, snapshot
 from utils.errors import CheckpointError, ConfigError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
-from utils.metrics import CORE_METRICS, WIDER_METRICS
 from utils.reading import read_json
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
-TABLE_METRICS = (*CORE_METRICS, "Loss")
 # Settings that a resumed run may have otherwise; where the data lie does not matter, as their SHA-256 is compared.
 CHANGEABLE = ("max_epochs", "early_stop", "keep_checkpoints", "featurePath", "dataset_root_dir")
+# Settings that change no number of a run; the data's SHA-256 counts.
+INCONSEQUENTIAL = ("keep_checkpoints", "eval_batch_size", "featurePath", "dataset_root_dir")
 
 
 class RunFolder:
@@ -242,52 +241,24 @@ def _read_json(path: Path) -> dict | None:
 def _check_same_run(name: str, started: dict, description: dict) -> None:
     """Raise RunError where a run is to go on with other settings or data than it was started with."""
     now = json.loads(json.dumps(description))  # as it would be read back
-    ours, theirs = (d.get("settings", {}) | {k: d.get(k) for k in ("precision", "data")} for d in (now, started))
+    for key, ours, theirs in different_settings(now, started, CHANGEABLE):
+        raise RunError(
+            f"{name}: --resume with {key} {ours!r}, but the run was started with {theirs!r}. "
+            "Give it the same settings and data, or choose another --name."
+        )
+
+
+def different_settings(one: dict, other: dict, but: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:
+    """(key, value, other value) of each setting in which two runs' config.json differ, leaving out the keys in `but`.
+
+    Precision and data, by their SHA-256, are settings too.
+    """
+    ours, theirs = (d.get("settings", {}) | {k: d.get(k) for k in ("precision", "data")} for d in (one, other))
     for key in sorted(ours.keys() | theirs.keys()):
-        if key not in CHANGEABLE and ours.get(key) != theirs.get(key):
-            raise RunError(
-                f"{name}: --resume with {key} {ours.get(key)!r}, but the run was started with {theirs.get(key)!r}. "
-                "Give it the same settings and data, or choose another --name."
-            )
+        if key not in but and ours.get(key) != theirs.get(key):
+            yield key, ours.get(key), theirs.get(key)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index."""
     write_atomically(path, lambda file: table.to_csv(file, index=False))
-
-
-def append_results(
-    res_save_dir: str | Path, dataset: str, name: str, per_seed: dict[int, dict], once: bool = False
-) -> Path:
-    """Append to `normal/<dataset>.csv` a row of `(mean, std)` cells over the seeds, times 100, as the release does,
-    and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path
-
-    With `once`, rows that are there already are left out: a resumed run may have been stopped behind them.
-    """
-    folder = Path(res_save_dir) / "normal"
-    values = {metric: np.array([result[metric] for result in per_seed.values()]) for metric in TABLE_METRICS}
-    row = {"Model": name} | {
-        metric: str((round(float(v.mean()) * 100, 2), round(float(v.std()) * 100, 2))) for metric, v in values.items()
-    }
-    columns = ("epoch", *TABLE_METRICS, *WIDER_METRICS)
-    per_seed_rows = [
-        {"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()
-    ]
-    table = folder / f"{dataset}.csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # the tables are shared by all runs
-        _append_rows(table, [row], once)
-        _append_rows(folder / f"{dataset}-seeds.csv", per_seed_rows, once)
-    return table
-
-
-def _append_rows(path: Path, rows: list[dict], once: bool) -> None:
-    new = pd.DataFrame(rows)
-    if path.exists():
-        there = pd.read_csv(path, dtype=str, keep_default_na=False)  # as text: what stands there stays as it is
-        if once:
-            known = {tuple(row) for row in there.reindex(columns=new.columns).itertuples(index=False)}
-            texts = new.astype(object).where(new.notna(), "").map(str)
-            new = new[[tuple(row) not in known for row in texts.itertuples(index=False)]]
-        new = pd.concat([there, new], ignore_index=True)
-    write_csv(path, new)

@@ -1,0 +1,128 @@
+"""Intervals and tests against numbers worked out by hand, against scipy's plain form, and on simulated runs."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from utils.metrics import CORE_METRICS, regression_metrics
+from utils.statistics import compare, mcnemar, over_seeds
+
+#                    utterance: a     b     c    d     e    f
+LABELS = np.array([2.0, -1.0, 0.0, 1.0, -2.4, 0.6])
+FIRST = np.array([1.6, -0.6, 0.4, -0.2, -2.0, 1.0])  # signs: d wrong; classes 2 -1 0 0 -2 1: d wrong
+SECOND = np.array([0.9, 0.3, 0.2, 0.8, -2.6, 0.1])  # signs: b wrong; classes 1 0 0 1 -3 0: a, b, e, f wrong
+
+
+def simulated(rng: np.random.Generator, utterances: int, seeds: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions (S, N) and labels (N): runs that share a part of their error, as real ones do."""
+    labels = rng.integers(-9, 10, utterances) / 3
+    noise = rng.normal(0, 0.6, utterances) + rng.normal(0, 0.5, (seeds, utterances))
+    return labels + noise, labels
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [
+        (5, 1, 2 * (1 + 6) / 2**6),  # both tails of the fair coin: no head or one in six throws
+        (0, 8, 2 / 2**8),
+        (4, 2, 2 * (1 + 6 + 15) / 2**6),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemar_by_hand(only_a, only_b, p):
+    both_right, both_wrong = 7, 2
+    right_a = np.repeat([True, False, True, False], [only_a, only_b, both_right, both_wrong])
+    right_b = np.repeat([False, True, True, False], [only_a, only_b, both_right, both_wrong])
+    assert mcnemar(right_a, right_b) == (only_a, only_b, pytest.approx(p, rel=1e-12))
+
+
+def test_a_comparison_by_hand():
+    table = compare(FIRST, SECOND, LABELS)
+    assert list(table.index) == list(CORE_METRICS)
+    # Five labels are not 0; each run has four of their signs right.
+    assert table.loc["Acc_2", ["A", "B", "difference", "only_A", "only_B", "p"]].tolist() == [0.8, 0.8, 0, 1, 1, 1]
+    assert table.loc["Acc_7", ["A", "B", "only_A", "only_B"]].tolist() == pytest.approx([5 / 6, 2 / 6, 4, 1])
+    assert table.loc["Acc_7", "p"] == pytest.approx(2 * (1 + 5) / 2**5)
+    errors_a, errors_b = 0.4 + 0.4 + 0.4 + 1.2 + 0.4 + 0.4, 1.1 + 1.3 + 0.2 + 0.2 + 0.2 + 0.5
+    assert table.loc["MAE", "difference"] == pytest.approx((errors_a - errors_b) / 6)
+    assert table.loc["MAE", ["only_A", "p"]].isna().all()
+    for metric in CORE_METRICS:
+        for run, predicted in (("A", FIRST), ("B", SECOND)):
+            assert table.loc[metric, run] == pytest.approx(regression_metrics(predicted, LABELS)[metric], abs=5.1e-5)
+
+
+def test_mean_and_std_over_seeds_by_hand():
+    table = over_seeds(np.stack([FIRST, SECOND]), LABELS, [1111, 1112])
+    assert list(table.index) == [1111, 1112, "mean", "std", "low", "high"] and list(table) == list(CORE_METRICS)
+    first, second = 0.5333, 0.5833  # 3.2 / 6 and 3.5 / 6, as metrics.json has them
+    assert table["MAE"].tolist()[:3] == pytest.approx([first, second, (first + second) / 2])
+    assert table.loc["std", "MAE"] == pytest.approx((second - first) / 2)  # ddof 0; with ddof 1 it were 1.41 times it
+    low, mean, high = (table.loc[row] for row in ("low", "mean", "high"))
+    assert (low <= mean + 1e-4).all() and (mean - 1e-4 <= high).all()
+    assert table.equals(over_seeds(np.stack([FIRST, SECOND]), LABELS, [1111, 1112]))
+
+
+def test_intervals_are_those_of_metrics_scored_resample_by_resample():
+    predictions, labels = simulated(np.random.default_rng(3), 40, seeds=2)
+    resamples = np.random.default_rng(0).integers(0, 40, (60, 40))
+    scored = [
+        [list(map(regression_metrics(predicted[rows], labels[rows]).get, CORE_METRICS)) for predicted in predictions]
+        for rows in resamples
+    ]
+    seeds = over_seeds(predictions, labels, [1, 2], resamples=60)
+    low, high = np.quantile(np.mean(scored, axis=1), [0.025, 0.975], axis=0)
+    assert seeds.loc[["low", "high"]].to_numpy() == pytest.approx(np.stack([low, high]), abs=1.1e-4)  # their rounding
+    table = compare(*predictions, labels, resamples=60)
+    low, high = np.quantile(np.subtract(*np.moveaxis(scored, 1, 0)), [0.025, 0.975], axis=0)
+    assert table[["low", "high"]].to_numpy() == pytest.approx(np.stack([low, high], axis=1), abs=1.1e-4)
+
+
+def test_an_interval_of_a_difference_is_what_scipy_gives_for_pairs():
+    predictions, labels = simulated(np.random.default_rng(4), 50, seeds=2)
+    plain = bootstrap(
+        tuple(np.abs(predictions - labels)), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), paired=True,
+        n_resamples=2000, method="percentile", random_state=np.random.default_rng(0),
+    )  # fmt: skip
+    row = compare(*predictions, labels, resamples=2000).loc["MAE"]
+    assert (row["low"], row["high"]) == pytest.approx(tuple(plain.confidence_interval), rel=1e-9)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """True values: MAE of a normal error is sigma·sqrt(2/pi); Acc_2 is the mean over labels of Phi(|label|/sigma)."""
+    sigma = math.hypot(0.6, 0.5)
+    mae = sigma * math.sqrt(2 / math.pi)
+    acc_2 = np.mean([(1 + math.erf(label / 3 / sigma / math.sqrt(2))) / 2 for label in range(1, 10)])
+    rng, covered, simulations = np.random.default_rng(5), np.zeros(3), 200
+    for _ in range(simulations):
+        predictions, labels = simulated(rng, 200, seeds=2)
+        seeds = over_seeds(predictions, labels, [1, 2], resamples=400)
+        difference = compare(*predictions, labels, resamples=400).loc["MAE"]
+        covered += [
+            seeds.loc["low", "MAE"] <= mae <= seeds.loc["high", "MAE"],
+            seeds.loc["low", "Acc_2"] <= acc_2 <= seeds.loc["high", "Acc_2"],
+            difference["low"] <= 0 <= difference["high"],
+        ]
+    assert (covered >= 0.90 * simulations).all() and (covered <= 0.99 * simulations).all(), covered
+
+
+def test_runs_that_predict_the_same_do_not_differ():
+    predictions, labels = simulated(np.random.default_rng(6), 80, seeds=1)
+    table = compare(predictions[0], predictions[0].copy(), labels)
+    assert (table[["difference", "low", "high"]] == 0).all(axis=None)
+    assert table.loc[["Acc_2", "Acc_7"], "p"].tolist() == [1, 1]
+    seeds = over_seeds(np.repeat(predictions, 3, axis=0), labels, [1, 2, 3])
+    assert (seeds.loc["std"].abs() < 1e-12).all()
+    assert seeds.loc["low", "Acc_2"] < seeds.loc["high", "Acc_2"]  # that the seeds agree does not make it sure
+
+
+def test_what_is_not_defined_is_nan_without_a_warning(recwarn):
+    neutral, predictions = np.zeros(6), np.stack([FIRST, SECOND])
+    for table in (compare(FIRST, SECOND, neutral), over_seeds(predictions, neutral, [1, 2]).T.drop(columns=[1, 2])):
+        assert table.loc[["Acc_2", "F1_score"]].isna().all(axis=None)
+        assert table.loc["MAE", ["low", "high"]].notna().all()
+    one_polar = over_seeds(predictions, np.array([1.0, 0, 0, 0, 0, 0]), [1, 2])["Acc_2"]
+    assert one_polar["mean"] == 1 and one_polar[["low", "high"]].isna().all()  # a third of the resamples is without it
+    assert not recwarn.list
