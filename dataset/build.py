@@ -178,7 +178,7 @@ def _report(path: Path, built: Built, sizes: dict[str, int], notes: list[Finding
         return
     name, section = config_entry(path, built)
     print("Add this to datasetCommonParams of config/config.json:")
-    print(f"{json.dumps(name)}: {json.dumps(section, indent=2, ensure_ascii=False)}")
+    print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)}")
     print(f"Train on it: python run.py -d {name}{'' if built.vocabulary else ' --set use_bert=false'}")
 
 

@@ -34,7 +34,7 @@ def read_table(path: str | Path, unlabelled: bool = False) -> list[Utterance]:
 
     def refuse(wrong: list[str], what: str, remedy: str) -> None:
         if wrong:
-            raise DataError(f"{path}: {len(wrong)} rows have {what} ({few(wrong)}). {remedy}")
+            raise DataError(f"{path}: {len(wrong)} rows have {what} ({few(set(wrong))}). {remedy}")
 
     def ids_where(is_wrong, column: str = "") -> list[str]:
         shown = [printable(row["id"]) + (f": '{printable(row[column], 20)}'" if column else "") for row in rows]

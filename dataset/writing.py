@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from utils.errors import ConfigError, DataError, DMDError
+from utils.errors import ConfigError, DataError
 from utils.files import write_atomically
 
 Result = TypeVar("Result")
@@ -45,5 +45,5 @@ def write_checked(path: Path, content: dict, verify: Callable[[str], Result]) ->
     try:
         write_atomically(path, write)
     except OSError as error:
-        raise DMDError(f"{path}: cannot be written ({error.strerror}).") from error
+        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
     return verified[0]
