@@ -5,7 +5,8 @@ python -m dataset.glove --vectors vectors/glove.840B.300d.txt --pickle IN.pkl -o
 A text is split as the texts were that GloVe learned from: at spaces, with every punctuation mark by itself and English
 contractions in two ("don't" is do, n't). A word takes the vector that is listed for it as it is written, or else the
 one of its lower case, or else zeros, which count as padding. One word is one step; what is longer than the steps
-there are loses its end, what is shorter is padded with zeros behind.
+there are loses its end, what is shorter is padded with zeros behind. All else in the pickle stays as it is, except that
+large arrays of 64-bit floats are written as the 32-bit ones that they are read as.
 """
 
 import argparse
@@ -47,7 +48,9 @@ def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -
         regular_size(path)
         with open(path, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
-                word = _word_of(line, width, f"{path}: line {number}")
+                word = _word_of(line, width)
+                if word is None:
+                    raise DataError(_wrong_width(line, width, path, number))
                 if word in wanted and word.decode() not in vectors:
                     vectors[word.decode()] = _vector_of(line, width, f"{path}: line {number}")
     except OSError as error:
@@ -55,18 +58,20 @@ def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -
     return vectors
 
 
-def _word_of(line: bytes, width: int, where: str) -> bytes:
-    """The word of a line. It may hold spaces, so that the numbers are counted from the right."""
+def _word_of(line: bytes, width: int) -> bytes | None:
+    """The word of a line, or None where it has not `width` numbers. Some words hold spaces."""
     line = line.rstrip()
     spaces = line.count(b" ")
     if spaces == width:
         return line[: line.index(b" ")]
     word = line.rsplit(b" ", width)[0] if spaces > width else b""
-    if not word or _is_number(word.rsplit(b" ", 1)[-1]):
-        found = max(len(line.split()) - 1, 0)
-        raise DataError(f"{where} has {found} numbers, but {width} are expected behind the word. Say --width {found}, "
-                        "if the vectors are that wide, or download the file again.")  # fmt: skip
-    return word
+    return None if not word or _is_number(word.rsplit(b" ", 1)[-1]) else word
+
+
+def _wrong_width(line: bytes, width: int, path: str | Path, number: int) -> str:
+    found = max(len(line.split()) - 1, 0)
+    remedy = f"Say --width {found}, or name another file." if number == 1 else "Get the file again."
+    return f"{path}: line {number} has {found} numbers, but {width} are expected behind the word. {remedy}"
 
 
 def _is_number(text: bytes) -> bool:

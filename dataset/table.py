@@ -41,7 +41,7 @@ def read_table(path: str | Path, unlabelled: bool = False) -> list[Utterance]:
         return [name for name, row in zip(shown, rows, strict=True) if is_wrong(row)]
 
     refuse([f"row {n}" for n, name in enumerate(ids, 1) if not name], "no id", "Give each a name.")
-    refuse(ids_where(lambda row: _is_path(row["id"])), "an id that is a path", "Ids are names of files in one folder.")
+    refuse(ids_where(lambda row: _is_path(row["id"])), "an id that no file can have as its name", "Rename them.")
     occurrences = Counter(ids)
     refuse(ids_where(lambda row: occurrences[row["id"]] > 1), "an id that another has too", "Remove or rename them.")
     refuse(ids_where(lambda row: row["split"] not in SPLITS, "split"), "an unknown split", f"Use {', '.join(SPLITS)}.")
