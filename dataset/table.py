@@ -74,9 +74,10 @@ def _read_rows(path: str | Path, columns: list[str]) -> list[dict[str, str]]:
             missing = [name for name in columns if header.count(name) != 1]
             if missing:
                 found = printable(",".join(header))
+                hint = " For a file to predict on, give --unlabelled." if missing == ["label"] else ""
                 raise DataError(
                     f"{path}: the header '{found}' has not one column {', '.join(missing)}. Expected "
-                    f"{','.join(columns)}, separated by commas."
+                    f"{','.join(columns)}, separated by commas.{hint}"
                 )
             rows = []
             for row in filter(None, reader):

@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 def check_output(path: str | Path, overwrite: bool) -> Path:
     """The path, if a file can be written there. Raises ConfigError where one is there already, or no folder for it."""
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"--output: {path} is a folder. Name a file in it.")
+    if path.exists() and not path.is_file():  # a folder or a device must not be replaced
+        raise ConfigError(f"--output: {path} is there, and no file. Name another.")
     if path.exists() and not overwrite:
         raise ConfigError(f"--output: {path} is there already. Replace it with --overwrite, or name another.")
     if not path.parent.is_dir():

@@ -236,7 +236,7 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "id is a path": (lambda: write_table(rows_with(0, 0, "../audio/v1$_$0")), [], "as its name (../audio/v1$_$0)"),
     "id is a folder": (lambda: write_table(rows_with(0, 0, "..")), [], "an id that no file can have as its name (..)"),
     "no label": (lambda: write_table(rows_with(0, 2, " ")), [], "1 rows have no label (v1$_$0). Training needs"),
-    "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "column label"),
+    "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "give --unlabelled"),
     "label is a word": (lambda: write_table(rows_with(0, 2, "good")), [], "no number (v1$_$0: 'good')"),
     "label is nan": (lambda: write_table(rows_with(0, 2, "nan")), [], "no number (v1$_$0: 'nan')"),
     "label too large": (lambda: write_table(rows_with(0, 2, "3.5")), [], "outside [-3, 3] (v1$_$0: '3.5')"),
@@ -264,6 +264,7 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "strings": (lambda: save(ONE, np.array([["a"]])), [], "v1$_$0.npy: no array of numbers"),
     "complex": (lambda: save(ONE, np.array([[1j]])), [], "v1$_$0.npy: no array of numbers"),
     "cut short": (lambda: save(ONE, Path(ONE).read_bytes()[:-4]), [], "v1$_$0.npy: no array of numbers"),
+    "a pipe": (lambda: (without(ONE), os.mkfifo(ONE)), [], "v1$_$0.npy: cannot be read (not a regular file)"),
     "empty file": (lambda: save(ONE, b""), [], "v1$_$0.npy: no array of numbers"),
     "words": (lambda: save("vision/v3.b.csv", b"au1,au2,au3\n1,2,3"), [], "could not convert string 'au1'"),
     "semicolons": (lambda: save("vision/v3.b.csv", b"1;2;3"), [], "v3.b.csv: no array of numbers"),
@@ -276,7 +277,7 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "steps twice": (lambda: None, ["--average", "5", "--audio-steps", "5"], "--audio-steps: --average 5 says"),
     "steps unknown": (lambda: write_table([[r[0], "test", *r[2:]] for r in ROWS]), [], "--audio-steps: say how many"),
     "no output folder": (lambda: None, ["-o", "none/my.pkl"], "--output: there is no folder none"),
-    "output is a folder": (lambda: None, ["-o", "audio"], "--output: audio is a folder"),
+    "output is a folder": (lambda: None, ["-o", "audio", "--overwrite"], "--output: audio is there, and no file"),
 }  # fmt: skip
 
 
