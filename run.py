@@ -141,7 +141,12 @@ def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
 def argument_parser() -> argparse.ArgumentParser:
     """The command line of run.py."""
     parser = argparse.ArgumentParser(description="Train and evaluate DMD.")
-    parser.add_argument("-d", "--dataset", required=True, help="mosi, mosei, or synthetic (which needs no download)")
+    parser.add_argument(
+        "-d",
+        "--dataset",
+        required=True,
+        help="mosi, mosei, synthetic (which needs no download), or another of the config",
+    )
     parser.add_argument("-c", "--config", default="", help="JSON config (default: config/config.json)")
     parser.add_argument("-s", "--seeds", nargs="+", type=int, default=list(DEFAULT_SEEDS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")

@@ -4,6 +4,7 @@ python test.py pt/dmd-mosi-1111/best.pth
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,27 +32,41 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     device: str = "auto",
     predictions: str | Path = "",
     log_dir: str | Path = "log",
+    features: str | Path = "",
 ) -> dict[str, float]:
     """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV.
+
+    With `features`, the split is of that pickle, whatever the model was trained on. It may lack labels: then there is
+    nothing to score, and the column `label` is empty.
 
     Settings and data set come from the run's config.json beside the checkpoint, unless `dataset_name` or
     `config_file` says otherwise; a checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
 
-    -> the metrics. Raises a DMDError for what the caller can mend.
+    -> the metrics; {} without labels. Raises a DMDError for what the caller can mend.
     """
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
     beside = settings_beside(checkpoint)
     args, replaced = _settings(checkpoint, beside, dataset_name, config_file, config)
+    other = bool(str(features))
+    if other:
+        if not os.path.exists(features):
+            raise ConfigError(f"--features: {features}: no such file. python -m dataset.build makes one.")
+        args.featurePath, replaced = str(features), {}
     chosen = choose_device(device)
-    model, features, loader = restore(state, checkpoint, args, replaced, split, chosen)
+    model, data, loader = restore(state, checkpoint, args, replaced, split, chosen, to_predict=other)
+    part = data.splits[split]
+    if not part.labelled and not predictions:
+        raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
-    for difference in differences(beside or {}, args, replaced):
+    for difference in differences(beside or {}, args, replaced, to_predict=other):
         logger.warning(difference)
     scored = predict(model, loader, chosen, split)
-    metrics = scored.metrics()
-    log_metrics(split, args.model_name, metrics)
+    metrics = scored.metrics() if part.labelled else {}
+    if metrics:
+        log_metrics(split, args.model_name, metrics)
+    else:
+        logger.info(f"{features}: no labels, so nothing is scored; the column 'label' of {predictions} is empty.")
     if predictions:
-        part = features.splits[split]
         columns = {"id": part.ids, "raw_text": part.raw_text, "label": part.labels, "prediction": scored.predicted}
         try:
             write_csv(Path(predictions), pd.DataFrame(columns))
@@ -72,8 +87,9 @@ def _settings(checkpoint, beside: dict | None, dataset_name: str, config_file, c
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Score a DMD checkpoint.")
     parser.add_argument("checkpoint")
-    parser.add_argument("-d", "--dataset", default="", help="mosi, mosei or synthetic (default: as trained)")
+    parser.add_argument("-d", "--dataset", default="", help="a data set of the config (default: as trained)")
     parser.add_argument("-c", "--config", default="", help="JSON config (default: as trained)")
+    parser.add_argument("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labelled or not")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
@@ -90,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.device,
         options.predictions,
         options.log_dir,
+        options.features,
     )
 
 

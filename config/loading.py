@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def load_config(
     content = _read(path)
     overrides = dict(overrides or {})
     _check_names(overrides, SETTING_NAMES, COMMAND_LINE, path, "key")
-    model_name, dataset_name = model_name.lower(), dataset_name.lower()
+    model_name = model_name.lower()
     if model_name != "dmd":
         raise ConfigError(f"{path}: no model '{model_name}' here; expected a section 'dmd', the only model there is.")
     _check_names(content, None, path, path, "section", required=("datasetCommonParams", model_name))
@@ -42,9 +43,7 @@ def load_config(
     datasets, model = content["datasetCommonParams"], content[model_name]
     _check_names(model, MODEL_SECTIONS, f"{model_name} of {path}", path, "section", required=("commonParams",))
     known = _data_sets(datasets, path)
-    if dataset_name not in known:
-        listed = printable(", ".join(known), 200)
-        raise ConfigError(f"data set '{dataset_name}' is not in {path}; it has {listed}. Use one of them.")
+    dataset_name = _find(dataset_name, known, path)
     layers = {
         f"{model_name}.commonParams": model["commonParams"],
         f"{model_name}.objectiveParams": model.get("objectiveParams", {}),
@@ -54,17 +53,20 @@ def load_config(
     }
     root = {key: value for key, value in datasets.items() if key == "dataset_root_dir"}
     merged, origin = _merge({"datasetCommonParams": root} | layers, path)
-    aligned = (merged | overrides).get("need_data_aligned", True)
+    variants = datasets[dataset_name]
+    _check_names(variants, VARIANTS, f"datasetCommonParams.{dataset_name} of {path}", path, "section")
+    asked = overrides | layers[f"{model_name}.datasetParams.{dataset_name}"]
+    if list(variants) == ["unaligned"] and "need_data_aligned" not in asked and merged.get("need_data_aligned") is True:
+        merged["need_data_aligned"] = False  # the commonParams speak of data sets that have both
     # Only `false` means unaligned; a value of another type gets its own error below.
-    variant = "unaligned" if aligned is False else "aligned"
-    _check_names(datasets[dataset_name], VARIANTS, f"datasetCommonParams.{dataset_name} of {path}", path, "section")
-    if variant not in datasets[dataset_name]:
+    variant = "unaligned" if (merged | overrides).get("need_data_aligned", True) is False else "aligned"
+    if variant not in variants:
         raise ConfigError(
             f"{path}: datasetCommonParams.{dataset_name} has no '{variant}' features. Add them, or set "
             f"need_data_aligned to {str(variant == 'unaligned').lower()}."
         )
     # The model's sections are the stronger ones, so that a data set's own section there may override anything.
-    files = {f"datasetCommonParams.{dataset_name}.{variant}": datasets[dataset_name][variant]}
+    files = {f"datasetCommonParams.{dataset_name}.{variant}": variants[variant]}
     base, base_origin = _merge(files, path)
     origin = base_origin | origin | dict.fromkeys(overrides, COMMAND_LINE)
     settings = _validate(base | merged | overrides, origin)
@@ -146,6 +148,19 @@ def _data_sets(datasets: dict, path: Path) -> list[str]:
             raise ConfigError(f"{where}: expected an object, got {_show(section)}; the only plain key beside the "
                               "data sets is 'dataset_root_dir'.")  # fmt: skip
     return [name for name in datasets if name != "dataset_root_dir"]
+
+
+def _find(dataset_name: str, known: list[str], path: Path) -> str:
+    """The data set as the file spells it: capitals do not matter unless they tell two of them apart."""
+    found = [name for name in known if name == dataset_name] or [n for n in known if n.lower() == dataset_name.lower()]
+    if len(found) != 1:
+        listed = printable(", ".join(known), 200)
+        raise ConfigError(f"data set '{printable(dataset_name)}' is not in {path}; it has {listed}. Use one of them.")
+    if not re.fullmatch(r"[\w-]+", found[0]):
+        raise ConfigError(
+            f"{path}: the data set {_show(found[0])} gives files their name: use letters, digits, - and _."
+        )
+    return found[0]
 
 
 def _own_section(sections, dataset_name: str, known: list[str], where: str) -> dict:

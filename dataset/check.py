@@ -46,9 +46,14 @@ class Finding:
         return f"{self.level:5} {self.text}"
 
 
-def check_file(path: str | Path, dataset_name: str = "") -> list[Finding]:
+def check_file(
+    path: str | Path, dataset_name: str = "", to_predict: bool = False, vocabulary: tuple[int, str] | None = None
+) -> list[Finding]:
     """Everything there is to say about a feature pickle; with `dataset_name`, also whether it fits that data set's
     settings in config/config.json.
+
+    to_predict  the file is not trained on: any of the splits will do, and labels may be absent
+    vocabulary  size and name of the one that the text is tokenised with (default: the data set's)
 
     Raises DataError if the file cannot be read at all, ConfigError for a data set that is not in the config.
     """
@@ -58,10 +63,11 @@ def check_file(path: str | Path, dataset_name: str = "") -> list[Finding]:
             if isinstance(fields.get(key), list):
                 with contextlib.suppress(DataError):  # the verdict says so
                     fields[key] = numbers_of(fields[key], str(path), name, key)
-    findings = [*_digest(str(path), dataset_name), *_layout(content)]
+    findings = [*_digest(str(path), dataset_name.lower()), *_layout(content)]
+    vocabulary = vocabulary or _vocabulary(dataset_name)
     for name, fields in _splits(content).items():
-        findings += [*_arrays(name, fields), *_labels(name, fields), *_tokens(name, fields, dataset_name)]
-    return findings + [*_identities(content), *_verdict(str(path), content, dataset_name)]
+        findings += [*_arrays(name, fields), *_labels(name, fields), *_tokens(name, fields, *vocabulary)]
+    return findings + [*_identities(content), *_verdict(str(path), content, dataset_name, to_predict)]
 
 
 def _splits(content: dict) -> dict[str, dict]:
@@ -179,11 +185,10 @@ def _vocabulary(dataset_name: str) -> tuple[int, str]:
     return BERT_VOCABULARY, "bert-base-uncased"
 
 
-def _tokens(split: str, fields: dict, dataset_name: str) -> Iterator[Finding]:
+def _tokens(split: str, fields: dict, size: int, name: str) -> Iterator[Finding]:
     tokens = _array(fields, "text_bert")
     if tokens is None:
         return
-    size, name = _vocabulary(dataset_name)
     outside = int((tokens[:, 0] >= size).sum())
     level, hint = ("error", f" {outside} are outside it: set pretrained to their BERT.") if outside else ("ok", "")
     highest = tokens[:, 0].max()
@@ -200,17 +205,17 @@ def _identities(content: dict) -> Iterator[Finding]:
             continue  # the verdict says so
         twice = [item for item, count in Counter(ids).items() if count > 1]
         if twice:
-            yield Finding("note", f"{name}: {len(twice)} ids occur more than once ({_few(twice)}); they weigh more.")
+            yield Finding("note", f"{name}: {len(twice)} ids occur more than once ({few(twice)}); they weigh more.")
         seen[name] = set(ids)
     for first, second in (("train", "valid"), ("train", "test"), ("valid", "test")):
         ours, theirs = seen.get(first, set()), seen.get(second, set())
         shared = ours & theirs
         if shared:
-            yield Finding("error", f"{first} and {second} share {len(shared)} utterances ({_few(shared)}): scores "
+            yield Finding("error", f"{first} and {second} share {len(shared)} utterances ({few(shared)}): scores "
                                    "would be of what was trained on. Remove them from one of the two.")  # fmt: skip
         videos = {_video(item) for item in ours - shared} & {_video(item) for item in theirs - shared} - {""}
         if videos:
-            yield Finding("note", f"{first} and {second} share {len(videos)} videos ({_few(videos)}): the same speaker "
+            yield Finding("note", f"{first} and {second} share {len(videos)} videos ({few(videos)}): the same speaker "
                                   "is in both.")  # fmt: skip
 
 
@@ -220,18 +225,22 @@ def _video(utterance: str) -> str:
     return video if mark else ""
 
 
-def _few(names) -> str:
+def few(names) -> str:
+    """The first three names and, where there are more, dots."""
     return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _verdict(path: str, content: dict, dataset_name: str) -> Iterator[Finding]:
-    """What reading the file for training says, with BERT's tokens and with ready-made text features."""
-    train = _splits(content).get("train", {})
-    widths = [np.shape(_array(train, key))[-1:] or (1,) for key in FIELDS]
-    lengths = {_array(train, key).shape[1] for key in ("audio", "vision") if _array(train, key) is not None}
+def _verdict(path: str, content: dict, dataset_name: str, to_predict: bool) -> Iterator[Finding]:
+    """What reading the file for its use says, with BERT's tokens and with ready-made text features."""
+    present = _splits(content)
+    splits, use = (tuple(present) or SPLITS, "predicted on") if to_predict else (SPLITS, "trained on")
+    first = present.get(splits[0], {})
+    widths = [np.shape(_array(first, key))[-1:] or (1,) for key in FIELDS]
+    steps_axis = dict.fromkeys(FIELDS, 1) | {"text_bert": 2}
+    lengths = {_array(first, key).shape[axis] for key, axis in steps_axis.items() if _array(first, key) is not None}
     said = set()
     for use_bert in (True, False):
-        if ("text_bert" if use_bert else "text") not in train and (use_bert or "text_bert" in train):
+        if ("text_bert" if use_bert else "text") not in first and (use_bert or "text_bert" in first):
             continue  # a note says so
         args = EasyDict(featurePath=path, use_bert=use_bert, need_data_aligned=False, dataset_name=dataset_name)
         args.feature_dims = [width[0] for width in widths]
@@ -243,8 +252,8 @@ def _verdict(path: str, content: dict, dataset_name: str) -> Iterator[Finding]:
         raw = {name: dict(fields) if isinstance(fields, dict) else fields for name, fields in content.items()}
         mode = f"use_bert={str(use_bert).lower()}"
         try:
-            take_features({path: raw}, args, dict.fromkeys(FIELDS, path))
-            yield Finding("ok", f"{mode}: can be trained on.")
+            take_features({path: raw}, args, dict.fromkeys(FIELDS, path), splits, to_predict)
+            yield Finding("ok", f"{mode}: can be {use}.")
         except DataError as error:
             if str(error) not in said:
                 yield Finding("error", f"{mode}: {error}")
@@ -254,9 +263,10 @@ def _verdict(path: str, content: dict, dataset_name: str) -> Iterator[Finding]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dataset.check", description="Say what is in a feature pickle.")
     parser.add_argument("file")
-    parser.add_argument("-d", "--dataset", default="", help="mosi, mosei or synthetic: check against its settings")
+    parser.add_argument("-d", "--dataset", default="", help="a data set of the config: check against its settings")
+    parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")
     options = parser.parse_args(argv)
-    findings = check_file(options.file, options.dataset.lower())
+    findings = check_file(options.file, options.dataset, options.to_predict)
     for finding in findings:
         print(" ".join(str(finding).split("\n")))
     errors = sum(finding.level == "error" for finding in findings)

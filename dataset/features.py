@@ -23,6 +23,10 @@ PUBLISHED_SHA256 = {
 }
 LARGEST_LABEL = 3
 PART_BYTES = 2**24
+MENDED_BY = {
+    "text_bert": " Set use_bert=false for a file without tokens.",
+    "text": " python -m dataset.glove makes it of raw_text.",
+}
 ONE_EXTRACTION = "All splits must come from one extraction. Download the file again, or point featurePath elsewhere."
 
 
@@ -33,12 +37,16 @@ class Split:
     text: np.ndarray  # (N, T_l, d_l) features, or (N, 3, T_l) input ids, attention mask, segment ids for BERT
     audio: np.ndarray  # (N, T_a, d_a)
     vision: np.ndarray  # (N, T_v, d_v)
-    labels: np.ndarray  # (N,) sentiment
+    labels: np.ndarray  # (N,) sentiment; NaN where the file has no labels
     ids: list[str]
     raw_text: list[str]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        return not np.isnan(self.labels).any()
 
 
 @dataclass(frozen=True)
@@ -57,26 +65,31 @@ def load_features(
     feature_A: str = "",  # noqa: N803
     feature_V: str = "",  # noqa: N803
     splits: Sequence[str] = SPLITS,
+    to_predict: bool = False,
 ) -> FeatureSet:
     """Read the pickle at args.featurePath, and replace text, audio or vision by another pickle's where one is given.
 
-    Widths must be args.feature_dims, but a replaced modality takes the width of its file.
+    Widths must be args.feature_dims, but a replaced modality takes the width of its file. A file `to_predict` on may
+    lack labels, and has the widths and steps that it has: what they must be, the checkpoint says.
 
     Raises DataError, in one line, for whatever is wrong with a file.
     """
     path = str(args.featurePath)
     source_of = dict(zip(FIELDS, (str(f or path) for f in (feature_T, feature_A, feature_V)), strict=True))
     raw = {source: _read(source, args) for source in dict.fromkeys([path, *source_of.values()])}
-    return take_features(raw, args, source_of, splits)
+    return take_features(raw, args, source_of, splits, to_predict)
 
 
-def take_features(raw: dict[str, dict], args, source_of: dict[str, str], splits: Sequence[str] = SPLITS) -> FeatureSet:
-    """Take the splits out of pickles that were read, {path: content}, and check them; `source_of` each field is a path.
+def take_features(
+    raw: dict[str, dict], args, source_of: dict[str, str], splits: Sequence[str] = SPLITS, to_predict: bool = False
+) -> FeatureSet:
+    """Take the splits out of pickles that were read, {path: content}, and check them; `source_of` each field is a path,
+    `to_predict` is as in load_features.
 
     The arrays leave `raw` and may be changed in place. Raises DataError.
     """
     path, field_of = str(args.featurePath), {"text": "text_bert" if args.use_bert else "text"}
-    parts = {name: _read_split(raw, path, source_of, field_of, name, args.use_bert) for name in splits}
+    parts = {name: _read_split(raw, path, source_of, field_of, name, args.use_bert, to_predict) for name in splits}
     raw.clear()
 
     first_name, first = next(iter(parts.items()))
@@ -95,12 +108,13 @@ def take_features(raw: dict[str, dict], args, source_of: dict[str, str], splits:
                     )
         _, rows, columns = getattr(first, field).shape
         widths[field], steps[field] = (expected, columns) if tokens else (columns, rows)
-        if widths[field] != expected and source == path:
+        if widths[field] != expected and source == path and not to_predict:
             raise DataError(
                 f"{path}: '{key}' is {columns} wide, but feature_dims says {expected} for {field}. Set feature_dims "
                 "to the file's widths, or point featurePath to the file that was meant."
             )
-    if args.need_data_aligned and source_of == dict.fromkeys(FIELDS, path) and len(set(steps.values())) > 1:
+    one_file = source_of == dict.fromkeys(FIELDS, path)
+    if args.need_data_aligned and one_file and len(set(steps.values())) > 1 and not to_predict:
         raise DataError(
             f"{path}: text, audio and vision have {list(steps.values())} steps, so the file is unaligned, but "
             "need_data_aligned is true. Set need_data_aligned=false, or use the aligned file."
@@ -133,7 +147,9 @@ def _missing(path: str, args) -> str:
     return f"{path}: no such feature file.{published} To try the program without a download: --dataset synthetic."
 
 
-def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict, name: str, use_bert: bool) -> Split:
+def _read_split(
+    raw: dict[str, dict], path: str, source_of: dict, field_of: dict, name: str, use_bert: bool, to_predict: bool
+) -> Split:
     """Take one split out of the raw pickles (arrays are moved, not copied) and check it by itself."""
     ids = strings_of(_take(raw[path], path, name, "id"), path, name, "id")
     where = f"split '{name}'"
@@ -156,12 +172,10 @@ def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict
         if field == "text" and use_bert:
             _check_tokens(array, source, name)
         arrays[field] = array
-    labels = _take(raw[path], path, name, "regression_labels")
-    labels = np.array(numbers_of(labels, path, name, "regression_labels")).reshape(-1)
-    if len(labels) != len(ids):
-        raise DataError(f"{path}: 'regression_labels' of {where} has {len(labels)} entries, but 'id' {len(ids)}.")
-    _check_finite(labels, path, name, "regression_labels", ids)
-    _check_range(labels, path, name, ids)
+    if to_predict and "regression_labels" not in raw[path][name]:
+        labels = np.full(len(ids), np.nan, np.float32)
+    else:
+        labels = _take_labels(raw, path, name, ids)
     texts = raw[path][name].get("raw_text")
     raw_text = [""] * len(ids) if texts is None else strings_of(texts, path, name, "raw_text")
     if len(raw_text) != len(ids):
@@ -169,12 +183,24 @@ def _read_split(raw: dict[str, dict], path: str, source_of: dict, field_of: dict
     return Split(**arrays, labels=labels, ids=ids, raw_text=raw_text)
 
 
+def _take_labels(raw: dict[str, dict], path: str, name: str, ids: list[str]) -> np.ndarray:
+    labels = _take(raw[path], path, name, "regression_labels")
+    labels = np.array(numbers_of(labels, path, name, "regression_labels")).reshape(-1)
+    if len(labels) != len(ids):
+        raise DataError(
+            f"{path}: 'regression_labels' of split '{name}' has {len(labels)} entries, but 'id' {len(ids)}."
+        )
+    _check_finite(labels, path, name, "regression_labels", ids)
+    _check_range(labels, path, name, ids)
+    return labels
+
+
 def _take(content: dict, path: str, split: str, field: str):
     """A field of a split, removed from the content: what is converted need not be held twice."""
     if not isinstance(content.get(split), dict):
         raise DataError(f"{path}: the split '{split}' is missing or no dict; it has {_names(content)}.")
     if field not in content[split]:
-        hint = " Set use_bert=false for a file without tokens." if field == "text_bert" else ""
+        hint = MENDED_BY.get(field, "")
         raise DataError(f"{path}: split '{split}' lacks the field '{field}'; it has {_names(content[split])}.{hint}")
     return content[split].pop(field)
 

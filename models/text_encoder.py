@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import disable_progress_bars
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
 from models import kernels
@@ -16,6 +19,8 @@ from utils.errors import ConfigError
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_FILES = (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS))  # whole, or in shards
+VOCABULARIES = ("vocab.txt", "tokenizer.json")
+TOKENIZER_SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class BertTextEncoder(nn.Module):
@@ -48,20 +53,42 @@ class BertTextEncoder(nn.Module):
 
 def load_bert(pretrained: str) -> BertModel:
     """Load or initialise the BERT that `pretrained` names."""
+    with _loading(pretrained, "weights") as place:
+        if os.path.isdir(place) and not any((Path(place) / name).is_file() for name in WEIGHT_FILES):
+            return BertModel(BertConfig.from_pretrained(place, local_files_only=True))
+        return BertModel.from_pretrained(place)
+
+
+def load_tokenizer(pretrained: str) -> tuple[BertTokenizer, BertConfig]:
+    """The tokenizer and the sizes of the BERT that `pretrained` names; its weights are not asked for.
+
+    Raises ConfigError if they cannot be had.
+    """
+    with _loading(pretrained, "vocab.txt") as place:
+        if not os.path.isdir(place):  # in one request: each of the files would be looked for for half a minute
+            place = snapshot_download(place, allow_patterns=[*VOCABULARIES, *TOKENIZER_SETTINGS])
+        if not any((Path(place) / name).is_file() for name in VOCABULARIES):
+            raise FileNotFoundError(f"no {' or '.join(VOCABULARIES)} there")  # the library would make up a vocabulary
+        config = BertConfig.from_pretrained(place, local_files_only=True)
+        return BertTokenizer.from_pretrained(place, local_files_only=True), config
+
+
+@contextlib.contextmanager
+def _loading(pretrained: str, needs: str) -> Iterator[str]:
+    """What to load from: the local folder, or the hub name as it is. Raises ConfigError for whatever fails inside."""
     transformers_logging.set_verbosity_error()  # its report of unused weights is no news to our users
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are five retries without a network
     transformers_logging.disable_progress_bar()
+    disable_progress_bars()
     folder = Path(pretrained)
     if not os.path.isdir(folder) and os.path.isdir(PROJECT_ROOT / folder):
         folder = PROJECT_ROOT / folder  # the folders shipped with the project are found from anywhere
     try:
-        if os.path.isdir(folder) and not any((folder / name).is_file() for name in WEIGHT_FILES):
-            return BertModel(BertConfig.from_pretrained(str(folder), local_files_only=True))
-        return BertModel.from_pretrained(str(folder) if os.path.isdir(folder) else pretrained)
+        yield str(folder) if os.path.isdir(folder) else pretrained
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"pretrained: cannot load '{pretrained}': neither a readable local folder, nor in the local cache, nor "
             f"to be had from the model hub ({type(error).__name__}: {reason[:160]}). "
-            "Check the network, or set pretrained to a folder with config.json and weights."
+            f"Check the network, or set pretrained to a folder with config.json and {needs}."
         ) from error

@@ -117,21 +117,32 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
     model.load_state_dict(state, strict=True)
 
 
-def _describe(state: dict[str, Tensor]) -> str:
-    """'MOSI, aligned (widths 768/5/20, steps 46/46/46 after convolution, with BERT)' from the shapes alone."""
+def sizes_of(state: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, int]] | None:
+    """Widths and steps of the data that a DMD was trained on, by l, a, v, from the shapes of its weights alone.
+
+    The steps are those before the convolution. None where these are not the weights of a DMD.
+    """
     try:
         widths = {m: state[f"proj_{m}.weight"].shape[1] for m in "lav"}
         d = state["proj_l.weight"].shape[0]
-        steps = {m: state[f"align_c_{m}.weight"].shape[1] // d for m in "lav"}
         kernels = {m: state[f"proj_{m}.weight"].shape[2] for m in "lav"}
+        steps = {m: state[f"align_c_{m}.weight"].shape[1] // d for m in "lav"}
     except (KeyError, IndexError, ZeroDivisionError):
+        return None
+    return widths, {m: steps[m] + (kernels[m] - 1 if widths[m] != d else 0) for m in "lav"}
+
+
+def _describe(state: dict[str, Tensor]) -> str:
+    """'MOSI, aligned, with BERT (text/audio/vision widths 768/5/20, steps 50/50/50)' from the shapes alone."""
+    sizes = sizes_of(state)
+    if sizes is None:
         return "no DMD model"
-    lengths = {steps[m] + (kernels[m] - 1 if widths[m] != d else 0) for m in "lav"}
+    widths, steps = sizes
     dataset = PUBLISHED_WIDTHS.get((widths["a"], widths["v"]), "another data set")
     bert = "with BERT" if any(name.startswith("text_model.") for name in state) else "without BERT"
     return (
-        f"{dataset}, {'aligned' if len(lengths) == 1 else 'unaligned'}, {bert} (text/audio/vision widths "
-        f"{widths['l']}/{widths['a']}/{widths['v']}, steps {steps['l']}/{steps['a']}/{steps['v']} after convolution)"
+        f"{dataset}, {'aligned' if len(set(steps.values())) == 1 else 'unaligned'}, {bert} (text/audio/vision widths "
+        f"{widths['l']}/{widths['a']}/{widths['v']}, steps {steps['l']}/{steps['a']}/{steps['v']})"
     )
 
 

@@ -90,6 +90,17 @@ def test_what_is_odd_is_said(case, content, said):
     assert level_of(said(), words) == level
 
 
+def test_a_file_to_predict_on_needs_no_labels_and_one_split(tmp_path, content):
+    del content["test"]["regression_labels"]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"test": content["test"]}))
+    findings = {finding.text: finding.level for finding in check_file(tmp_path / "a.pkl", to_predict=True)}
+    assert "error" not in findings.values()
+    assert level_of(findings, "use_bert=true: can be predicted on") == "ok"
+    assert level_of(findings, "use_bert=false: can be predicted on") == "ok"
+    assert run_command(lambda: main([str(tmp_path / "a.pkl"), "--to-predict"])) == 0
+    assert run_command(lambda: main([str(tmp_path / "a.pkl")])) == 2
+
+
 def test_against_the_settings_of_a_data_set(said):
     assert level_of(said("mosi"), "'audio' is 4 wide, but feature_dims says 5") == "error"
 

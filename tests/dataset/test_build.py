@@ -1,0 +1,336 @@
+"""python -m dataset.build: real files, numbers worked out by hand, and each way in which the files can be wrong."""
+
+import csv
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import test as test_command
+from config import load_config
+from dataset import build
+from dataset.check import check_file
+from dataset.sequences import averaged
+from dataset.unpickling import load_pickle
+from tests.commands import ROOT, call, files_below, train
+from utils.errors import ConfigError
+
+BERT = "dataset/synthetic_bert"
+ROWS = [  # id, split, label, text
+    ["v1$_$0", "train", "1.5", "the movie was good ."],
+    ["v1$_$1", "train", "-3", "this film was not awful , and the plot is very very bad"],
+    ["v2$_$0", "valid", "0", "The Movie"],
+    ["v3.b", "test", "2", "unheard, the movie"],
+]
+LENGTHS = {"v1$_$0": 2, "v1$_$1": 5, "v2$_$0": 7, "v3.b": 1}
+ARGUMENTS = ["--text", "T.csv", "--audio", "audio", "--vision", "vision", "-o", "my.pkl"]
+TOKENS = ["--pretrained", BERT]
+
+
+def write_table(rows, header=("id", "split", "label", "text")) -> None:
+    with open("T.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def audio_of(name: str) -> np.ndarray:
+    """(length, 2): 1, 2, 3, … and ten times that."""
+    return np.arange(1, LENGTHS[name] + 1)[:, None] * [1.0, 10.0]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_table(ROWS)
+    for name in LENGTHS:
+        for folder in ("audio", "vision"):
+            os.makedirs(folder, exist_ok=True)
+        np.save(f"audio/{name}.npy", audio_of(name))
+        Path(f"vision/{name}.csv").write_text("".join(f"{step},0.5,-{step}\n" for step in range(1, LENGTHS[name] + 1)))
+    return tmp_path
+
+
+def made(*arguments: str, file: str = "my.pkl") -> dict:
+    assert call(build, *ARGUMENTS, *TOKENS, *arguments) == 0
+    return load_pickle(file)
+
+
+def test_every_field_by_hand(data, capsys):
+    content = made("--text-steps", "8")
+    assert {split: fields["id"] for split, fields in content.items()} == {
+        "train": ["v1$_$0", "v1$_$1"], "valid": ["v2$_$0"], "test": ["v3.b"],
+    }  # fmt: skip
+    words = (ROOT / BERT / "vocab.txt").read_text().split()
+    expected = ["[CLS]", "the", "movie", "was", "good", ".", "[SEP]"]
+    tokens = content["train"]["text_bert"]
+    assert tokens.shape == (2, 3, 8) and tokens.dtype == np.float32
+    assert tokens[0].tolist() == [[*map(words.index, expected), 0], [1] * 7 + [0], [0] * 8]
+    cut = ["[CLS]", "this", "film", "was", "not", "awful", ",", "[SEP]"]
+    assert tokens[1].tolist() == [[*map(words.index, cut)], [1] * 8, [0] * 8]
+    assert content["test"]["text_bert"][0, 0, :4].tolist() == [2, 1, words.index(","), words.index("the")]  # 1: [UNK]
+    # The longest of train has 5 steps: the valid one of 7 loses its end.
+    assert content["train"]["audio"][0].tolist() == [[1, 10], [2, 20], [0, 0], [0, 0], [0, 0]]
+    assert content["valid"]["audio"][0].tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]
+    assert content["test"]["vision"][0].tolist() == [[1, 0.5, -1], *[[0, 0, 0]] * 4]
+    lengths = [(fields["audio_lengths"], fields["vision_lengths"]) for fields in content.values()]
+    assert lengths == [([2, 5], [2, 5]), ([5], [5]), ([1], [1])]
+    assert content["train"]["regression_labels"].tolist() == [1.5, -3]
+    assert content["valid"]["raw_text"] == ["The Movie"]
+    assert {content[s][key].dtype for s in content for key in ("audio", "vision")} == {np.dtype(np.float32)}
+    assert not [finding for finding in check_file("my.pkl", vocabulary=(89, BERT)) if finding.level == "error"]
+    printed = capsys.readouterr().out
+    assert "train 2, valid 1, test 1 utterances" in printed
+    assert "longer ones that were cut: text_bert 1, audio 1, vision 1." in printed
+    assert [p.name for p in data.iterdir() if p.name.endswith((".tmp", ".pkl"))] == ["my.pkl"]
+
+
+def test_averages_by_hand(data):
+    sequence = np.array([[1.0], [2], [3], [4], [5], [6], [7]])
+    # Parts begin at floor(0·7/3), floor(1·7/3), floor(2·7/3) = 0, 2, 4.
+    assert averaged(sequence, 3).tolist() == [[1.5], [3.5], [6]]
+    assert averaged(sequence, 7) is sequence and averaged(sequence, 50) is sequence
+    content = made("--average", "3")
+    assert content["train"]["audio"][0].tolist() == [[1, 10], [2, 20], [0, 0]]  # shorter: as it is
+    assert content["train"]["audio"][1].tolist() == [[1, 10], [2.5, 25], [4.5, 45]]  # from 0, 1, 3 of 5
+    assert content["valid"]["vision"][0].tolist() == [[1.5, 0.5, -1.5], [3.5, 0.5, -3.5], [6, 0.5, -6]]
+    assert content["valid"]["vision_lengths"] == [3]
+
+
+def test_steps_and_silence(data):
+    silent = audio_of("v1$_$1")
+    silent[0, 1] = -np.inf
+    np.save("audio/v1$_$1.npy", silent)
+    content = made("--audio-steps", "6", "--vision-steps", "4")
+    assert content["train"]["audio"].shape == (2, 6, 2) and content["train"]["vision"].shape == (2, 4, 3)
+    assert content["train"]["audio"][1, 0].tolist() == [1, 0]
+    assert content["train"]["text_bert"].shape == (2, 3, 50)
+
+
+def test_text_features_instead_of_tokens(data, capsys):
+    arguments = [*ARGUMENTS, "--text-features", "audio", "--text-steps", "4", "--average", "4"]
+    assert call(build, *arguments) == 0
+    content = load_pickle("my.pkl")
+    assert (
+        "text_bert" not in content["train"] and content["train"]["text"][1].tolist() == audio_of("v1$_$1")[:4].tolist()
+    )
+    printed = capsys.readouterr().out
+    assert '"my": {"aligned": ' in printed and '"feature_dims": [2, 2, 3]' in printed
+    assert "--set use_bert=false" in printed
+    assert call(build, *arguments, *TOKENS, "--overwrite") == 0
+    assert '"feature_dims": [64, 2, 3]' in capsys.readouterr().out  # with tokens: BERT's
+    assert {"text", "text_bert"} <= load_pickle("my.pkl")["test"].keys()
+
+
+def entry(printed: str) -> dict:
+    (line,) = [line for line in printed.splitlines() if line.startswith('"my')]
+    return json.loads("{" + line + "}")
+
+
+def test_what_is_printed_is_all_that_the_config_needs(data, capsys):
+    made("--text-steps", "12", "--audio-steps", "3")
+    config = json.loads((ROOT / "config/config.json").read_text())
+    config["datasetCommonParams"] |= entry(capsys.readouterr().out)
+    Path("own.json").write_text(json.dumps(config))
+    args = load_config("dmd", "My", "own.json")  # capitals do not matter
+    assert (args.dataset_name, args.need_data_aligned, args.feature_dims) == ("my", False, [64, 2, 3])
+    assert (args.conv1d_kernel_size_l, args.conv1d_kernel_size_a, args.pretrained) == (5, 3, BERT)
+    assert args.featurePath == str(data / "my.pkl")
+    with pytest.raises(ConfigError, match="'aligned' features"):
+        load_config("dmd", "my", "own.json", {"need_data_aligned": True})
+    for name, pattern in (("../my", "letters, digits"), ("MY", "it has .*my, MY")):
+        other = json.loads(json.dumps(config))
+        other["datasetCommonParams"][name] = other["datasetCommonParams"]["my"]
+        Path("other.json").write_text(json.dumps(other))
+        with pytest.raises(ConfigError, match=pattern):
+            load_config("dmd", name if "/" in name else "mY", "other.json")
+
+
+def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
+    made("--average", "5")
+    config = json.loads((ROOT / "config/config.json").read_text())
+    config["datasetCommonParams"] |= entry(capsys.readouterr().out)
+    Path("own.json").write_text(json.dumps(config))
+    assert train("-d", "my", "-c", "own.json", "--set", "dst_feature_dim_nheads=[8,2]", "--epochs", "1") == 0
+    checkpoint = "pt/dmd-my-1111/best.pth"
+    assert call(test_command, checkpoint, "--split", "train", "--predictions", "own.csv") == 0
+    trained = files_below(data)
+    write_table([[row[0], "test", row[3]] for row in ROWS[:2]], ("id", "split", "text"))
+    for name in ("v2$_$0", "v3.b"):
+        os.remove(f"audio/{name}.npy")
+        os.remove(f"vision/{name}.csv")
+    arguments = [*ARGUMENTS[:-1], "new.pkl", *TOKENS, "--unlabelled", "--average"]
+    assert call(build, *arguments, "5") == 0
+    assert "test.py CHECKPOINT --features new.pkl" in capsys.readouterr().out
+    assert "regression_labels" not in load_pickle("new.pkl")["test"]
+    assert call(test_command, checkpoint, "--features", "new.pkl", "--predictions", "new.csv") == 0
+    printed = capsys.readouterr().out
+    assert "Acc_2" not in printed and "new.pkl: no labels" in printed and "SHA-256" not in printed
+    own, new = (list(csv.DictReader(open(name))) for name in ("own.csv", "new.csv"))  # noqa: SIM115
+    assert [row["label"] for row in new] == ["", ""] and [row["id"] for row in new] == ["v1$_$0", "v1$_$1"]
+    for ours, theirs in zip(own, new, strict=True):
+        assert float(ours["prediction"]) == pytest.approx(float(theirs["prediction"]), abs=1e-6)
+
+    assert call(test_command, checkpoint, "--features", "new.pkl") == 2
+    assert_one_line(capsys, "new.pkl: has no labels to score with. Name a file for what is predicted: --predictions")
+    assert call(build, *arguments, "4", "--overwrite") == 0
+    wide = load_pickle("my.pkl")
+    wide["test"]["audio"] = wide["test"]["audio"].repeat(2, axis=2)
+    Path("wide.pkl").write_bytes(pickle.dumps(wide))
+    capsys.readouterr()
+    for words, *more in (
+        ("have [50, 4, 4] steps", "new.pkl", "--predictions", "x.csv"),
+        ("--text-steps 50 --audio-steps 5 --vision-steps 5", "new.pkl", "--predictions", "x.csv"),
+        ("audio, vision are [4, 3] wide", "wide.pkl"),
+        ("split 'valid' is missing", "new.pkl", "--split", "valid"),
+        ("--features: none.pkl: no such file", "none.pkl"),
+        ("lacks the field 'text'", "new.pkl", "--set", "use_bert=false"),
+    ):
+        assert call(test_command, checkpoint, "--features", *more) == 2
+        assert_one_line(capsys, words)
+    assert call(test_command, checkpoint, "--features", "my.pkl", "--split", "valid") == 0  # with labels: scored
+    assert "VAL-(dmd)" in capsys.readouterr().out
+    assert files_below(data) == trained and not Path("x.csv").exists()
+
+
+def rows_with(index: int, column: int, value: str) -> list[list[str]]:
+    rows = [list(row) for row in ROWS]
+    rows[index][column] = value
+    return rows
+
+
+def save(file: str, content) -> None:
+    if isinstance(content, np.ndarray):
+        np.save(file, content, allow_pickle=True)
+    else:
+        Path(file).write_bytes(content)
+
+
+def without(*names: str) -> None:
+    for name in names:
+        os.remove(name)
+
+
+def empty(folder: str) -> None:
+    without(*(os.path.join(folder, name) for name in os.listdir(folder)))
+
+
+class Trap:
+    def __reduce__(self):
+        return (Path.touch, (Path("sprung"),))
+
+
+ONE = "audio/v1$_$0.npy"
+BAD = {  # what is done to the files, further arguments, words of the error
+    "no file for an id": (lambda: without(ONE, "audio/v3.b.npy"), [], "no file for 2 of 4 ids of T.csv (v1$_$0, v3.b)"),
+    "no row for a file": (lambda: save("vision/x.csv", b"1,2,3"), [], "vision: 1 files without a row in T.csv (x)"),
+    "two files": (lambda: save("audio/v1$_$0.csv", b"1,2"), [], "both v1$_$0.csv and v1$_$0.npy are there"),
+    "empty folder": (lambda: empty("audio"), [], "audio: no .npy or .csv file is there"),
+    "no folder": (lambda: None, ["--audio", "none"], "none: cannot be read"),
+    "id twice": (lambda: write_table([*ROWS, ROWS[0]]), [], "2 rows have an id that another has too (v1$_$0)"),
+    "no id": (lambda: write_table(rows_with(1, 0, "")), [], "no id (row 2)"),
+    "id is a path": (lambda: write_table(rows_with(0, 0, "../audio/v1$_$0")), [], "as its name (../audio/v1$_$0)"),
+    "id is a folder": (lambda: write_table(rows_with(0, 0, "..")), [], "an id that no file can have as its name (..)"),
+    "no label": (lambda: write_table(rows_with(0, 2, " ")), [], "1 rows have no label (v1$_$0). Training needs"),
+    "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "give --un"),
+    "label is a word": (lambda: write_table(rows_with(0, 2, "good")), [], "no number (v1$_$0: 'good')"),
+    "label is nan": (lambda: write_table(rows_with(0, 2, "nan")), [], "no number (v1$_$0: 'nan')"),
+    "label too large": (lambda: write_table(rows_with(0, 2, "3.5")), [], "outside [-3, 3] (v1$_$0: '3.5')"),
+    "unknown split": (lambda: write_table(rows_with(2, 1, "dev")), [], "unknown split (v2$_$0: 'dev'). Use train"),
+    "no valid": (lambda: write_table(rows_with(2, 1, "test")), [], "no row is of split valid"),
+    "no text": (lambda: write_table(rows_with(3, 3, "  ")), [], "1 rows have no text (v3.b)"),
+    "missing columns": (lambda: write_table(ROWS, ("name", "split", "label", "words")), [], "not one column id, text"),
+    "bare comma": (lambda: save("T.csv", b"id,split,label,text\na,train,1,well, no"), [], "line 2 has 5 fields"),
+    "no rows": (lambda: write_table([]), [], "no utterance stands below the header"),
+    "empty table": (lambda: save("T.csv", b""), [], "not one column id, split, label, text"),
+    "binary table": (lambda: save("T.csv", bytes(range(256))), [], "T.csv: no CSV file in UTF-8"),
+    "table is a folder": (lambda: None, ["--text", "audio"], "audio: cannot be read"),
+    "no table": (lambda: None, ["--text", "none.csv"], "none.csv: cannot be read"),
+    "one axis": (lambda: save(ONE, np.zeros(3)), [], "v1$_$0.npy: its shape is (3,); expected two axes"),
+    "three axes": (lambda: save(ONE, np.zeros((1, 2, 3))), [], "its shape is (1, 2, 3)"),
+    "no steps": (lambda: save(ONE, np.zeros((0, 2))), [], "its shape is (0, 2)"),
+    "empty csv": (lambda: save("vision/v3.b.csv", b"\n"), [], "v3.b.csv: its shape is (0, 0)"),
+    "other width": (lambda: save(ONE, np.zeros((4, 5))), [], "5 wide, but 3 files are not (v1$_$1, v2$_$0, v3.b: 2"),
+    "ragged csv": (lambda: save("vision/v3.b.csv", b"1,2,3\n1,2"), [], "number of columns changed from 3 to 2"),
+    "NaN": (lambda: save(ONE, np.array([[1, np.nan]])), [], "audio: 1 files hold NaN or infinite numbers (v1$_$0)"),
+    "-inf in vision": (lambda: save("vision/v3.b.csv", b"1,2,-inf"), [], "vision: 1 files hold NaN or infinite"),
+    "too large": (lambda: save(ONE, np.array([[1, 1e39]])), [], "audio: 1 files hold NaN or infinite numbers"),
+    "pickled objects": (lambda: save(ONE, np.array([[Trap()]])), [], "v1$_$0.npy: no array of numbers"),
+    "a pickle": (lambda: save(ONE, pickle.dumps(Trap())), [], "v1$_$0.npy: no array of numbers"),
+    "strings": (lambda: save(ONE, np.array([["a"]])), [], "v1$_$0.npy: no array of numbers"),
+    "complex": (lambda: save(ONE, np.array([[1j]])), [], "v1$_$0.npy: no array of numbers"),
+    "cut short": (lambda: save(ONE, Path(ONE).read_bytes()[:-4]), [], "v1$_$0.npy: no array of numbers"),
+    "a pipe": (lambda: (without(ONE), os.mkfifo(ONE)), [], "v1$_$0.npy: cannot be read (not a regular file)"),
+    "empty file": (lambda: save(ONE, b""), [], "v1$_$0.npy: no array of numbers"),
+    "words": (lambda: save("vision/v3.b.csv", b"au1,au2,au3\n1,2,3"), [], "could not convert string 'au1'"),
+    "semicolons": (lambda: save("vision/v3.b.csv", b"1;2;3"), [], "v3.b.csv: no array of numbers"),
+    "binary csv": (lambda: save("vision/v3.b.csv", bytes(range(256))), [], "v3.b.csv: no array of numbers"),
+    "no such BERT": (lambda: None, ["--pretrained", "no-such/bert"], "pretrained: cannot load 'no-such/bert'"),
+    "BERT without vocabulary": (lambda: None, ["--pretrained", "audio"], "pretrained: cannot load 'audio'"),
+    "too few steps": (lambda: None, ["--text-steps", "2"], "--text-steps: 2"),
+    "too many steps": (lambda: None, ["--text-steps", "2000"], "takes 3 to "),
+    "no steps at all": (lambda: None, ["--vision-steps", "0"], "--vision-steps: 0"),
+    "steps twice": (lambda: None, ["--average", "5", "--audio-steps", "5"], "--audio-steps: --average 5 says"),
+    "steps unknown": (lambda: write_table([[r[0], "test", *r[2:]] for r in ROWS]), [], "--audio-steps: say how many"),
+    "no output folder": (lambda: None, ["-o", "none/my.pkl"], "--output: there is no folder none"),
+    "output is a folder": (lambda: None, ["-o", "audio", "--overwrite"], "--output: audio is there, and no file"),
+}  # fmt: skip
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_and_writes_nothing(case, data, capsys):
+    change, arguments, words = BAD[case]
+    change()
+    before = everything(data)
+    assert call(build, *ARGUMENTS, *TOKENS, *arguments) == 2
+    assert_one_line(capsys, words)
+    assert everything(data) == before
+
+
+def test_a_file_that_is_there_stays_unless_it_may_go(data, capsys):
+    Path("my.pkl").write_bytes(b"earlier")
+    assert call(build, *ARGUMENTS, *TOKENS) == 2
+    assert_one_line(capsys, "--output: my.pkl is there already. Replace it with --overwrite")
+    save(ONE, np.array([[1, np.nan]]))
+    assert call(build, *ARGUMENTS, *TOKENS, "--overwrite") == 2
+    assert Path("my.pkl").read_bytes() == b"earlier"
+    save(ONE, audio_of("v1$_$0"))
+    assert len(made("--overwrite")["train"]["id"]) == 2
+
+
+def test_what_would_not_train_is_never_put_in_place(data, capsys):
+    """The vocabulary names more tokens than the BERT has: only dataset.check sees it."""
+    os.mkdir("bert")
+    settings = json.loads((ROOT / BERT / "config.json").read_text())
+    Path("bert/config.json").write_text(json.dumps(settings | {"vocab_size": 20}))
+    Path("bert/vocab.txt").write_text((ROOT / BERT / "vocab.txt").read_text())
+    before = everything(data)
+    assert call(build, *ARGUMENTS, "--pretrained", "bert") == 2
+    assert_one_line(capsys, "outside it: set pretrained to their BERT")
+    assert everything(data) == before
+
+
+def test_a_folder_that_is_full_or_closed(data):
+    """A process of its own, which the operating system allows files of 1000 bytes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dataset.build", *ARGUMENTS, *TOKENS],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr == "DataError: my.pkl: cannot be written (File too large).\n", (
+        done.stderr
+    )
+    assert not [name for name in os.listdir() if "pkl" in name]
+
+
+def assert_one_line(capsys, words: str) -> None:
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and words in message, message

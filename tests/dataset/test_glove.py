@@ -1,0 +1,145 @@
+"""python -m dataset.glove on small files of vectors, with numbers worked out by hand."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset import glove
+from dataset.glove import read_vectors, words_of
+from dataset.synthetic import vocabulary
+from dataset.unpickling import load_pickle
+from tests.commands import call, files_below, train, write_pickle
+
+VECTORS = {"the": (1, 2), "The": (3, 4), "movie": (5, 6), "n't": (7, 8), "do": (9, 1), ". . .": (0, 5), ".": (2, 2)}
+ARGUMENTS = ["--vectors", "vectors.txt", "--pickle", "in.pkl", "-o", "out.pkl", "--width", "2"]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{word} {a} {b}\n" for word, (a, b) in VECTORS.items()]
+    Path("vectors.txt").write_text("".join(lines), encoding="utf-8")
+    texts = {"train": ["The THE movie.", "don't xyzzy XYZZY plugh xyzzy"], "valid": ["the"], "test": [""]}
+    rng = np.random.default_rng(0)
+    write_pickle(Path("in.pkl"), {
+        split: {
+            "raw_text": np.array(lines), "id": [f"{split}{i}" for i in range(len(lines))],
+            "text_bert": np.ones((len(lines), 3, 5), np.float32), "text": "to be replaced",
+            "audio": rng.standard_normal((len(lines), 7, 3)).astype(np.float32),
+            "vision": rng.standard_normal((len(lines), 6, 4)).astype(np.float32),
+            "regression_labels": np.zeros(len(lines), np.float32), "remark": {"of": ["anything"]},
+        } for split, lines in texts.items()
+    })  # fmt: skip
+    return tmp_path
+
+
+def test_words_of_a_text():
+    assert words_of("I don't KNOW, it's John's; we're (um) well-made…") == [
+        "I", "do", "n't", "KNOW", ",", "it", "'s", "John", "'s", ";", "we", "'re", "(", "um", ")", "well", "-", "made",
+        "…",
+    ]  # fmt: skip
+    assert words_of("CAN’T isn’t rock'n'roll") == ["CA", "N'T", "is", "n't", "rock", "'", "n", "'", "roll"]
+
+
+def test_every_vector_by_hand(data, capsys):
+    assert call(glove, *ARGUMENTS) == 0
+    before, after = load_pickle("in.pkl"), load_pickle("out.pkl")
+    text = after["train"]["text"]
+    assert text.shape == (2, 5, 2) and text.dtype == np.float32  # 5 steps, as text_bert has
+    assert text[0].tolist() == [[3, 4], [1, 2], [5, 6], [2, 2], [0, 0]]  # The, THE -> the, movie, ., padding
+    assert text[1].tolist() == [[9, 1], [7, 8], [0, 0], [0, 0], [0, 0]]  # do, n't, and three unknown ones
+    assert after["valid"]["text"][0].tolist() == [[1, 2], *[[0, 0]] * 4] and not after["test"]["text"].any()
+    for split, fields in before.items():
+        assert fields.keys() == after[split].keys()
+        for key in fields.keys() - {"text"}:
+            assert np.array_equal(fields[key], after[split][key]), key
+    printed = capsys.readouterr().out
+    # The THE movie . do n't xyzzy XYZZY plugh xyzzy the: 11 words, 10 of them distinct.
+    assert (
+        "Without a vector: 4 of 11 words (36.4%), 3 of 10 distinct ones; most frequent: xyzzy 2, XYZZY 1, pl" in printed
+    )
+    assert "and cut: 1." in printed and "--set use_bert=false --set feature_dims=[2,3,4]" in printed
+
+
+def test_a_word_with_spaces_is_counted_from_the_right(data):
+    assert {word: v.tolist() for word, v in read_vectors("vectors.txt", ["the", ". . ."], 2).items()} == {
+        "the": [1, 2], ". . .": [0, 5],
+    }  # fmt: skip
+
+
+def test_steps_that_are_asked_for(data):
+    content = load_pickle("in.pkl")
+    for fields in content.values():
+        del fields["text_bert"]
+    write_pickle(Path("in.pkl"), content)
+    assert call(glove, *ARGUMENTS, "--steps", "3") == 0
+    assert load_pickle("out.pkl")["train"]["text"][0].tolist() == [[3, 4], [1, 2], [5, 6]]
+
+
+def write_vectors(text: str | bytes) -> None:
+    Path("vectors.txt").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def rewrite(change) -> None:
+    content = load_pickle("in.pkl")
+    for fields in content.values():
+        change(fields)
+    write_pickle(Path("in.pkl"), content)
+
+
+BAD = {
+    "too few numbers": (lambda: write_vectors("the 1 2\na 1\n"), [], "vectors.txt: line 2 has 1 numbers, but 2"),
+    "too many numbers": (lambda: write_vectors("the 1 2\na 1 2\nb 1 2 3\n"), [], "line 3 has 3 numbers, but 2 are"),
+    "other width": (lambda: None, ["--width", "300"], "line 1 has 2 numbers, but 300 are expected behind the word"),
+    "a header": (lambda: write_vectors("400000 2\nthe 1 2\n"), [], "line 1 has 1 numbers"),
+    "an empty line": (lambda: write_vectors("the 1 2\n\n"), [], "line 2 has 0 numbers"),
+    "no number": (lambda: write_vectors("a 1 2\nthe 1 x\n"), [], "line 2 holds something else than numbers"),
+    "NaN": (lambda: write_vectors("the 1 nan\n"), [], "line 1 holds a number that is not finite"),
+    "binary": (lambda: write_vectors(bytes(range(256))), [], "vectors.txt: line 1 has"),
+    "nothing in it": (lambda: write_vectors(""), [], "none of the 10 words of in.pkl is listed"),
+    "other words": (lambda: write_vectors("zebra 1 2"), [], "none of the 10 words of in.pkl is listed"),
+    "no vectors": (lambda: os.remove("vectors.txt"), [], "vectors.txt: cannot be read"),
+    "a folder": (lambda: None, ["--vectors", "."], ".: cannot be read"),
+    "no pickle": (lambda: os.remove("in.pkl"), [], "in.pkl: cannot be read"),
+    "no splits": (lambda: write_pickle(Path("in.pkl"), {"a": 1}), [], "in.pkl: has none of the splits"),
+    "no texts": (lambda: rewrite(lambda fields: fields.pop("raw_text")), [], "lacks the field 'raw_text'"),
+    "no steps": (lambda: rewrite(lambda fields: fields.pop("text_bert")), [], "--steps: in.pkl has neither"),
+    "NaN in the pickle": (lambda: rewrite(lambda f: f["audio"].fill(np.nan)), [], "out.pkl: 'audio' of split 'train'"),
+    "texts of others": (lambda: rewrite(lambda f: f.update(raw_text=["the"] * 9)), [], "'text' of split 'train' has 9"),
+    "no steps at all": (lambda: None, ["--steps", "0"], "--steps: 0"),
+    "it is there": (lambda: Path("out.pkl").write_bytes(b"x"), [], "--output: out.pkl is there already"),
+    "no output folder": (lambda: None, ["-o", "none/out.pkl"], "--output: there is no folder none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_and_writes_nothing(case, data, capsys):
+    change, arguments, words = BAD[case]
+    change()
+    before = {path: path.read_bytes() for path in data.iterdir()}
+    assert call(glove, *ARGUMENTS, *arguments) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and words in message, message
+    assert {path: path.read_bytes() for path in data.iterdir()} == before
+
+
+def test_the_features_train(folder, capsys):
+    rng = np.random.default_rng(0)
+    words = vocabulary()[5::2]
+    Path("vectors.txt").write_text(
+        "".join(f"{word} {' '.join(f'{x:.4f}' for x in rng.standard_normal(300))}\n" for word in words)
+    )
+    content = pickle.loads(Path("dataset/SYNTHETIC/aligned_50.pkl").read_bytes())
+    for fields in content.values():
+        del fields["text"]
+    write_pickle(Path("in.pkl"), content)
+    settings = ["--set", "use_bert=false", "--set", "feature_dims=[300,5,20]"]
+    assert train("--set", f"featurePath={folder}/in.pkl", *settings) == 2
+    assert "lacks the field 'text'" in (message := capsys.readouterr().err) and "dataset.glove" in message
+    assert call(glove, *ARGUMENTS[:-2]) == 0
+    assert "feature_dims=[300,5,20]" in capsys.readouterr().out
+    assert train("--set", f"featurePath={folder}/out.pkl", *settings, "--epochs", "1") == 0
+    assert any(name.endswith("best.pth") for name in files_below(folder))
