@@ -108,6 +108,7 @@ def compare_two(a: ScoredRun, b: ScoredRun) -> tuple[pd.DataFrame, list[str]]:
     paired = pair([a, b])
     table = compare(*paired.predictions, paired.labels)
     shown = table.rename(columns={"difference": "A - B", "only_A": "only A right", "only_B": "only B right"})
+    shown["p"] = [None if np.isnan(p) else f"{p:.2g}" for p in table["p"]]
     names = [f"A: {a.folder}", f"B: {b.folder}"]
     lines = [*names, _sizes([a, b], paired), *_shown(shown).splitlines(), *verdicts(table)]
     named = {"run_A": str(a.folder), "run_B": str(b.folder), "utterances": len(paired.labels)}

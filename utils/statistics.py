@@ -3,7 +3,7 @@
 Utterances are resampled with replacement (the bootstrap), all predictions for one utterance together. The intervals
 are plain percentiles of the resampled metrics. They need no formula for a metric that is no mean, such as Acc_2 whose
 utterances are counted anew in each resample, and they hold where BCa divides zero by zero: for two runs that predict
-the same, or a metric that is 1. With the hundreds of utterances of a test split both come to the same.
+the same, or a metric that is 1. With the hundreds of utterances of a test split both come to nearly the same.
 """
 
 import warnings
