@@ -236,7 +236,7 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "id is a path": (lambda: write_table(rows_with(0, 0, "../audio/v1$_$0")), [], "as its name (../audio/v1$_$0)"),
     "id is a folder": (lambda: write_table(rows_with(0, 0, "..")), [], "an id that no file can have as its name (..)"),
     "no label": (lambda: write_table(rows_with(0, 2, " ")), [], "1 rows have no label (v1$_$0). Training needs"),
-    "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "give --un"),
+    "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "--unlabelled"),
     "label is a word": (lambda: write_table(rows_with(0, 2, "good")), [], "no number (v1$_$0: 'good')"),
     "label is nan": (lambda: write_table(rows_with(0, 2, "nan")), [], "no number (v1$_$0: 'nan')"),
     "label too large": (lambda: write_table(rows_with(0, 2, "3.5")), [], "outside [-3, 3] (v1$_$0: '3.5')"),
