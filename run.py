@@ -5,6 +5,7 @@ python run.py --dataset mosi
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from utils.tables import append_results
 from utils.tracking import TRACKERS, check_trackers
 
 DEFAULT_SEEDS = (1111,)
+LONGEST_NAME = 100  # bytes: data set, seed and a suite's row make it longer, and file systems allow 255
 
 
 def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
@@ -103,11 +105,15 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     logger.info(f"Seeds {list(seeds)} on {describe_device(chosen)}, features {args.featurePath}.")
     for split, part in features.splits.items():
         logger.info(f"{split} samples: {(len(part),)}")
-    replaced = {"feature_T": str(feature_T), "feature_A": str(feature_A), "feature_V": str(feature_V)}
-    description = {"settings": dict(args), "features": replaced, "seeds": list(seeds)}
-    description |= {"device": describe_device(chosen), "versions": versions(), "data": data_sha256(args, replaced)}
+    modalities = {"feature_T": str(feature_T), "feature_A": str(feature_A), "feature_V": str(feature_V)}
+    description = {"settings": dict(args), "features": modalities, "seeds": list(seeds)}
+    description |= {"device": describe_device(chosen), "versions": versions(), "data": data_sha256(args, modalities)}
     description |= {"precision": precision, "compile": compile, "deterministic": deterministic, "ranks": ranks.size}
-    session = Session(args, features, chosen, ranks, description, num_workers, resume, track, after_epoch, figures)
+    replaced = tuple(runs.values()) if overwrite else ()
+    session = Session(
+        args, features, chosen, ranks, description, num_workers, resume, overwrite, track, after_epoch, figures,
+        replaced,
+    )  # fmt: skip
     per_seed = {seed: session.train(seed, number, run) for number, (seed, run) in enumerate(runs.items(), start=1)}
     if ranks.rank == 0:
         table = append_results(res_save_dir, args.dataset_name, name, per_seed, once=resume)
@@ -126,6 +132,8 @@ def _check_arguments(seeds: Sequence[int], name: str, num_workers: int, precisio
         raise ConfigError(f"--seeds: {list(seeds)} names a seed twice; its second run would replace the first.")
     if Path(name).name != name:
         raise ConfigError(f"--name: '{name}' must be a plain name, not a path.")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"--name: {len(name)} characters are too many for a folder; take at most {LONGEST_NAME}.")
     if num_workers < 0:
         raise ConfigError(f"--num-workers: {num_workers} is negative.")
     if precision not in PRECISIONS:
@@ -140,7 +148,8 @@ def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
 
 def argument_parser() -> argparse.ArgumentParser:
     """The command line of run.py."""
-    parser = argparse.ArgumentParser(description="Train and evaluate DMD.")
+    # Without abbreviations: the command that resumes is made of these words.
+    parser = argparse.ArgumentParser(description="Train and evaluate DMD.", allow_abbrev=False)
     parser.add_argument(
         "-d",
         "--dataset",
@@ -224,9 +233,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def resuming_command(argv: Sequence[str]) -> str:
     """The command line that goes on where this one stops."""
-    return shlex.join(
-        ["python", "run.py", *(word for word in argv if word not in ("--overwrite", "--resume")), "--resume"]
-    )
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    program = ["python"] if ranks == "1" else ["torchrun", "--nproc-per-node", ranks]
+    words = [word for word in argv if word not in ("--overwrite", "--resume")]
+    return shlex.join([*program, "run.py", *words, "--resume"])
 
 
 if __name__ == "__main__":

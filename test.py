@@ -46,6 +46,7 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     """
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
     beside = settings_beside(checkpoint)
+    as_trained = not dataset_name and not config_file
     args, replaced = _settings(checkpoint, beside, dataset_name, config_file, config)
     other = bool(str(features))
     if other:
@@ -60,7 +61,8 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
     for difference in differences(beside or {}, args, replaced, to_predict=other):
         logger.warning(difference)
-    scored = predict(model, loader, chosen, split)
+    precision = "bf16" if as_trained and (beside or {}).get("precision") == "bf16" else "fp32"
+    scored = predict(model, loader, chosen, split, precision)
     metrics = scored.metrics() if part.labelled else {}
     if metrics:
         log_metrics(split, args.model_name, metrics)

@@ -32,16 +32,16 @@ def load_config(
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
     path = Path(config_file) if str(config_file) else DEFAULT_FILE
-    content = _read(path)
+    content = read_object(path)
     overrides = dict(overrides or {})
-    _check_names(overrides, SETTING_NAMES, COMMAND_LINE, path, "key")
+    check_names(overrides, SETTING_NAMES, COMMAND_LINE, path, "key")
     model_name = model_name.lower()
     if model_name != "dmd":
         raise ConfigError(f"{path}: no model '{model_name}' here; expected a section 'dmd', the only model there is.")
-    _check_names(content, None, path, path, "section", required=("datasetCommonParams", model_name))
+    check_names(content, None, path, path, "section", required=("datasetCommonParams", model_name))
 
     datasets, model = content["datasetCommonParams"], content[model_name]
-    _check_names(model, MODEL_SECTIONS, f"{model_name} of {path}", path, "section", required=("commonParams",))
+    check_names(model, MODEL_SECTIONS, f"{model_name} of {path}", path, "section", required=("commonParams",))
     known = _data_sets(datasets, path)
     dataset_name = _find(dataset_name, known, path)
     layers = {
@@ -54,7 +54,7 @@ def load_config(
     root = {key: value for key, value in datasets.items() if key == "dataset_root_dir"}
     merged, origin = _merge({"datasetCommonParams": root} | layers, path)
     variants = datasets[dataset_name]
-    _check_names(variants, VARIANTS, f"datasetCommonParams.{dataset_name} of {path}", path, "section")
+    check_names(variants, VARIANTS, f"datasetCommonParams.{dataset_name} of {path}", path, "section")
     asked = overrides | layers[f"{model_name}.datasetParams.{dataset_name}"]
     if list(variants) == ["unaligned"] and "need_data_aligned" not in asked and merged.get("need_data_aligned") is True:
         merged["need_data_aligned"] = False  # the commonParams speak of data sets that have both
@@ -80,23 +80,28 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     An overriding featurePath is relative to dataset_root_dir, as in `load_config`. An overriding objective replaces
     the switches that have the value which the stored objective chooses; one set to another value stays.
     """
-    _check_names(settings, None, RUN_FILE, "", "key")
+    check_names(settings, None, RUN_FILE, "", "key")
     settings, overrides = dict(settings), dict(overrides or {})
     names = {key: settings.pop(key, "") for key in ("model_name", "dataset_name")}
     settings.pop("seq_lens", None)  # what the data had, not a setting
     for layer in (settings, overrides):
-        _check_names(layer, SETTING_NAMES, COMMAND_LINE if layer is overrides else RUN_FILE, "", "key")
+        check_names(layer, SETTING_NAMES, COMMAND_LINE if layer is overrides else RUN_FILE, "", "key")
     if "objective" in overrides:
         chosen = PRESETS.get(str(settings.get("objective")), {})
         settings = {key: value for key, value in settings.items() if key not in chosen or value != chosen[key]}
     origin = dict.fromkeys(settings, RUN_FILE) | dict.fromkeys(overrides, COMMAND_LINE)
     checked = _validate(settings | overrides, origin)
+    if "dataset_root_dir" in overrides and "featurePath" not in overrides:
+        raise ConfigError(
+            f"{COMMAND_LINE}: dataset_root_dir says where a relative featurePath starts, and the run's is "
+            f"{show(checked.featurePath)}. Set featurePath too."
+        )
     if "featurePath" in overrides:
         checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
     elif names["dataset_name"] == "synthetic" and _elsewhere(checked.featurePath):
         # The embedded data set would be made there: wherever a stranger's file says.
         raise ConfigError(
-            f"{RUN_FILE}: featurePath is {_show(checked.featurePath)}, where no file is. Name the features with "
+            f"{RUN_FILE}: featurePath is {show(checked.featurePath)}, where no file is. Name the features with "
             "--set featurePath=FILE."
         )
     return EasyDict(checked, **names)
@@ -124,7 +129,7 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def _read(path: Path, expected: str = "'datasetCommonParams' and 'dmd'", flag: str = "-c") -> dict:
+def read_object(path: Path, expected: str = "'datasetCommonParams' and 'dmd'", flag: str = "-c") -> dict:
     """The JSON object in a file that `flag` names; `expected` says what it should hold."""
     if os.path.isdir(path):
         raise ConfigError(f"{path}: a folder, not a config file. Name the JSON file in it.")
@@ -136,7 +141,7 @@ def _read(path: Path, expected: str = "'datasetCommonParams' and 'dmd'", flag: s
         reason = getattr(error, "strerror", None) or printable(error, 160)
         raise ConfigError(f"{path}: not a readable JSON text file: {reason}.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected an object with {expected}, got {_show(content)}.")
+        raise ConfigError(f"{path}: expected an object with {expected}, got {show(content)}.")
     return content
 
 
@@ -145,7 +150,7 @@ def _data_sets(datasets: dict, path: Path) -> list[str]:
     for name, section in datasets.items():
         if name != "dataset_root_dir" and not isinstance(section, dict):
             where = f"datasetCommonParams.{name} of {path}"
-            raise ConfigError(f"{where}: expected an object, got {_show(section)}; the only plain key beside the "
+            raise ConfigError(f"{where}: expected an object, got {show(section)}; the only plain key beside the "
                               "data sets is 'dataset_root_dir'.")  # fmt: skip
     return [name for name in datasets if name != "dataset_root_dir"]
 
@@ -158,29 +163,29 @@ def _find(dataset_name: str, known: list[str], path: Path) -> str:
         raise ConfigError(f"data set '{printable(dataset_name)}' is not in {path}; it has {listed}. Use one of them.")
     if not re.fullmatch(r"[\w-]+", found[0]):
         raise ConfigError(
-            f"{path}: the data set {_show(found[0])} gives files their name: use letters, digits, - and _."
+            f"{path}: the data set {show(found[0])} gives files their name: use letters, digits, - and _."
         )
     return found[0]
 
 
 def _own_section(sections, dataset_name: str, known: list[str], where: str) -> dict:
     """The data set's section, or {} without one; a misspelt one must not pass for none."""
-    _check_names(sections, None, where, "", "section")
+    check_names(sections, None, where, "", "section")
     if dataset_name not in sections:
         strangers = [name for name in sections if name not in known]
         for name in difflib.get_close_matches(dataset_name, strangers, n=1, cutoff=0.8):
-            raise ConfigError(f"{where}: unknown section {_show(name)}; did you mean '{dataset_name}'?")
+            raise ConfigError(f"{where}: unknown section {show(name)}; did you mean '{dataset_name}'?")
     return sections.get(dataset_name, {})
 
 
-def _check_names(names, known, where, path, kind: str, required: tuple[str, ...] = ()) -> None:
+def check_names(names, known, where, path, kind: str, required: tuple[str, ...] = ()) -> None:
     """Refuse a section that is no object, an unknown name in it (naming the nearest known one), a missing one."""
     if not isinstance(names, dict):
-        raise ConfigError(f"{where}: expected an object, got {_show(names)}.")
+        raise ConfigError(f"{where}: expected an object, got {show(names)}.")
     for name in names:
         if known is not None and name not in known:
             nearest = difflib.get_close_matches(str(name)[:NAME_CHARACTERS], known, n=1, cutoff=0.0)
-            shown = _show(str(name))[1:-1]  # escaped: a name may hold a line break
+            shown = show(str(name))[1:-1]  # escaped: a name may hold a line break
             raise ConfigError(f"{where}: unknown {kind} '{shown}'; the nearest known one is '{nearest[0]}'.")
     for name in required:
         if not isinstance(names.get(name), dict):
@@ -194,7 +199,7 @@ def _merge(layers: dict[str, dict], path: Path) -> tuple[dict, dict[str, str]]:
     settings, origin = {}, {}
     for section, layer in layers.items():
         where = f"{section} of {path}"
-        _check_names(layer, SETTING_NAMES, where, path, "key")
+        check_names(layer, SETTING_NAMES, where, path, "key")
         settings |= layer
         origin |= dict.fromkeys(layer, where)
     return settings, origin
@@ -212,10 +217,10 @@ def _validate(settings: dict, origin: dict[str, str]) -> EasyDict:
         if first["type"] == "missing":
             raise ConfigError(f"config: '{key}' is missing.") from error
         where, allowed = origin.get(key, "config"), first["msg"][0].lower() + first["msg"][1:]
-        raise ConfigError(f"{where}: {key} is {_show(settings[key])}; {allowed}.") from error
+        raise ConfigError(f"{where}: {key} is {show(settings[key])}; {allowed}.") from error
 
 
-def _show(value) -> str:
+def show(value) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except RecursionError:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from optuna import Trial
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from config.loading import COMMAND_LINE, _check_names, _read, _show
+from config.loading import COMMAND_LINE, check_names, read_object, show
 from config.schema import IGNORED_KEYS, SETTING_NAMES
 from utils.errors import ConfigError
 
@@ -76,8 +76,8 @@ def load_search_space(path: str | Path, fixed: dict, check: Callable[[dict], obj
     Raises ConfigError for what is wrong in the file, and for ends or choices which the settings do not allow.
     """
     path = Path(path)
-    content = _read(path, "settings to search", "--search")
-    _check_names(content, SETTING_NAMES, path, path, "key")
+    content = read_object(path, "settings to search", "--search")
+    check_names(content, SETTING_NAMES, path, path, "key")
     if not content:
         raise ConfigError(f"{path}: the search space is empty. Name at least one key of the config.")
     space = {key: _dimension(path, key, description) for key, description in content.items()}
@@ -101,4 +101,4 @@ def _dimension(path: Path, key: str, description) -> Interval | Choice:
         first = error.errors()[0]
         where = ".".join([key, *(str(part) for part in first["loc"][1:])])
         what = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {where}: {what}; got {_show(description)}.") from error
+        raise ConfigError(f"{path}: {where}: {what}; got {show(description)}.") from error

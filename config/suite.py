@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from config.loading import COMMAND_LINE, _check_names, _read, _show
+from config.loading import COMMAND_LINE, check_names, read_object, show
 from config.schema import SETTING_NAMES
 from utils.errors import ConfigError
 from utils.metrics import METRICS
@@ -55,13 +55,13 @@ def load_suite(name: str, fixed: dict, heads: tuple[str, ...], check: Callable[[
     """
     path = _find(name)
     try:
-        suite = Suite(**_read(path, "'rows' of settings", "--suite"))
+        suite = Suite(**read_object(path, "'rows' of settings", "--suite"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        raise ConfigError(f"{path}: {where}: {first['msg']}; got {_show(first['input'])}.") from error
+        raise ConfigError(f"{path}: {where}: {first['msg']}; got {show(first['input'])}.") from error
     for row, overrides in suite.rows.items():
-        _check_names(overrides, SETTING_NAMES, f"rows.{row} of {path}", path, "key")
+        check_names(overrides, SETTING_NAMES, f"rows.{row} of {path}", path, "key")
         for key in overrides:
             if key in fixed:
                 raise ConfigError(f"{path}: rows.{row} sets {key}, and the command line too. Remove one of the two.")
@@ -70,11 +70,11 @@ def load_suite(name: str, fixed: dict, heads: tuple[str, ...], check: Callable[[
         except ConfigError as error:
             raise ConfigError(f"{path}: rows.{row}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
     for published in suite.published:
-        _check_names(published.rows, tuple(suite.rows), f"published of {path}", path, "row")
+        check_names(published.rows, tuple(suite.rows), f"published of {path}", path, "row")
         for row, numbers in published.rows.items():
-            _check_names(numbers, METRICS, f"published.{row} of {path}", path, "metric")
-        _check_names(published.when, (*SETTING_NAMES, "dataset_name"), f"published.when of {path}", path, "key")
-    _check_names(dict.fromkeys(suite.heads), heads, f"heads of {path}", path, "head")
+            check_names(numbers, METRICS, f"published.{row} of {path}", path, "metric")
+        check_names(published.when, (*SETTING_NAMES, "dataset_name"), f"published.when of {path}", path, "key")
+    check_names(dict.fromkeys(suite.heads), heads, f"heads of {path}", path, "head")
     if "kept" in suite.model_fields_set and not suite.heads:
         raise ConfigError(
             f"{path}: kept says with which modalities heads are scored, but no heads are named. Name some."
@@ -82,7 +82,7 @@ def load_suite(name: str, fixed: dict, heads: tuple[str, ...], check: Callable[[
     for kept in suite.kept:
         if not kept or set(kept) - set("lva") or len(set(kept)) < len(kept):
             raise ConfigError(
-                f"{path}: kept: {_show(kept)} is no set of modalities; name some of l (text), v (vision), a (audio), "
+                f"{path}: kept: {show(kept)} is no set of modalities; name some of l (text), v (vision), a (audio), "
                 "such as 'lv'."
             )
     return suite

@@ -12,7 +12,7 @@ EDGE_NAMES = tuple(f"{'lva'[teacher].upper()}2{'lva'[student].upper()}" for stud
 
 
 class GraphDistillation(nn.Module):
-    """Edge weights of one graph (paper, section 3.3; `low` = homogeneous and `high` = heterogeneous graph).
+    """Edge weights of one graph (paper, section 3.2; `low` = homogeneous and `high` = heterogeneous graph).
 
     logits (3, B, 1), reprs (3, B, d) -> edges (6, B), a softmax over the pairs, in the order of PAIRS
     """

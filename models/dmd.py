@@ -19,6 +19,7 @@ from models.transformer import CrossModalEncoder, encode
 
 ARGUMENT_ORDER = ("l", "a", "v")  # forward's arguments, feature_dims, seq_lens: text, audio, vision
 STACK_ORDER = ("l", "v", "a")  # everything that is stacked: graphs and fusion
+MODALITIES = {"l": "text", "v": "vision", "a": "audio"}  # for readers
 
 PerModality = dict[str, Tensor]
 

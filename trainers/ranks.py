@@ -9,6 +9,9 @@ import os
 
 from torch import Tensor
 
+from utils.errors import ConfigError
+from utils.runtime import choose_device
+
 
 class Ranks:
     """One process by itself."""
@@ -40,9 +43,14 @@ class AcceleratedRanks(Ranks):
     def __init__(self, device: str):
         from accelerate import Accelerator  # takes seconds, for nothing where a process is alone
 
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.accelerator = Accelerator(cpu=choose_device(device).type == "cpu")
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
+        if self.size != int(os.environ["WORLD_SIZE"]):
+            raise ConfigError(
+                f"The launcher has started {os.environ['WORLD_SIZE']} processes, of which Accelerate sees {self.size} "
+                f"on {self.device}. Choose --device cpu, or as many processes as there are GPUs."
+            )
 
     def backward(self, total: Tensor | None, share: float, gradient: Tensor) -> None:
         accumulated = gradient.clone()

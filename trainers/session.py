@@ -14,7 +14,7 @@ from trainers.ranks import Ranks
 from trainers.setup import build_model
 from trainers.trainer import Trainer, count_parameters
 from utils.figures import draw_after_training
-from utils.results import RunFolder
+from utils.results import RunFolder, check_earlier_runs
 from utils.runtime import logger, set_seed
 from utils.tracking import tracked
 
@@ -26,6 +26,8 @@ class Session:
     description  what config.json says of it, with `precision` and `compile`
     track        trackers by name; after_epoch: called with every row of history.csv
     figures      draw each run at its end
+    replaced     earlier runs that are void once the first one is known to be possible: a command that is interrupted
+                 and resumed must not take what they have left for its own
     """
 
     args: EasyDict
@@ -35,9 +37,11 @@ class Session:
     description: dict
     num_workers: int = 0
     resume: bool = False
+    overwrite: bool = False
     track: Sequence[str] = ()
     after_epoch: Callable[[dict], None] = lambda row: None
     figures: bool = False
+    replaced: Sequence[RunFolder] = ()
 
     def train(self, seed: int, number: int, run: RunFolder) -> dict:
         """Train with one seed, the `number`th of the command, or tell the result where that has been done.
@@ -49,7 +53,11 @@ class Session:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
             return metrics
         trainer = self._trainer(seed, number)
+        for earlier in self.replaced if number == 1 else ():
+            earlier.discard()
         with run.open():
+            if self.ranks.rank == 0:  # another process may have finished it since the command began
+                check_earlier_runs([run], self.resume, self.overwrite)
             description = {"seed": seed} | self.description
             state = run.resume(trainer.model, description) if self.resume else run.start(description)
             self._check_space(run, trainer, epochs_done=state["epoch"] if state else 0)
@@ -57,12 +65,14 @@ class Session:
             logger.info(f"Seed {seed}: {parameters} parameters, checkpoints in {run.checkpoints}.")
             if state:
                 logger.info(f"Seed {seed}: resumed behind epoch {state['epoch']}.")
-            with tracked(self.track, run, {"seed": seed} | self.description["settings"]) as send:
+            trackers = self.track if self.ranks.rank == 0 else ()
+            with tracked(trackers, run, {"seed": seed} | self.description["settings"]) as send:
                 metrics, predictions = trainer.fit(run, state, [send, self.after_epoch])
             run.save_predictions(self.features.splits["test"].ids, predictions)
             run.save_metrics({"seed": seed} | metrics)
             if self.figures and self.ranks.rank == 0:
-                everything = self._loaders(seed, Ranks())["test"]
+                # Of several ranks, each has its share only.
+                everything = (trainer.loaders if self.ranks.size == 1 else self._loaders(seed, Ranks()))["test"]
                 draw_after_training(run.results, trainer.model, everything, self.device, trainer.precision)
         return {"seed": seed} | metrics
 

@@ -1,6 +1,7 @@
 """The command that trains the rows of a suite, and writes one table of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,16 @@ import pandas as pd
 
 from config import load_config
 from config.suite import Suite, load_suite
+from models.dmd import MODALITIES
 from trainers.inspection import HEADS, inspect
 from trainers.ranks import find_ranks
-from trainers.setup import restore
+from trainers.setup import build_model, prepare_features, restore
 from utils.checkpoint import read_checkpoint
 from utils.errors import RunError
 from utils.files import write_atomically
 from utils.metrics import CORE_METRICS, METRICS
 from utils.results import RunFolder, check_earlier_runs, write_csv
 from utils.runtime import choose_device, logger
-
-MODALITIES = {"l": "text", "v": "vision", "a": "audio"}
 
 
 def run_suite(run: Callable[..., dict[int, dict]], arguments: dict, suite_name: str) -> Path:
@@ -37,17 +37,28 @@ def run_suite(run: Callable[..., dict[int, dict]], arguments: dict, suite_name: 
     settings = {row: load_config(model, dataset, file, fixed | changes) for row, changes in suite.rows.items()}
     name = f"{arguments['name'] or model}-{Path(suite_name).stem}"
     seeds, folders = arguments["seeds"], (arguments["model_save_dir"], arguments["res_save_dir"])
+    replaced = {f"feature_{letter}": arguments[f"feature_{letter}"] for letter in "TAV"}
     dataset = settings[next(iter(settings))].dataset_name
     runs = {row: {seed: RunFolder(f"{name}-{row}", dataset, seed, *folders) for seed in seeds} for row in suite.rows}
     for of_row in runs.values():
         check_earlier_runs(of_row.values(), arguments["resume"], arguments["overwrite"])
     table = SuiteTable(suite, settings, Path(arguments["res_save_dir"]) / "suites" / f"{name}-{dataset}")
+    if table.markdown_file.exists() and not (arguments["resume"] or arguments["overwrite"]):
+        raise RunError(
+            f"{table.markdown_file}: a table of this suite is there. Replace it with --overwrite, go on with --resume, "
+            "or keep both by another --name."
+        )
     ranks = find_ranks(arguments["device"])
+    _check_models(settings.values(), replaced)
+    if arguments["overwrite"] and ranks.rank == 0:  # as for the seeds of a run: see Session.replaced
+        for run_of_seed in (r for of_row in runs.values() for r in of_row.values()):
+            run_of_seed.discard()
+    ranks.wait()
     for row, changes in suite.rows.items():
         config = arguments["config"] | changes
         per_seed = run(**arguments | {"config": config, "name": f"{name}-{row}"})
         if ranks.rank == 0:
-            scored = _score_heads(suite, settings[row], runs[row], arguments) if suite.heads else []
+            scored = _score_heads(suite, settings[row], runs[row], replaced, arguments) if suite.heads else []
             table.add(row, per_seed, scored)
             table.write()
         ranks.wait()
@@ -55,9 +66,22 @@ def run_suite(run: Callable[..., dict[int, dict]], arguments: dict, suite_name: 
     return table.markdown_file
 
 
-def _score_heads(suite: Suite, args, runs: dict[int, RunFolder], arguments: dict) -> list[dict]:
+def _check_models(settings: Iterable, replaced: dict[str, str]) -> None:
+    """Raise a DMDError where data or model of a row cannot be had."""
+    features, read = None, None
+    for args in settings:
+        args = copy.deepcopy(args)  # reading the features tells them their sizes
+        asked = [args[key] for key in ("featurePath", "feature_dims", "use_bert", "need_data_aligned")]
+        if asked != read:
+            features, read = prepare_features(args, **replaced), asked
+        args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
+        build_model(args, features)
+
+
+def _score_heads(
+    suite: Suite, args, runs: dict[int, RunFolder], replaced: dict[str, str], arguments: dict
+) -> list[dict]:
     """Metrics of each head on test with each set of modalities, at the best epoch of each seed."""
-    replaced = {f"feature_{letter}": arguments[f"feature_{letter}"] for letter in "TAV"}
     device, scores = choose_device(arguments["device"]), []
     for seed, run in runs.items():
         model, _, loader = restore(read_checkpoint(run.best), run.best, args, replaced, "test", device)

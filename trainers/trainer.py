@@ -1,5 +1,6 @@
 """The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when nothing improves."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -104,6 +105,10 @@ class Trainer:
 
             value = metrics["valid"][args.KeyEval]
             improvement = best_value - value if lower_is_better else value - best_value
+            if math.isnan(value) and epoch == 1:
+                logger.warning(
+                    f"{args.KeyEval} is not a number on valid: no epoch can be the best. Set another KeyEval."
+                )
             # The first epoch is the best so far, whatever it is.
             if best_epoch == 0 or improvement >= args.min_improvement:
                 best_epoch, best_value = epoch, value

@@ -1,5 +1,6 @@
 """The command that searches settings: checks everything first, then runs a Sweep of ordinary training runs."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,10 @@ def tune(
 def _check_flags(arguments: dict, trials: int | None) -> None:
     if trials is None:
         raise ConfigError("--search and --storage belong to a sweep: give the number of its trials with --tune.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "--tune: several ranks cannot train one trial. Start as many plain processes on one --storage instead."
+        )
     if trials < 1:
         raise ConfigError(f"--tune: {trials} trials; expected at least 1.")
     if len(arguments["seeds"]) != 1:

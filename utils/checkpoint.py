@@ -55,9 +55,12 @@ class BackgroundWriter:
 
     def finish(self) -> None:
         """Wait for the work under way. Raises its error, if it failed."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if self._pending is not None:
+            try:
+                self._pending.result()
+            finally:
+                if self._pending.done():  # else a signal has ended the waiting, and the work goes on
+                    self._pending = None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix
 
 from models.distillation import EDGE_NAMES
+from models.dmd import MODALITIES
 from trainers.inspection import Embedding, Inspection
 from utils.metrics import sentiment_classes
 
@@ -35,7 +36,6 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 WIDTH = 6.4  # inches
-MODALITIES = {"l": "text", "v": "vision", "a": "audio"}
 SPLIT_LINES = {  # colour, dashes, marker: any one of them tells the lines apart
     "train": ("#0072b2", "-", "o"),
     "valid": ("#d55e00", "--", "s"),

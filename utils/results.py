@@ -16,10 +16,10 @@ from utils.files import link_atomically, remove_leftovers, write_atomically, wri
 from utils.reading import read_json
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
-# Settings that a resumed run may have otherwise; where the data lie does not matter, as their SHA-256 is compared.
-CHANGEABLE = ("max_epochs", "early_stop", "keep_checkpoints", "featurePath", "dataset_root_dir")
+LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have otherwise, to train longer or less long
 # Settings that change no number of a run; the data's SHA-256 counts.
 INCONSEQUENTIAL = ("keep_checkpoints", "eval_batch_size", "featurePath", "dataset_root_dir")
+CHANGEABLE = (*LIMITS, *INCONSEQUENTIAL)
 
 
 class RunFolder:
@@ -44,14 +44,18 @@ class RunFolder:
         return any((folder / "config.json").exists() for folder in (self.checkpoints, self.results))
 
     def finished(self, description: dict) -> dict | None:
-        """The content of metrics.json, which is the last file of a run; None where the run has not come to it.
+        """The content of metrics.json, which is the last file of a run; None where the run has not come to it, or
+        other limits than its own may let it go on.
 
         Raises RunError where it is the result of other settings or data than those described.
         """
         metrics = _read_json(self.results / "metrics.json")
-        if metrics is not None:
-            _check_same_run(self.name, _read_json(self.results / "config.json") or {}, description)
-        return metrics
+        if metrics is None:
+            return None
+        started = _read_json(self.results / "config.json") or {}
+        _check_same_run(self.name, started, description)
+        limits = [[settings.get(key) for key in LIMITS] for settings in (started["settings"], description["settings"])]
+        return metrics if limits[0] == limits[1] else None
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -82,6 +86,13 @@ class RunFolder:
                 with contextlib.suppress(Exception):
                     self._writer.finish()
 
+    def discard(self) -> None:
+        """Make an earlier run of this name one that is neither finished nor to be gone on with."""
+        if self.exists:
+            with self.open(), self._naming_the_file():
+                for old in (self.results / "metrics.json", self.state_file):
+                    old.unlink(missing_ok=True)
+
     def start(self, description: dict) -> None:
         """Remove what an earlier run of this name left, and write config.json to both folders."""
         with self._naming_the_file():
@@ -101,6 +112,11 @@ class RunFolder:
 
         Raises RunError where the run was started with other settings or data, CheckpointError for damaged files.
         """
+        if (self.results / "history.csv").exists() and not (self.checkpoints / "config.json").exists():
+            raise RunError(
+                f"{self.checkpoints}: the checkpoints of this run are not here. Name their folder with "
+                "--model-save-dir, or start over with --overwrite."
+            )
         started = _read_json(self.checkpoints / "config.json") or _read_json(self.results / "config.json")
         if started is None or not self.state_file.exists():
             self.start(description)
@@ -114,7 +130,13 @@ class RunFolder:
         load_weights(model, self.checkpoints / f"{epoch}.pth")
         with self._naming_the_file():
             self._write_description(description)
+            self._forget_later_epochs(state)
         return state
+
+    def _forget_later_epochs(self, state: dict) -> None:
+        # A run that stopped within the writing of an epoch may have left its best.pth and its row of history.csv.
+        link_atomically(self.checkpoints / f"{state['best_epoch']}.pth", self.best)
+        write_csv(self.results / "history.csv", pd.DataFrame(self.history))
 
     def _write_description(self, description: dict) -> None:
         # Beside the checkpoints too: test.py finds there what they were trained with.
@@ -212,7 +234,13 @@ class SilentRun(RunFolder):
     def start(self, description: dict) -> None:
         pass
 
+    def discard(self) -> None:
+        pass
+
     def _write_description(self, description: dict) -> None:
+        pass
+
+    def _forget_later_epochs(self, state: dict) -> None:
         pass
 
     def check_space(self, weights: int, state: int, epochs: int, keep: int | None) -> None:

@@ -1,5 +1,6 @@
 """The surroundings of a run: random seeds, the device, the log, versions."""
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -84,6 +85,14 @@ class _TerminalHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: that is said once, and ends the log, not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name that logging calls)
+        logger.removeHandler(self)
+        logger.warning(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); the log ends here.")
+
+
 def start_log(log_file: Path, verbose_level: int) -> None:
     """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`.
 
@@ -96,7 +105,7 @@ def start_log(log_file: Path, verbose_level: int) -> None:
         return
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        terminal, file = _TerminalHandler(), logging.FileHandler(log_file, encoding="utf-8")
+        terminal, file = _TerminalHandler(), _LogFile(log_file, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--log-dir: cannot write {log_file} ({error.strerror}). Choose another folder.") from error
     formatter = logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s")
@@ -112,7 +121,8 @@ def stop_log() -> None:
     """Close the handlers of an earlier run in this process."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            handler.close()
 
 
 def progress(batches: Iterable, description: str) -> Iterable:

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+from utils.errors import RunError
 from utils.metrics import CORE_METRICS, WIDER_METRICS
+from utils.reading import printable
 from utils.results import write_csv
 from utils.statistics import STATISTICS
 
@@ -59,11 +61,21 @@ def append_intervals(
 
 @contextlib.contextmanager
 def _locked(res_save_dir: str | Path) -> Iterator[Path]:
-    """The folder of the tables, which no other process writes to meanwhile."""
+    """The folder of the tables, which no other process writes to meanwhile.
+
+    Raises RunError where a table cannot be read or written.
+    """
     folder = Path(res_save_dir) / "normal"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        yield folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            yield folder
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        reason = getattr(error, "strerror", None) or printable(error)
+        raise RunError(
+            f"{folder}: the tables cannot be read or written ({reason}). The runs themselves are complete, in "
+            f"{res_save_dir}. Make room, or move a damaged table away; --resume then adds the rows."
+        ) from error
 
 
 def _append_rows(path: Path, rows: list[dict], once: bool) -> None:

@@ -91,6 +91,21 @@ def test_a_suite_goes_on_where_it_stopped(folder, capsys):
     assert "rows so far" not in Path("result/suites/dmd-own-synthetic.md").read_text()
 
 
+def test_a_table_is_not_replaced_silently(folder, capsys):
+    suite = write_suite({"rows": {"one": {}}})
+    assert train("--suite", suite, "-s", "1", "--epochs", "1") == 0
+    before = Path("result/suites/dmd-own-synthetic.csv").read_text()
+    assert train("--suite", suite, "-s", "2", "--epochs", "1") == 2
+    assert "a table of this suite is there" in capsys.readouterr().err
+    assert Path("result/suites/dmd-own-synthetic.csv").read_text() == before
+
+
+def test_a_row_that_does_not_fit_the_data_is_refused_before_the_first_trains(folder, capsys):
+    suite = write_suite({"rows": {"good": {}, "bad": {"conv1d_kernel_size_l": 99}}})
+    assert train("--suite", suite) == 2
+    assert "conv1d_kernel_size_l is 99" in capsys.readouterr().err and not Path("pt").exists()
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("dataset", ["mosi", "mosei", "synthetic"])
 def test_the_shipped_suites_fit_the_shipped_config(name, dataset):

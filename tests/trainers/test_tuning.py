@@ -298,3 +298,9 @@ def test_the_space_that_is_there_fits_every_data_set(folder):
     path = ROOT / "config/search/default.json"
     for dataset in ("mosi", "mosei", "synthetic"):
         assert load_search_space(path, {}, lambda overrides, name=dataset: load_config("dmd", name, "", overrides))
+
+
+def test_ranks_do_not_share_a_trial(folder, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train("--tune", "1") == 2
+    assert "several ranks cannot train one trial" in capsys.readouterr().err and not Path("pt").exists()
