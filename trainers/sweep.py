@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.search_space import Choice, Interval
 from trainers.study_storage import open_storage, shown
 from utils.errors import NumericalError, RunError
-from utils.interrupts import Interrupted
+from utils.interrupts import Interrupted, interrupts_held
 from utils.metrics import LOWER_IS_BETTER
 from utils.results import write_csv
 from utils.runtime import logger
@@ -175,13 +175,15 @@ class Sweep:
         logger.info(f"Trial {trial.number}: {json.dumps(settings)}")
 
         def after_epoch(row: dict) -> None:
-            trial.report(row[f"valid/{self.key_eval}"], step=row["epoch"])
-            if trial.should_prune():
-                trial.set_user_attr("best_epoch", row["best_epoch"])
-                raise optuna.TrialPruned(f"hopeless after epoch {row['epoch']}")
+            with interrupts_held():
+                trial.report(row[f"valid/{self.key_eval}"], step=row["epoch"])
+                if trial.should_prune():
+                    trial.set_user_attr("best_epoch", row["best_epoch"])
+                    raise optuna.TrialPruned(f"hopeless after epoch {row['epoch']}")
 
         try:
-            metrics = train(settings, folder / "trial", after_epoch)
+            with interrupts_held(False):
+                metrics = train(settings, folder / "trial", after_epoch)
         except NumericalError as error:
             raise optuna.TrialPruned(str(error)) from error  # a bad choice of settings, which the sampler learns from
         finally:
@@ -194,9 +196,10 @@ class Sweep:
 
     @contextlib.contextmanager
     def _using_storage(self) -> Iterator[None]:
-        """Inside, an error of the storage is a RunError, and that Optuna calls a feature experimental is no news."""
+        """Inside, an error of the storage is a RunError, that Optuna calls a feature experimental is no news, and a
+        signal waits: one in the middle of a transaction would leave the database locked."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), interrupts_held():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_held = False
+_waiting: int | None = None  # the signal that came while signals were held
+
 
 class Interrupted(BaseException):
     """The user or the system asks the program to end."""
@@ -18,15 +21,18 @@ class Interrupted(BaseException):
 
 @contextmanager
 def orderly_interrupts() -> Iterator[None]:
-    """Inside, the first signal raises Interrupted wherever the program is; the second has its usual, deadly effect."""
+    """Inside, the first signal raises Interrupted wherever the program is, or where it next lets signals in; the
+    second has its usual, deadly effect."""
     main = os.getpid()
 
     def interrupt(number, frame):
+        global _waiting
         if os.getpid() != main:  # a loader process: the main process ends it
             return
         for s in SIGNALS:
             signal.signal(s, signal.SIG_DFL)
-        raise Interrupted(number)
+        _waiting = number
+        _raise_waiting()
 
     before = {s: signal.signal(s, interrupt) for s in SIGNALS}
     try:
@@ -34,3 +40,26 @@ def orderly_interrupts() -> Iterator[None]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+@contextmanager
+def interrupts_held(held: bool = True) -> Iterator[None]:
+    """Inside, a signal waits until the end: for what must not be left half-done, like the transaction of a database.
+
+    held=False lets signals in again, for a long part of it.
+    """
+    global _held
+    before, _held = _held, held
+    try:
+        _raise_waiting()
+        yield
+    finally:
+        _held = before
+        _raise_waiting()
+
+
+def _raise_waiting() -> None:
+    global _waiting
+    if _waiting is not None and not _held:
+        number, _waiting = _waiting, None
+        raise Interrupted(number)

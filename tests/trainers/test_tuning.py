@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
@@ -21,6 +22,7 @@ from config.search_space import Choice, Interval, load_search_space
 from tests.commands import ROOT, SMALL, call, files_below, train, write_pickle
 from trainers.sweep import Sweep
 from utils.errors import ConfigError, NumericalError, RunError
+from utils.interrupts import Interrupted, orderly_interrupts
 
 SPACE = {
     "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
@@ -94,6 +96,25 @@ def test_a_signal_marks_the_trial_as_failed_and_the_sweep_goes_on(space, capsys)
     assert "max_epochs 6, not 2" in capsys.readouterr().err
     assert train(*command, "--resume") == 0  # as the interrupted command's last word says
     assert [row["state"] for row in table()] == ["fail", "complete", "complete"]
+
+
+def test_a_signal_in_the_middle_of_a_transaction_leaves_the_storage_usable(tmp_path, monkeypatch):
+    """Almost all the time of these trials goes into the storage, so that most of the signals come while it is used."""
+    monkeypatch.chdir(tmp_path)
+
+    def train_on(settings: dict, folder: Path, after_epoch) -> dict:
+        for epoch in range(10_000):
+            after_epoch({"epoch": epoch, "best_epoch": 0, "valid/Loss": 1.0})
+
+    sweep = sweep_of("Loss")
+    random = np.random.default_rng(1)
+    for attempt in range(1, 13):
+        timer = threading.Timer(random.uniform(0.05, 0.15), os.kill, (os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted), orderly_interrupts():
+            timer.start()
+            sweep.run(1, train_on, "pt")
+        assert sweep.summary() == f"{attempt} trials: {attempt} fail"
+    assert_nothing_left()
 
 
 @pytest.mark.slow
