@@ -1,11 +1,15 @@
 """The small corpus that the commands are tried on."""
 
+import os
 from pathlib import Path
 
-import pytest
+# Before torch is imported. Two workers run at a time (pyproject.toml), and more threads than cores slow each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dataset.synthetic import generate
-from tests.commands import write_pickle
+import pytest  # noqa: E402
+
+from dataset.synthetic import generate  # noqa: E402
+from tests.commands import write_pickle  # noqa: E402
 
 
 @pytest.fixture(scope="session")
