@@ -6,10 +6,10 @@ from pathlib import Path
 # Before torch is imported. Two workers run at a time (pyproject.toml), and more threads than cores slow each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from dataset.synthetic import generate  # noqa: E402
-from tests.commands import write_pickle  # noqa: E402
+from dataset.synthetic import generate
+from tests.commands import write_pickle
 
 
 @pytest.fixture(scope="session")
