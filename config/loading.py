@@ -129,12 +129,17 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def read_object(path: Path, expected: str = "'datasetCommonParams' and 'dmd'", flag: str = "-c") -> dict:
-    """The JSON object in a file that `flag` names; `expected` says what it should hold."""
+def read_object(
+    path: Path,
+    expected: str = "'datasetCommonParams' and 'dmd'",
+    kind: str = "config file",
+    instead: str = "leave out -c for the default",
+) -> dict:
+    """The JSON object in a file; `expected` says what it should hold, `instead` what to do where there is none."""
     if os.path.isdir(path):
-        raise ConfigError(f"{path}: a folder, not a config file. Name the JSON file in it.")
+        raise ConfigError(f"{path}: a folder, not a {kind}. Name the JSON file in it.")
     if not os.path.exists(path):
-        raise ConfigError(f"{path}: no such config file. Leave out {flag} for the default, or name another.")
+        raise ConfigError(f"{path}: no such {kind}. Name another, or {instead}.")
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:

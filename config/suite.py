@@ -55,7 +55,7 @@ def load_suite(name: str, fixed: dict, heads: tuple[str, ...], check: Callable[[
     """
     path = _find(name)
     try:
-        suite = Suite(**read_object(path, "'rows' of settings", "--suite"))
+        suite = Suite(**read_object(path, "'rows' of settings", "suite file", f"one of {_shipped()}"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
@@ -93,6 +93,9 @@ def _find(name: str) -> Path:
         return Path(name)
     path = FOLDER / f"{name}.json"
     if Path(name).name != name or not path.is_file():
-        there = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
-        raise ConfigError(f"--suite: there is no suite '{name}'. Name one of {there}, or a JSON file.")
+        raise ConfigError(f"--suite: there is no suite '{name}'. Name one of {_shipped()}, or a JSON file.")
     return path
+
+
+def _shipped() -> str:
+    return ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))

@@ -5,6 +5,7 @@ python -m dataset.check dataset/MOSI/aligned_50.pkl -d mosi
 
 import argparse
 import contextlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -253,7 +254,8 @@ def _verdict(path: str, content: dict, dataset_name: str, to_predict: bool) -> I
         mode = f"use_bert={str(use_bert).lower()}"
         try:
             take_features({path: raw}, args, dict.fromkeys(FIELDS, path), splits, to_predict)
-            yield Finding("ok", f"{mode}: can be {use}.")
+            widths_needed = "" if use_bert else f", with feature_dims={json.dumps(args.feature_dims)}"
+            yield Finding("ok", f"{mode}: can be {use}{widths_needed}.")
         except DataError as error:
             if str(error) not in said:
                 yield Finding("error", f"{mode}: {error}")
@@ -271,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(" ".join(str(finding).split("\n")))
     errors = sum(finding.level == "error" for finding in findings)
     if errors:
-        raise DMDError(f"{options.file}: {errors} errors, above.")
+        raise DMDError(f"{options.file}: {errors} {'error' if errors == 1 else 'errors'}, above.")
 
 
 if __name__ == "__main__":

@@ -109,9 +109,11 @@ def take_features(
         _, rows, columns = getattr(first, field).shape
         widths[field], steps[field] = (expected, columns) if tokens else (columns, rows)
         if widths[field] != expected and source == path and not to_predict:
+            theirs = [own if f == "text" and args.use_bert else getattr(first, f).shape[2]
+                      for f, own in zip(FIELDS, args.feature_dims, strict=True)]  # fmt: skip
             raise DataError(
-                f"{path}: '{key}' is {columns} wide, but feature_dims says {expected} for {field}. Set feature_dims "
-                "to the file's widths, or point featurePath to the file that was meant."
+                f"{path}: '{key}' is {columns} wide, but feature_dims says {expected} for {field}. Set "
+                f"feature_dims={str(theirs).replace(' ', '')}, or point featurePath to the file that was meant."
             )
     one_file = source_of == dict.fromkeys(FIELDS, path)
     if args.need_data_aligned and one_file and len(set(steps.values())) > 1 and not to_predict:

@@ -70,7 +70,9 @@ def open_folder(path: str | Path, ids: Sequence[str], table: str | Path) -> Feat
     if missing or surplus:
         parts = [f"no file for {len(missing)} of {len(ids)} ids of {table} ({named(missing)})"] if missing else []
         parts += [f"{len(surplus)} files without a row in {table} ({named(surplus)})"] if surplus else []
-        raise DataError(f"{path}: {'; '.join(parts)}. Each id needs one file, named <id>.npy or <id>.csv.")
+        raise DataError(
+            f"{path}: {'; '.join(parts)}. Each id needs one file, named <id>.npy or <id>.csv, and each file a row."
+        )
     shapes = {name: read_sequence(files[name]).shape for name in ids}
     width = shapes[ids[0]][1]
     others = [name for name, shape in shapes.items() if shape[1] != width]

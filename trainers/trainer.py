@@ -121,7 +121,11 @@ class Trainer:
                 call(row)
         run.finish_writing()
         self.ranks.wait()
-        logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
+        stale = epoch - best_epoch >= args.early_stop
+        reason = f"the last {args.early_stop} brought nothing better" if stale else f"max_epochs is {args.max_epochs}"
+        logger.info(
+            f"Stopped after epoch {epoch}: {reason}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:"
+        )
         load_weights(self.model, run.best)
         predictions = self.evaluate("test")
         return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | predictions.metrics(), predictions

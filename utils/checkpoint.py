@@ -17,7 +17,7 @@ from utils.weights import NoStateDict, check_sizes, check_weights
 
 # A buffer of older BERT versions; its values are 0, 1, 2, … in every file.
 OBSOLETE = "text_model.model.embeddings.position_ids"
-PUBLISHED_WIDTHS = {(5, 20): "MOSI", (74, 35): "MOSEI"}  # (audio, vision)
+PUBLISHED_WIDTHS = {(5, 20): "MOSI's", (74, 35): "MOSEI's"}  # (audio, vision)
 
 
 def save_state(state: dict, path: Path) -> None:
@@ -91,7 +91,7 @@ def read_state(path: str | Path, check: Callable[[str | Path], object] = check_s
         reason = f"{type(error).__name__}: {printable(error, 120)}"
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({reason}); expected a state_dict saved by torch.save. "
-            "The file is damaged, or holds more than weights."
+            "The file is damaged, or holds more than weights: take another epoch's, or a fresh copy."
         ) from error
 
 
@@ -115,9 +115,17 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
                     (("missing", missing), ("unknown", surplus)) if names]  # fmt: skip
         raise CheckpointError(
             f"{path}: the checkpoint is of {theirs}, but config and data ask for {ours}: {'; '.join(details)}. "
-            "Name the data set it was trained on with -d, and its settings with -c or --set."
+            f"{_how_to_match(path)}"
         )
     model.load_state_dict(state, strict=True)
+
+
+def _how_to_match(path: str | Path) -> str:
+    if (Path(path).parent / "config.json").exists():
+        return (
+            "The config.json beside it says what it was trained on: leave out -d, -c and --set, and give it those data."
+        )
+    return "Name the data set it was trained on with -d, and its settings with -c or --set."
 
 
 def sizes_of(state: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, int]] | None:
@@ -136,16 +144,16 @@ def sizes_of(state: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, int]] 
 
 
 def _describe(state: dict[str, Tensor]) -> str:
-    """'MOSI, aligned, with BERT (text/audio/vision widths 768/5/20, steps 50/50/50)' from the shapes alone."""
+    """'MOSI's sizes, aligned, with BERT (text/audio/vision widths 768/5/20, steps 50/50/50)' from the shapes alone."""
     sizes = sizes_of(state)
     if sizes is None:
         return "no DMD model"
     widths, steps = sizes
-    dataset = PUBLISHED_WIDTHS.get((widths["a"], widths["v"]), "another data set")
+    whose = PUBLISHED_WIDTHS.get((widths["a"], widths["v"]), "other")
     bert = "with BERT" if any(name.startswith("text_model.") for name in state) else "without BERT"
     return (
-        f"{dataset}, {'aligned' if len(set(steps.values())) == 1 else 'unaligned'}, {bert} (text/audio/vision widths "
-        f"{widths['l']}/{widths['a']}/{widths['v']}, steps {steps['l']}/{steps['a']}/{steps['v']})"
+        f"{whose} sizes, {'aligned' if len(set(steps.values())) == 1 else 'unaligned'}, {bert} (text/audio/vision "
+        f"widths {widths['l']}/{widths['a']}/{widths['v']}, steps {steps['l']}/{steps['a']}/{steps['v']})"
     )
 
 

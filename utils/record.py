@@ -74,6 +74,8 @@ def read_scored_run(folder: str | Path) -> ScoredRun:
 def _read_config(folder: Path) -> dict:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder. Name the result folder of a run, such as result/dmd-mosi-1111.")
+    if any(folder.glob("*.pth")) and not (folder / "history.csv").exists():
+        raise RunError(f"{folder}: holds checkpoints only. Name the run's result folder, such as result/{folder.name}.")
     config = _read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict) or "features" not in config:
         raise RunError(f"{folder}: not the result folder of a run: it holds no config.json as run.py writes it.")

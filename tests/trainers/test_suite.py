@@ -122,7 +122,7 @@ def test_the_shipped_suites():
 ROW = {"a": {}}
 BAD = {
     "no such suite": ("tabel3", "there is no suite 'tabel3'. Name one of heads, losses, table3"),
-    "no such file": ("none.json", "no such config file"),
+    "no such file": ("none.json", "no such suite file. Name another, or one of heads, losses, table3"),
     "a path": ("../suites/table3", "there is no suite"),
     "not json": ("{", "not a readable JSON"),
     "a list": ([], "expected an object with 'rows'"),

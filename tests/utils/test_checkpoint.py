@@ -37,8 +37,9 @@ def test_an_old_position_ids_buffer_is_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (lambda: build("mosei"), ("of MOSEI, aligned", "ask for MOSI, aligned")),
-        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), ("of MOSI, unaligned", "MOSI, aligned")),
+        (lambda: build("mosei"), ("of MOSEI's sizes, aligned", "ask for MOSI's sizes, aligned")),
+        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False),
+         ("of MOSI's sizes, unaligned", "MOSI's sizes, aligned")),
         (lambda: build(feature_dims=[300, 5, 20]), ("300/5/20", "768/5/20")),
         (lambda: build(nlevels=2), ("unknown",)),
     ],
