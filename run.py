@@ -11,21 +11,24 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from config import load_config, parse_overrides
 from trainers.ranks import find_ranks
 from trainers.session import Session
 from trainers.setup import data_sha256, prepare_features
 from trainers.suite import run_suite
-from utils.cli import command_line, run_command
+from utils.cli import command_line, run_command, script
 from utils.compare import report_seeds
 from utils.errors import ConfigError
-from utils.results import RunFolder, SilentRun, check_earlier_runs
+from utils.results import RunFolder, SilentRun, check_earlier_runs, check_name
 from utils.runtime import (
     PRECISIONS,
     choose_device,
     describe_device,
     keep_freed_memory,
     logger,
+    number_of_processes,
     start_log,
     use_deterministic_algorithms,
     versions,
@@ -34,7 +37,6 @@ from utils.tables import append_results
 from utils.tracking import TRACKERS, check_trackers
 
 DEFAULT_SEEDS = (1111,)
-LONGEST_NAME = 100  # bytes: data set, seed and a suite's row make it longer, and file systems allow 255
 
 
 def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
@@ -91,6 +93,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     check_trackers(track)
     device = _device_of(gpu_ids, device)
     ranks = find_ranks(device)
+    if compile:
+        torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
     kind = RunFolder if ranks.rank == 0 else SilentRun
     runs = {seed: kind(name, args.dataset_name, seed, model_save_dir, res_save_dir) for seed in seeds}
     check_earlier_runs(runs.values(), resume, overwrite)
@@ -130,10 +134,7 @@ def _check_arguments(seeds: Sequence[int], name: str, num_workers: int, precisio
         raise ConfigError(f"--seeds: {wrong[0]} is not between 0 and {2**32 - 1}.")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: {list(seeds)} names a seed twice; its second run would replace the first.")
-    if Path(name).name != name:
-        raise ConfigError(f"--name: '{name}' must be a plain name, not a path.")
-    if len(name.encode()) > LONGEST_NAME:
-        raise ConfigError(f"--name: {len(name)} characters are too many for a folder; take at most {LONGEST_NAME}.")
+    check_name(name)
     if num_workers < 0:
         raise ConfigError(f"--num-workers: {num_workers} is negative.")
     if precision not in PRECISIONS:
@@ -228,15 +229,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in best.items())]
         own = {"set": settings, "name": f"{options.name or 'dmd'}-best", "resume": False}
         own |= {"tune": None, "search": "", "storage": ""}
-        logger.info(f"To train it as an ordinary run: {command_line('run.py', parser, vars(options) | own)}")
+        logger.info(f"To train it as an ordinary run: {command_line(script(__file__), parser, vars(options) | own)}")
 
 
 def resuming_command(argv: Sequence[str]) -> str:
     """The command line that goes on where this one stops."""
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    program = ["python"] if ranks == "1" else ["torchrun", "--nproc-per-node", ranks]
-    words = [word for word in argv if word not in ("--overwrite", "--resume")]
-    return shlex.join([*program, "run.py", *words, "--resume"])
+    words = [script(__file__), *(word for word in argv if word not in ("--overwrite", "--resume")), "--resume"]
+    if number_of_processes() == 1:
+        return shlex.join(["python", *words])
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        return shlex.join(["torchrun", "--nproc-per-node", os.environ["WORLD_SIZE"], *words])
+    return f"on each machine, with its launcher: {shlex.join(words)}"
 
 
 if __name__ == "__main__":

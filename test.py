@@ -61,7 +61,10 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
     for difference in differences(beside or {}, args, replaced, to_predict=other):
         logger.warning(difference)
-    precision = "bf16" if as_trained and (beside or {}).get("precision") == "bf16" else "fp32"
+    trained_in = (beside or {}).get("precision", "fp32")
+    precision = "bf16" if as_trained and trained_in == "bf16" else "fp32"
+    if precision != trained_in:
+        logger.warning(f"precision is '{precision}' here, but was '{trained_in}' in training.")
     scored = predict(model, loader, chosen, split, precision)
     metrics = scored.metrics() if part.labelled else {}
     if metrics:

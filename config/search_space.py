@@ -12,10 +12,9 @@ from config.loading import COMMAND_LINE, check_names, read_object, show
 from config.schema import IGNORED_KEYS, SETTING_NAMES
 from utils.errors import ConfigError
 
-UNSEARCHABLE = {
-    "KeyEval": "trials could not be compared",
-    "valid_loss": "trials could not be compared",
-} | dict.fromkeys(("keep_checkpoints", "eval_batch_size", *IGNORED_KEYS), "it changes no result")
+UNSEARCHABLE = dict.fromkeys(
+    ("KeyEval", "valid_loss", "featurePath", "dataset_root_dir", "need_data_aligned"), "trials could not be compared"
+) | dict.fromkeys(("keep_checkpoints", "eval_batch_size", *IGNORED_KEYS), "it changes no result")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 

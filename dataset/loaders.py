@@ -57,11 +57,6 @@ def _whole(batch: Batch) -> Batch:
     return batch
 
 
-def make_loader(dataset: UtteranceDataset, batch_size: int, **options) -> DataLoader:
-    """A loader of whole batches, in file order unless `options` of DataLoader say otherwise."""
-    return DataLoader(dataset, batch_size, collate_fn=_whole, **options)
-
-
 def make_loaders(
     features: FeatureSet,
     batch_size: int,

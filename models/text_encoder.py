@@ -55,8 +55,8 @@ def load_bert(pretrained: str) -> BertModel:
     """Load or initialise the BERT that `pretrained` names."""
     with _loading(pretrained, "weights") as place:
         if os.path.isdir(place) and not any((Path(place) / name).is_file() for name in WEIGHT_FILES):
-            return BertModel(BertConfig.from_pretrained(place, local_files_only=True))
-        return BertModel.from_pretrained(place)
+            return BertModel(BertConfig.from_pretrained(place, local_files_only=True)).float()
+        return BertModel.from_pretrained(place, dtype=torch.float32)  # else that of the file, which may be a half
 
 
 def load_tokenizer(pretrained: str) -> tuple[BertTokenizer, BertConfig]:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from easydict import EasyDict
+from torch.utils.data import DataLoader
 from transformers import BertConfig
 
 from config import load_config
+from dataset.loaders import UtteranceDataset
 from models.dmd import DMD
 from trainers.losses import Objective
 
@@ -43,6 +45,11 @@ def fill_parameters(module: torch.nn.Module, seed: int, prefix: str = "") -> Non
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(parameter_value(prefix + name, parameter.shape, seed))
+
+
+def make_loader(dataset: UtteranceDataset, batch_size: int, **options) -> DataLoader:
+    """A loader of whole batches, in file order."""
+    return DataLoader(dataset, batch_size, collate_fn=lambda batch: batch, **options)
 
 
 def make_utterances(case: dict) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -107,8 +108,16 @@ def test_the_last_word_of_an_interrupted_command_resumes_it(folder):
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
-    printed = re.fullmatch(r"Stopped by SIGTERM\. To go on: python run\.py (.*)\n", error)
+    printed = re.fullmatch(r"Stopped by SIGTERM\. To go on: (python .*run\.py .*)\n", error)
     assert printed and printed[1].endswith("--epochs 4 --resume") and "--overwrite" not in printed[1]
+    python, *words = shlex.split(printed[1])
+    assert (
+        subprocess.run(
+            [sys.executable, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
+    assert json.loads(Path("result/cut-synthetic-1111/metrics.json").read_text())["epoch"] <= 4
 
 
 def test_a_run_of_several_seeds_resumes_where_it_stopped(folder, capsys):

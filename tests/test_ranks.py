@@ -12,7 +12,7 @@ import torch
 
 import test as test_command
 from tests import share_of_a_step
-from tests.commands import ROOT, SMALL, call, train
+from tests.commands import ROOT, SMALL, call, train, write_pickle
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -40,6 +40,18 @@ def test_two_ranks_have_the_gradients_of_one(settings, tolerance, tmp_path):
     difference = (two["gradients"] - one["gradients"]).norm() / one["gradients"].norm()
     print(f"relative difference of the gradients: {difference:.2g}")
     assert difference <= tolerance
+
+
+@pytest.mark.slow
+def test_the_utterance_of_another_rank_that_spoils_a_batch_is_named(folder, corpus):
+    """Each rank sees a part of the batch: what the log says must not be of the wrong part."""
+    spoilt = {name: value.copy() if hasattr(value, "copy") else value for name, value in corpus["train"].items()}
+    spoilt["audio"][3] = 3e38  # finite, and too large to be squared
+    write_pickle(folder / "dataset/SYNTHETIC/aligned_50.pkl", corpus | {"train": spoilt})
+    for command in ([sys.executable], TORCHRUN):
+        done = launch(*command, str(ROOT / "run.py"), "-d", "synthetic", *SMALL, "--overwrite")
+        named = re.findall(r"NumericalError: .*? with the utterances (.*?)\. No step", done.stderr)
+        assert named and all(ids == corpus["train"]["id"][3] for ids in named), done.stderr
 
 
 @pytest.mark.slow

@@ -61,13 +61,85 @@ class Stop(Exception):
     """Ends a training."""
 
 
+def stop(row: dict) -> None:
+    raise Stop
+
+
+def test_a_finished_run_that_goes_on_is_not_finished_before_its_new_end(folder):
+    assert train("--name", "whole") == 0
+    assert train("--epochs", "1", "--name", "cut") == 0
+    with pytest.raises(Stop):
+        run.DMD_run(
+            dataset_name="synthetic", config=CONFIG, epochs=2, name="cut", resume=True, after_epoch=stop, figures=False
+        )
+    assert not Path("result/cut-synthetic-1111/metrics.json").exists()
+    assert train("--name", "cut", "--resume") == 0
+    assert metrics("cut-synthetic-1111") == metrics("whole-synthetic-1111")
+
+
+def test_a_run_is_not_resumed_to_an_end_that_it_has_passed(folder, capsys):
+    assert train("--set", "early_stop=5") == 0
+    before = files_below(folder)
+    refusals = [
+        ("max_epochs=1", "but the run has 2 epochs already"),
+        ("early_stop=4", "but the run was started with 5"),
+    ]
+    for setting, words in refusals:
+        assert train("--set", setting, "--resume") == 2
+        assert words in capsys.readouterr().err
+    assert files_below(folder) == before
+
+
+def test_without_its_training_state_a_run_is_not_started_over(folder, capsys):
+    assert train() == 0
+    Path(f"pt/{RUN}/training-state.pt").unlink()
+    for name in ("metrics.json", "predictions.csv"):  # finished, and not
+        before = files_below(folder)
+        assert train("--resume", "--epochs", "3") == 2
+        assert "training-state.pt: no such file, and without it" in capsys.readouterr().err
+        assert files_below(folder) == before
+        Path(f"result/{RUN}/{name}").unlink()
+
+
+def test_without_its_best_checkpoint_a_run_is_not_resumed(folder, capsys):
+    assert train("--set", "min_improvement=100") == 0
+    for name in (f"result/{RUN}/metrics.json", f"pt/{RUN}/1.pth"):
+        Path(name).unlink()
+    before = files_below(folder)
+    assert train("--set", "min_improvement=100", "--resume") == 2
+    assert "1.pth: no such file, and it is the best epoch so far" in capsys.readouterr().err
+    assert files_below(folder) == before
+
+
+def test_a_replacement_without_room_replaces_nothing(folder, capsys):
+    assert train() == 0
+    before = files_below(folder)
+    assert train("--overwrite", "--epochs", "100000000", "--set", "early_stop=100000000") == 2
+    assert "MiB are free" in capsys.readouterr().err
+    assert files_below(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("metrics.json", "{}"), ("metrics.json", "[]"), ("config.json", '{"settings": []}'), ("config.json", "[[[")],
+)
+def test_damaged_descriptions_of_a_run_are_one_line(folder, capsys, file, content):
+    assert train("--epochs", "1") == 0
+    Path(f"result/{RUN}/{file}").write_text(content)
+    assert train("--epochs", "1", "--resume") == 2
+    error = capsys.readouterr().err
+    assert file in error and error.count("\n") == 1
+
+
+def test_one_folder_for_checkpoints_and_results(folder):
+    assert train("--epochs", "1", "--model-save-dir", str(folder / "both"), "--res-save-dir", "both") == 0
+    assert {"1.pth", "history.csv", "metrics.json"} <= {path.name for path in (folder / "both" / RUN).iterdir()}
+
+
 def test_an_interrupted_replacement_leaves_no_old_result(folder):
     """The second seed's old run must not count as part of the replacement."""
     assert train("-s", "1", "2", "--epochs", "1") == 0
     old = Path("pt/dmd-synthetic-2/1.pth").stat().st_ino
-
-    def stop(row: dict) -> None:
-        raise Stop
 
     with pytest.raises(Stop):
         run.DMD_run(dataset_name="synthetic", config=CONFIG, seeds=[1, 2], overwrite=True, after_epoch=stop)

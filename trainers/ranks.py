@@ -5,12 +5,10 @@ clipping, so that batch, accumulation and clipping are those of one process, wha
 hooks would average what has accumulated and been clipped, which is another recipe.
 """
 
-import os
-
 from torch import Tensor
 
 from utils.errors import ConfigError
-from utils.runtime import choose_device
+from utils.runtime import choose_device, number_of_processes
 
 
 class Ranks:
@@ -46,9 +44,9 @@ class AcceleratedRanks(Ranks):
         self.accelerator = Accelerator(cpu=choose_device(device).type == "cpu")
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        if self.size != int(os.environ["WORLD_SIZE"]):
+        if self.size != number_of_processes():
             raise ConfigError(
-                f"The launcher has started {os.environ['WORLD_SIZE']} processes, of which Accelerate sees {self.size} "
+                f"The launcher has started {number_of_processes()} processes, of which Accelerate sees {self.size} "
                 f"on {self.device}. Choose --device cpu, or as many processes as there are GPUs."
             )
 
@@ -73,4 +71,4 @@ class AcceleratedRanks(Ranks):
 
 def find_ranks(device: str) -> Ranks:
     """The ranks that a launcher has started, or this process by itself; device: as --device names it."""
-    return AcceleratedRanks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Ranks()
+    return AcceleratedRanks(device) if number_of_processes() > 1 else Ranks()

@@ -53,14 +53,18 @@ class Session:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")
             return metrics
         trainer = self._trainer(seed, number)
-        for earlier in self.replaced if number == 1 else ():
+        replaced = self.replaced if number == 1 else ()
+        if not self.resume:
+            self._check_space(run, trainer, replaced=replaced)
+        for earlier in replaced:
             earlier.discard()
         with run.open():
             if self.ranks.rank == 0:  # another process may have finished it since the command began
                 check_earlier_runs([run], self.resume, self.overwrite)
             description = {"seed": seed} | self.description
             state = run.resume(trainer.model, description) if self.resume else run.start(description)
-            self._check_space(run, trainer, epochs_done=state["epoch"] if state else 0)
+            if self.resume:
+                self._check_space(run, trainer, epochs_done=state["epoch"] if state else 0)
             parameters = count_parameters(trainer.model, trainer.objective)
             logger.info(f"Seed {seed}: {parameters} parameters, checkpoints in {run.checkpoints}.")
             if state:
@@ -73,7 +77,7 @@ class Session:
             if self.figures and self.ranks.rank == 0:
                 # Of several ranks, each has its share only.
                 everything = (trainer.loaders if self.ranks.size == 1 else self._loaders(seed, Ranks()))["test"]
-                draw_after_training(run.results, trainer.model, everything, self.device, trainer.precision)
+                draw_after_training(run.results, run.best, trainer.model, everything, self.device, trainer.precision)
         return {"seed": seed} | metrics
 
     def _loaders(self, seed: int, ranks: Ranks) -> dict[str, DataLoader]:
@@ -93,10 +97,13 @@ class Session:
             args, model, objective, self._loaders(seed, ranks), self.device, number, precision, compiled, ranks
         )
 
-    def _check_space(self, run: RunFolder, trainer: Trainer, epochs_done: int) -> None:
+    def _check_space(
+        self, run: RunFolder, trainer: Trainer, epochs_done: int = 0, replaced: Sequence[RunFolder] = ()
+    ) -> None:
         """Raise RunError where there is no room for the least that the run can leave."""
         args = self.args
         weights = sum(x.nbytes for x in trainer.model.state_dict().values())
         state = 2 * 4 * count_parameters(trainer.model, trainer.objective)  # Adam's two averages
         epochs = max(1, min(args.early_stop + 1, args.max_epochs or args.early_stop + 1) - epochs_done)
-        run.check_space(weights, state, epochs, None if args.keep_checkpoints == "all" else args.keep_checkpoints)
+        keep = None if args.keep_checkpoints == "all" else args.keep_checkpoints
+        run.check_space(weights, state, epochs, keep, replaced)

@@ -58,8 +58,11 @@ def prefixed(groups: dict[str, dict[str, float]]) -> dict[str, float]:
     return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
 
 
-def check_finite(steps: Sequence[Step], ids: Sequence[str], epoch: int) -> None:
-    """Raise NumericalError where the losses or gradients of these batches are not finite; ids: of the train split."""
+def check_finite(steps: Sequence[Step], ids: Sequence[str], epoch: int, ranks: Ranks) -> None:
+    """Raise NumericalError where the losses or gradients of these batches are not finite; ids: of the train split.
+
+    Of several ranks all raise it for the one that has found most.
+    """
     if not steps:
         return
     totals = [torch.stack([step.losses[step.names.index("total")], step.gradient_sum]) for step in steps]
@@ -71,8 +74,11 @@ def check_finite(steps: Sequence[Step], ids: Sequence[str], epoch: int) -> None:
     what = f"the loss term {terms[0]} is" if terms else "all losses are finite, but a gradient is"
     bad = ~step.predicted.flatten().isfinite().cpu()
     rows = step.rows.cpu()[bad if bad.any() else slice(None)].tolist()
-    raise NumericalError(
+    message = (
         f"epoch {epoch}: {what} not finite, in the batch with the utterances {name_some([ids[i] for i in rows])}. "
         "No step was taken with it; the checkpoints of the epochs before are good. Lower the learning_rate, or look "
         "for extreme features in these utterances."
     )
+    finding = (bool(terms), bool(bad.any()), message)
+    summed = not step.gradient_sum.isfinite()  # over the ranks, so that each of them is here
+    raise NumericalError(max(ranks.join(finding))[2] if summed else message)

@@ -17,7 +17,7 @@ from utils.checkpoint import read_checkpoint
 from utils.errors import RunError
 from utils.files import write_atomically
 from utils.metrics import CORE_METRICS, METRICS
-from utils.results import RunFolder, check_earlier_runs, write_csv
+from utils.results import RunFolder, check_earlier_runs, check_name, write_csv
 from utils.runtime import choose_device, logger
 
 
@@ -36,6 +36,8 @@ def run_suite(run: Callable[..., dict[int, dict]], arguments: dict, suite_name: 
     suite = load_suite(suite_name, fixed, HEADS, lambda overrides: load_config(model, dataset, file, overrides))
     settings = {row: load_config(model, dataset, file, fixed | changes) for row, changes in suite.rows.items()}
     name = f"{arguments['name'] or model}-{Path(suite_name).stem}"
+    for row in suite.rows:
+        check_name(f"{name}-{row}")
     seeds, folders = arguments["seeds"], (arguments["model_save_dir"], arguments["res_save_dir"])
     replaced = {f"feature_{letter}": arguments[f"feature_{letter}"] for letter in "TAV"}
     dataset = settings[next(iter(settings))].dataset_name

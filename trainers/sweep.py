@@ -98,6 +98,10 @@ class Sweep:
             rows = [self._row(trial) for trial in self.study.trials if not trial.user_attrs.get("surplus")]
             write_csv(self.table, pd.DataFrame(rows))
 
+    def running(self) -> int:
+        """How many trials have begun and not ended, here or in other processes."""
+        return len(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+
     def summary(self) -> str:
         """'20 trials: 14 complete, 6 pruned' for the log."""
         states = [t.state.name.lower() for t in self.study.trials if not t.user_attrs.get("surplus")]

@@ -174,10 +174,10 @@ class Trainer:
             size = min(self.args.batch_size, len(ids) - index * self.args.batch_size)
             steps.append(self.training_step(batch, size, steps[-1] if steps else None))
             if (index + 1) % self.args.update_epochs == 0:
-                check_finite(steps[checked:], ids, epoch)
+                check_finite(steps[checked:], ids, epoch, self.ranks)
                 checked = len(steps)
                 self.optimizer.step()
-        check_finite(steps[checked:], ids, epoch)
+        check_finite(steps[checked:], ids, epoch, self.ranks)
         if self.steps_at_epoch_end:
             self.optimizer.step()
         return TrainedEpoch.collect(steps, self.ranks)
@@ -191,7 +191,7 @@ class Trainer:
         share = 1.0 if size is None else len(labels) / size
         if share:
             # The smaller last batch of an epoch is not worth a compilation of its own.
-            whole = len(labels) * self.ranks.size == self.args.batch_size
+            whole = len(labels) == len(range(self.ranks.rank, self.args.batch_size, self.ranks.size))
             output, terms = (self.compute if whole else self.forward)(*inputs, labels)
             names = list(terms)
             losses = torch.stack([terms[name].detach() for name in names]) * share

@@ -1,16 +1,16 @@
 """The command that searches settings: checks everything first, then runs a Sweep of ordinary training runs."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from config import load_config
 from config.search_space import load_search_space
 from trainers.setup import data_sha256, prepare_features
+from trainers.study_storage import HEARTBEAT_SECONDS
 from trainers.sweep import Sweep
 from utils.errors import ConfigError
-from utils.results import INCONSEQUENTIAL
-from utils.runtime import choose_device, logger, start_log
+from utils.run_settings import INCONSEQUENTIAL
+from utils.runtime import choose_device, logger, number_of_processes, start_log
 
 DEFAULT_SPACE = Path(__file__).parent.parent / "config" / "search" / "default.json"
 
@@ -51,6 +51,11 @@ def tune(
 
     sweep.run(trials, train, arguments["model_save_dir"])
     logger.info(f"{sweep.summary()}. All of them are in {sweep.table}.")
+    if sweep.running():
+        logger.warning(
+            f"{sweep.running()} of them still run in other processes, or their processes were killed. In the latter "
+            f"case give the same command again in {2 * HEARTBEAT_SECONDS} seconds: it trains others in their place."
+        )
     best = sweep.best()
     if best is None:
         logger.warning("No trial is complete, so that there is no best one. Narrow the search space, or add trials.")
@@ -63,7 +68,7 @@ def tune(
 def _check_flags(arguments: dict, trials: int | None) -> None:
     if trials is None:
         raise ConfigError("--search and --storage belong to a sweep: give the number of its trials with --tune.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if number_of_processes() > 1:
         raise ConfigError(
             "--tune: several ranks cannot train one trial. Start as many plain processes on one --storage instead."
         )
@@ -71,6 +76,10 @@ def _check_flags(arguments: dict, trials: int | None) -> None:
         raise ConfigError(f"--tune: {trials} trials; expected at least 1.")
     if len(arguments["seeds"]) != 1:
         raise ConfigError(f"--seeds: a sweep has one seed, not {len(arguments['seeds'])}. Train the best with several.")
+    if "?" in arguments["name"]:
+        raise ConfigError(
+            f"--name: '{arguments['name']}': the URL of a study cannot have a question mark. Leave it out."
+        )
     if arguments["overwrite"]:
         raise ConfigError("--overwrite: a study is gone on with, not replaced. Choose another --name.")
     if arguments["track"]:

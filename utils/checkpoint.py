@@ -167,7 +167,7 @@ def settings_beside(checkpoint: str | Path) -> dict | None:
         return None
     try:
         content = read_json(path)
-        _check_description(content)
+        check_description(content)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Use -d and -c.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -175,12 +175,15 @@ def settings_beside(checkpoint: str | Path) -> dict | None:
     return content
 
 
-def _check_description(content) -> None:
-    """What is not checked as settings: the name of the data set, which names files, and the feature files."""
-    name, features = content["settings"]["dataset_name"], content["features"]
+def check_description(content) -> None:
+    """Raise ValueError, KeyError or TypeError where a run's config.json is not as run.py writes it, in what is not
+    checked as settings: the name of the data set, which names files, the feature files, and their SHA-256."""
+    name, features, data = content["settings"]["dataset_name"], content["features"], content.get("data", {})
     if type(name) is not str or not re.fullmatch(r"[\w-]+", name):
         raise ValueError("its dataset_name is no plain name")
     if not isinstance(features, dict) or not set(features) <= {"feature_T", "feature_A", "feature_V"}:
         raise ValueError("its features are no feature_T, feature_A, feature_V")
     if not all(type(file) is str for file in features.values()):
         raise ValueError("its features are no names of files")
+    if not isinstance(data, dict):
+        raise ValueError("its data are no SHA-256 of files")

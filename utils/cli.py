@@ -1,16 +1,21 @@
 """How a command ends."""
 
 import argparse
+import contextlib
 import logging
+import os
 import shlex
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from utils.errors import DMDError
 from utils.interrupts import Interrupted, orderly_interrupts
-from utils.runtime import logger, stop_log
+from utils.runtime import is_first_rank, logger, stop_log
 
 REPEATABLE = ("set",)  # flags that stand once for each value
 
@@ -29,15 +34,29 @@ def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
         print(_line(error), file=sys.stderr)
         return 2
     except Interrupted as interruption:
-        print(f"Stopped by {interruption}. {after_interrupt}".rstrip(), file=sys.stderr)
+        if is_first_rank():  # a launcher stops all its processes
+            print(f"Stopped by {interruption}. {after_interrupt}".rstrip(), file=sys.stderr)
         return interruption.exit_status
     except Exception as error:
+        if not is_first_rank() and _is_of_another_rank(error):
+            return 1
         file = log_traceback(error) or _emergency_log(error)
         print(f"{_line(error)} (a fault of the program; its traceback is in {file})", file=sys.stderr)
         return 1
     finally:
         stop_log()
     return 0
+
+
+def _is_of_another_rank(error: Exception) -> bool:
+    """Whether a rank has failed because another one has ended, which has said why."""
+    return isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in str(error)
+
+
+def script(file: str) -> str:
+    """How a program's file is named on a command line that is given here."""
+    relative = os.path.relpath(file)
+    return os.path.abspath(file) if relative.startswith(os.pardir) else relative
 
 
 def command_line(program: str, parser: argparse.ArgumentParser, options: dict) -> str:
@@ -74,9 +93,11 @@ def log_traceback(error: Exception) -> str | None:
 
 
 def _emergency_log(error: Exception) -> str:
-    """The traceback of what failed before the log was open."""
-    path = Path("log") / "failure.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
-    return str(path)
+    """The traceback of what failed before the log was open.  -> its file"""
+    for folder in (Path("log"), Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "failure.log", "a", encoding="utf-8") as file:
+                traceback.print_exception(error, file=file)
+            return file.name
+    return "no file, as none could be written"

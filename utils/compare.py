@@ -18,7 +18,8 @@ from utils.errors import ConfigError, DMDError, RunError
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, regression_metrics
 from utils.reading import printable
 from utils.record import ScoredRun, read_scored_run
-from utils.results import INCONSEQUENTIAL, different_settings, write_csv
+from utils.results import write_csv
+from utils.run_settings import INCONSEQUENTIAL, different_settings
 from utils.runtime import logger
 from utils.statistics import RESAMPLES, compare, over_seeds
 from utils.tables import append_intervals

@@ -4,6 +4,7 @@ python -m utils.figures result/dmd-mosi-1111
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,9 +68,10 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
 
 
 def draw_after_training(
-    folder: Path, model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32"
+    folder: Path, checkpoint: Path, model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32"
 ) -> None:
-    """Draw a run whose best weights the model has; a failure is a warning, for the run itself is complete.
+    """Draw a run whose best weights, those of `checkpoint`, the model has; a failure is a warning, for the run itself
+    is complete.
 
     Random generators are left as they were.
     """
@@ -79,7 +81,8 @@ def draw_after_training(
         logger.info(f"Figures in {folder / 'figures'}, all on one page in {folder / 'report.html'}.")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning(f"No figures ({reason}). To try again: python -m utils.figures {folder}")
+        again = shlex.join(["python", "-m", "utils.figures", str(folder), "--checkpoint", str(checkpoint)])
+        logger.warning(f"No figures ({reason}). To try again: {again}")
         log_traceback(error)
     finally:
         set_random_state(state)

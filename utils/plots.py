@@ -23,6 +23,7 @@ from models.distillation import EDGE_NAMES
 from models.dmd import MODALITIES
 from trainers.inspection import Embedding, Inspection
 from utils.metrics import sentiment_classes
+from utils.reading import printable
 
 STYLE = {
     "font.size": 10,
@@ -69,14 +70,9 @@ def render(figure: Figure, name: str) -> dict[str, bytes]:
     return files
 
 
-def printable(text: str) -> str:
-    """The text on one line, without what XML cannot hold."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def _figure(title: str, height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height))
-    figure.suptitle(textwrap.fill(printable(title), 60), fontsize=11, fontweight="bold")
+    figure.suptitle(textwrap.fill(printable(title, 300), 60), fontsize=11, fontweight="bold")
     return figure
 
 

@@ -1,6 +1,5 @@
 """What a run has left in its result folder, read back."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import pandas as pd
 
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
+from utils.checkpoint import check_description
 from utils.errors import RunError
 from utils.metrics import METRICS
-from utils.reading import printable, regular_size
+from utils.reading import printable, read_json, regular_size
 
 SPLIT_METRICS = ("Loss", *METRICS)  # of each split, in history.csv
 
@@ -77,18 +77,22 @@ def _read_config(folder: Path) -> dict:
     if any(folder.glob("*.pth")) and not (folder / "history.csv").exists():
         raise RunError(f"{folder}: holds checkpoints only. Name the run's result folder, such as result/{folder.name}.")
     config = _read_json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict) or "features" not in config:
-        raise RunError(f"{folder}: not the result folder of a run: it holds no config.json as run.py writes it.")
+    try:
+        check_description(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder}: not the result folder of a run: it holds no config.json as run.py writes it."
+        ) from error
     return config
 
 
 def _read_json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: not a readable JSON file ({type(error).__name__}).") from error
+        raise RunError(f"{path}: not a readable JSON file ({printable(error)}).") from error
 
 
 def _read_history(path: Path) -> pd.DataFrame:

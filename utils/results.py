@@ -1,9 +1,8 @@
 """Where a run leaves its files."""
 
 import contextlib
-import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -13,13 +12,12 @@ from torch import nn
 from utils.checkpoint import BackgroundWriter, load_weights, read_state, save_state, snapshot
 from utils.errors import CheckpointError, ConfigError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
+from utils.interrupts import interrupts_held
 from utils.reading import read_json
+from utils.run_settings import LIMITS, check_limits, check_same_run
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
-LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have otherwise, to train longer or less long
-# Settings that change no number of a run; the data's SHA-256 counts.
-INCONSEQUENTIAL = ("keep_checkpoints", "eval_batch_size", "featurePath", "dataset_root_dir")
-CHANGEABLE = (*LIMITS, *INCONSEQUENTIAL)
+LONGEST_NAME = 100  # bytes: data set and seed make it longer, and file systems allow 255
 
 
 class RunFolder:
@@ -53,7 +51,9 @@ class RunFolder:
         if metrics is None:
             return None
         started = _read_json(self.results / "config.json") or {}
-        _check_same_run(self.name, started, description)
+        check_same_run(self.name, started, description)
+        if not isinstance(metrics.get("epoch"), int):
+            raise CheckpointError(f"{self.results / 'metrics.json'}: not the metrics of a run. Use --overwrite.")
         limits = [[settings.get(key) for key in LIMITS] for settings in (started["settings"], description["settings"])]
         return metrics if limits[0] == limits[1] else None
 
@@ -65,7 +65,8 @@ class RunFolder:
         """
         with contextlib.ExitStack() as locks:
             try:
-                for folder in {self.checkpoints, self.results}:
+                # In one order for all processes, and once where both are one folder.
+                for folder in sorted({self.checkpoints.resolve(), self.results.resolve()}):
                     folder.mkdir(parents=True, exist_ok=True)
                     locks.enter_context(FileLock(folder / ".lock", timeout=0))
                     remove_leftovers(folder)
@@ -89,28 +90,35 @@ class RunFolder:
     def discard(self) -> None:
         """Make an earlier run of this name one that is neither finished nor to be gone on with."""
         if self.exists:
-            with self.open(), self._naming_the_file():
-                for old in (self.results / "metrics.json", self.state_file):
-                    old.unlink(missing_ok=True)
+            with self.open(), self._naming_the_file(), interrupts_held():
+                self._remove_weights()
 
     def start(self, description: dict) -> None:
         """Remove what an earlier run of this name left, and write config.json to both folders."""
-        with self._naming_the_file():
-            # An earlier, longer run would leave later epochs among those of this one. metrics.json goes first: what
-            # is half removed must not look finished.
-            for old in [self.results / "metrics.json", self.state_file, *self.checkpoints.glob("*.pth")]:
-                old.unlink(missing_ok=True)
-            drawn = (self.results / "figures").glob("*.[ps][nv]g")
-            for old in [*(self.results / name for name in ("history.csv", "predictions.csv", "report.html")), *drawn]:
-                old.unlink(missing_ok=True)
+        with self._naming_the_file(), interrupts_held():
+            self._remove_weights()
+            self._remove_result()
+            (self.results / "history.csv").unlink(missing_ok=True)
             shutil.rmtree(self.results / TENSORBOARD, ignore_errors=True)
             self._write_description(description)
+
+    def _remove_weights(self) -> None:
+        # An earlier, longer run would leave later epochs among those of this one. metrics.json goes first: what is
+        # half removed must not look finished.
+        for old in [self.results / "metrics.json", self.state_file, *self.checkpoints.glob("*.pth")]:
+            old.unlink(missing_ok=True)
+
+    def _remove_result(self) -> None:
+        drawn = (self.results / "figures").glob("*.[ps][nv]g")
+        for old in [*(self.results / name for name in ("metrics.json", "predictions.csv", "report.html")), *drawn]:
+            old.unlink(missing_ok=True)
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
         """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None
         where no epoch is complete
 
-        Raises RunError where the run was started with other settings or data, CheckpointError for damaged files.
+        Raises RunError where the run was started with other settings or data, is to end before the epoch where it is,
+        or lacks files; CheckpointError for damaged ones.
         """
         if (self.results / "history.csv").exists() and not (self.checkpoints / "config.json").exists():
             raise RunError(
@@ -119,23 +127,36 @@ class RunFolder:
             )
         started = _read_json(self.checkpoints / "config.json") or _read_json(self.results / "config.json")
         if started is None or not self.state_file.exists():
+            # A run that was stopped in its first epoch has 1.pth at most.
+            later = [path.name for path in self.checkpoints.glob("*.pth") if path.stem not in ("1", "best")]
+            if later or (self.results / "metrics.json").exists():
+                raise RunError(
+                    f"{self.state_file}: no such file, and without it the run cannot go on. Keep the run by choosing "
+                    "another --name, or start over with --overwrite."
+                )
             self.start(description)
             return None
-        _check_same_run(self.name, started, description)
+        check_same_run(self.name, started, description)
         state = read_state(self.state_file)
         try:
             epoch, self.history = state["epoch"], state["history"]
         except (TypeError, KeyError) as error:
             raise CheckpointError(f"{self.state_file}: not the state of a training run. Use --overwrite.") from error
+        check_limits(self.name, started["settings"], description["settings"], epoch)
         load_weights(model, self.checkpoints / f"{epoch}.pth")
-        with self._naming_the_file():
+        best = self.checkpoints / f"{state['best_epoch']}.pth"
+        if not best.exists():
+            raise CheckpointError(f"{best}: no such file, and it is the best epoch so far. Restore it.")
+        with self._naming_the_file(), interrupts_held():
+            self._forget_later(state, best)
             self._write_description(description)
-            self._forget_later_epochs(state)
         return state
 
-    def _forget_later_epochs(self, state: dict) -> None:
-        # A run that stopped within the writing of an epoch may have left its best.pth and its row of history.csv.
-        link_atomically(self.checkpoints / f"{state['best_epoch']}.pth", self.best)
+    def _forget_later(self, state: dict, best: Path) -> None:
+        # A finished run that goes on is not finished until its new end; one that stopped within the writing of an
+        # epoch may have left its best.pth and its row of history.csv.
+        self._remove_result()
+        link_atomically(best, self.best)
         write_csv(self.results / "history.csv", pd.DataFrame(self.history))
 
     def _write_description(self, description: dict) -> None:
@@ -143,20 +164,29 @@ class RunFolder:
         for folder in (self.results, self.checkpoints):
             write_json(folder / "config.json", description)
 
-    def check_space(self, weights: int, state: int, epochs: int, keep: int | None) -> None:
+    def check_space(
+        self, weights: int, state: int, epochs: int, keep: int | None, replacing: Iterable["RunFolder"] = ()
+    ) -> None:
         """Raise RunError where the disk has no room for the checkpoints of so many epochs.
 
         weights, state: bytes of a checkpoint and of the training state; keep: how many checkpoints stay, None for all
+        replacing: earlier runs whose checkpoints will make room
         """
         kept = epochs if keep is None else min(epochs, keep + 1)  # the best one stays beside the last ones
         needed = (kept + 1) * weights + 2 * state  # a file is replaced only once its successor is whole
-        free = shutil.disk_usage(self.checkpoints).free
+        there = next(folder for folder in (self.checkpoints, *self.checkpoints.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(there).free + sum(run.size_of_weights() for run in replacing)
         if needed > free:
             raise RunError(
                 f"{self.checkpoints}: the run needs at least {needed / 2**20:.0f} MiB for its checkpoints "
                 f"({weights / 2**20:.0f} MiB each), but {free / 2**20:.0f} MiB are free. Make room, set "
                 "keep_checkpoints to a number, or choose another disk with --model-save-dir."
             )
+
+    def size_of_weights(self) -> int:
+        """Bytes that checkpoints and training state take on the disk; best.pth is a second name of another."""
+        files = [*self.checkpoints.glob("*.pth"), *self.checkpoints.glob(self.state_file.name)]
+        return sum({status.st_ino: status.st_size for status in map(Path.stat, files)}.values())
 
     def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
         """Start to write what an epoch leaves, and return at once: `<epoch>.pth`, `best.pth` if it is the best so
@@ -212,6 +242,17 @@ class RunFolder:
             ) from error
 
 
+def check_name(name: str) -> None:
+    """Raise ConfigError where a run's folders cannot have this name."""
+    if Path(name).name != name:
+        raise ConfigError(f"--name: '{name}' must be a plain name, not a path.")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(
+            f"--name: '{name[:20]}…' has {len(name)} characters, too many for a folder; take at most {LONGEST_NAME}, "
+            "a suite's name and row included."
+        )
+
+
 def check_earlier_runs(runs: Iterable[RunFolder], resume: bool, overwrite: bool) -> None:
     """Raise ConfigError or RunError where a run is there already and the command does not say what to do with it."""
     if resume and overwrite:
@@ -240,10 +281,12 @@ class SilentRun(RunFolder):
     def _write_description(self, description: dict) -> None:
         pass
 
-    def _forget_later_epochs(self, state: dict) -> None:
+    def _forget_later(self, state: dict, best: Path) -> None:
         pass
 
-    def check_space(self, weights: int, state: int, epochs: int, keep: int | None) -> None:
+    def check_space(
+        self, weights: int, state: int, epochs: int, keep: int | None, replacing: Iterable[RunFolder] = ()
+    ) -> None:
         pass
 
     def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
@@ -263,28 +306,9 @@ def _read_json(path: Path) -> dict | None:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable JSON file ({type(error).__name__}). Use --overwrite.") from error
-    return content if isinstance(content, dict) else None
-
-
-def _check_same_run(name: str, started: dict, description: dict) -> None:
-    """Raise RunError where a run is to go on with other settings or data than it was started with."""
-    now = json.loads(json.dumps(description))  # as it would be read back
-    for key, ours, theirs in different_settings(now, started, CHANGEABLE):
-        raise RunError(
-            f"{name}: --resume with {key} {ours!r}, but the run was started with {theirs!r}. "
-            "Give it the same settings and data, or choose another --name."
-        )
-
-
-def different_settings(one: dict, other: dict, but: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:
-    """(key, value, other value) of each setting in which two runs' config.json differ, leaving out the keys in `but`.
-
-    Precision and data, by their SHA-256, are settings too.
-    """
-    ours, theirs = (d.get("settings", {}) | {k: d.get(k) for k in ("precision", "data")} for d in (one, other))
-    for key in sorted(ours.keys() | theirs.keys()):
-        if key not in but and ours.get(key) != theirs.get(key):
-            yield key, ours.get(key), theirs.get(key)
+    if not isinstance(content, dict) or not isinstance(content.get("settings", {}), dict):
+        raise CheckpointError(f"{path}: not as run.py writes it. Use --overwrite.")
+    return content
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -81,8 +81,15 @@ class _TerminalHandler(logging.Handler):
     """Writes log lines above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        encoding = sys.stdout.encoding or "utf-8"
+        text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+        try:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:  # the reader of a pipe has gone, or the disk is full: the log file goes on
+            logger.removeHandler(self)
+            with open(os.devnull, "w") as nothing:  # else Python fails at its end, with what is still to be written
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 class _LogFile(logging.FileHandler):
@@ -130,9 +137,14 @@ def progress(batches: Iterable, description: str) -> Iterable:
     return tqdm(batches, desc=description, leave=False, disable=None if is_first_rank() else True)
 
 
+def number_of_processes() -> int:
+    """How many processes a launcher has started to train one model."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first_rank() -> bool:
-    """Whether this process is the one that writes, of those that a launcher has started."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the one of them that writes."""
+    return number_of_processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 PRECISIONS = ("fp32", "bf16")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dataset.features import Split
-from dataset.loaders import UtteranceDataset, make_loader
-from tests.reference import CASES, Reference, relative_difference
+from dataset.loaders import UtteranceDataset
+from tests.reference import CASES, Reference, make_loader, relative_difference
 from trainers.evaluate import predict
 from trainers.trainer import Trainer
 from utils.metrics import CORE_METRICS

@@ -5,8 +5,9 @@ import torch
 
 from config import load_config
 from dataset.features import Split
-from dataset.loaders import UtteranceDataset, make_loader
+from dataset.loaders import UtteranceDataset
 from models.dmd import DMD, STACK_ORDER
+from tests.reference import make_loader
 from tests.trainers.test_switches import make_batch, make_trainer
 from trainers.inspection import HEADS, inspect
 from utils.errors import ConfigError

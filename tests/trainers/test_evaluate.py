@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dataset.features import Split
-from dataset.loaders import UtteranceDataset, make_loader
-from tests.reference import Reference
+from dataset.loaders import UtteranceDataset
+from tests.reference import Reference, make_loader
 from trainers.evaluate import predict
 
 

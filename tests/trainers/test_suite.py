@@ -106,6 +106,12 @@ def test_a_row_that_does_not_fit_the_data_is_refused_before_the_first_trains(fol
     assert "conv1d_kernel_size_l is 99" in capsys.readouterr().err and not Path("pt").exists()
 
 
+def test_names_that_are_too_long_are_refused_before_the_first_trains(folder, capsys):
+    suite = write_suite({"rows": {"short": {}, "r" * 60: {}}})
+    assert train("--suite", suite, "--name", "n" * 50) == 2
+    assert "take at most 100, a suite's name and row included" in capsys.readouterr().err and not Path("pt").exists()
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("dataset", ["mosi", "mosei", "synthetic"])
 def test_the_shipped_suites_fit_the_shipped_config(name, dataset):

@@ -9,11 +9,12 @@ import torch
 
 from config import load_config
 from dataset.features import Split
-from dataset.loaders import UtteranceDataset, make_loader
+from dataset.loaders import UtteranceDataset
 from dataset.synthetic import generate
 from models.dmd import DMD
 from run import DMD_run
 from test import DMD_test
+from tests.reference import make_loader
 from trainers.losses import Objective
 from trainers.trainer import Trainer
 from utils.runtime import start_log

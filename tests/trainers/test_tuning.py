@@ -63,7 +63,7 @@ def test_a_sweep_goes_on_and_its_best_trial_is_an_ordinary_run(space, capsys):
 
     printed = [line for line in capsys.readouterr().out.splitlines() if "To train it as an ordinary run" in line][-1]
     python, program, *arguments = shlex.split(printed.split("run: ")[1])
-    assert (python, program) == ("python", "run.py")
+    assert (python, program) == ("python", str(ROOT / "run.py"))  # called from another folder
     assert call(run, *arguments) == 0
     metrics = json.loads(Path("result/dmd-best-synthetic-1111/metrics.json").read_text())
     best = min(rows, key=lambda row: float(row["valid_Loss"]))
@@ -155,7 +155,7 @@ def test_two_processes_share_a_study_and_one_is_interrupted(space):
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_a_study_that_goes_on(space):
+def test_a_killed_process_leaves_a_study_that_goes_on(space, capsys):
     command = [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL, "--search", space, "--tune", "3"]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     while not list(Path("pt").glob(".tune-*/trial/pt/*/1.pth")):
@@ -164,6 +164,7 @@ def test_a_killed_process_leaves_a_study_that_goes_on(space):
     process.wait()
     assert train("--tune", "3", "--search", space) == 0
     assert sorted(row["state"] for row in table()) == ["complete", "complete", "running"]  # no sign of life missed yet
+    assert "1 of them still run in other processes, or their processes were killed" in capsys.readouterr().out
     assert_nothing_left()
     with sqlite3.connect("result/tune/dmd-synthetic.db") as database:
         database.execute("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")

@@ -193,9 +193,15 @@ def cell(column: str, text: str):
     write_rows(B / "predictions.csv", [*rows[:-1], rows[-1] | {column: text}])
 
 
-def pipe():
-    (B / "predictions.csv").unlink()
-    os.mkfifo(B / "predictions.csv")
+def pipe(name: str = "predictions.csv"):
+    (B / name).unlink()
+    os.mkfifo(B / name)
+
+
+def describe(**changes):
+    """Change entries of B's config.json."""
+    description = json.loads((B / "config.json").read_text())
+    (B / "config.json").write_text(json.dumps(description | changes))
 
 
 PAIR, SEEDS = [str(A), str(B)], ["--seeds", str(A), str(SECOND)]
@@ -211,6 +217,10 @@ BAD = {
     "the same run by a link": (lambda: Path("link").symlink_to(A), [str(A), "link"], "named twice"),
     "unfinished": (lambda: [(B / name).unlink() for name in ("predictions.csv", "metrics.json")], PAIR, "not finished"),
     "no predictions": (lambda: (B / "predictions.csv").unlink(), PAIR, "predictions.csv: no such file"),
+    "checkpoints": (lambda: (B / "history.csv").rename(B / "1.pth"), PAIR, "Name the run's result folder"),
+    "nested settings": (lambda: (B / "config.json").write_text("[" * 200_000), PAIR, "nested too deeply"),
+    "a pipe for settings": (lambda: pipe("config.json"), PAIR, "config.json: not a readable"),
+    "other features": (lambda: describe(features={"bogus": "x"}), PAIR, "it holds no config.json"),
     "broken metrics": (lambda: (B / "metrics.json").write_text("{"), PAIR, "metrics.json: not a readable"),
     "a pipe for a file": (pipe, PAIR, "not a readable table (OSError)"),
     "nothing in it": (replace(B, ""), PAIR, "not a readable table"),

@@ -89,7 +89,7 @@ def test_drawing_changes_nothing_else(home, copied):
     features = prepare_features(args)
     model, loader = build_model(args, features), make_loaders(features, 8, 8, seed=0)["test"]
     state = random_state()
-    figures.draw_after_training(copied, model, loader, torch.device("cpu"))
+    figures.draw_after_training(copied, Path("best.pth"), model, loader, torch.device("cpu"))
     now = random_state()
     assert torch.equal(now.pop("torch"), state.pop("torch")) and str(now) == str(state)
     after = files_below(Path())
