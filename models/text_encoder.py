@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from models import kernels
 from utils.errors import ConfigError
+from utils.reading import printable
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -52,11 +53,21 @@ class BertTextEncoder(nn.Module):
 
 
 def load_bert(pretrained: str) -> BertModel:
-    """Load or initialise the BERT that `pretrained` names."""
+    """Load or initialise the BERT that `pretrained` names, in float32. Raises ConfigError if that cannot be done."""
     with _loading(pretrained, "weights") as place:
         if os.path.isdir(place) and not any((Path(place) / name).is_file() for name in WEIGHT_FILES):
             return BertModel(BertConfig.from_pretrained(place, local_files_only=True)).float()
-        return BertModel.from_pretrained(place, dtype=torch.float32)  # else that of the file, which may be a half
+        kind = BertConfig.get_config_dict(place)[0].get("model_type", "bert")
+        if kind != "bert":
+            raise ConfigError(f"pretrained: '{pretrained}' is a {printable(kind)}. Choose a BERT.")
+        # In float32, for the file's own type may be a half one.
+        model, found = BertModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
+        missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))  # which is not used
+        if missing:
+            raise ConfigError(
+                f"pretrained: '{pretrained}' lacks {len(missing)} weights of a BERT, such as {missing[0]}. Get it anew."
+            )
+        return model
 
 
 def load_tokenizer(pretrained: str) -> tuple[BertTokenizer, BertConfig]:
@@ -85,6 +96,8 @@ def _loading(pretrained: str, needs: str) -> Iterator[str]:
         folder = PROJECT_ROOT / folder  # the folders shipped with the project are found from anywhere
     try:
         yield str(folder) if os.path.isdir(folder) else pretrained
+    except ConfigError:
+        raise
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

@@ -1,6 +1,7 @@
 """python -m tests.limits features|checkpoint FOLDER: read each file of a folder in a process of its own.
 
--> a JSON object {file: [name of the error or "", its message, seconds of CPU, bytes of memory at the peak over the start]}
+-> a JSON object {file: [name of the error or "", its message, seconds of the processor, bytes at the peak over the
+start]}
 """
 
 import json
