@@ -1,14 +1,17 @@
 """What a run that is there already is good for: nothing of it is lost, and nothing passes for what it is not."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import run
-from tests.commands import TINY, files_below, train
+from tests.commands import ROOT, TINY, files_below, train
 from utils.errors import RunError
 
 RUN = "dmd-synthetic-1111"
@@ -176,6 +179,19 @@ def test_a_log_that_cannot_be_written_ends_the_log_alone(folder, capsys):
     assert train("--epochs", "1") == 0
     output = capsys.readouterr()
     assert output.out.count("the log ends here") == 1 and "Traceback" not in output.err and metrics()
+
+
+def test_a_terminal_that_cannot_be_written_to_ends_its_lines_alone(tmp_path):
+    """A full disk, and a terminal that knows no accents."""
+    program = "from utils.runtime import *; start_log(Path('log'), 1); logger.info('modèle'); logger.info('end')"
+    python = [sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    for output in ("/dev/full", "out"):
+        with open(output if output[0] == "/" else tmp_path / output, "w") as file:
+            done = subprocess.run(python, env=environment, cwd=tmp_path, stdout=file, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "log").read_text().count("modèle") == 2 and (tmp_path / "log").read_text().count("end") == 2
+    assert "mod\\xe8le" in (tmp_path / "out").read_text()
 
 
 @pytest.mark.parametrize("content", [None, ""])

@@ -87,7 +87,7 @@ class _TerminalHandler(logging.Handler):
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
         except OSError:  # the reader of a pipe has gone, or the disk is full: the log file goes on
-            logger.removeHandler(self)
+            self.setLevel(logging.CRITICAL + 1)  # removed amid a line, it would make the next handler miss that line
             with open(os.devnull, "w") as nothing:  # else Python fails at its end, with what is still to be written
                 os.dup2(nothing.fileno(), sys.stdout.fileno())
 
