@@ -3,6 +3,7 @@
 Feature files need numpy arrays, numpy scalars and built-in containers only, so that nothing else is ever looked up.
 """
 
+import io
 import math
 import pickle
 import re
@@ -96,6 +97,10 @@ ADMITTED = _makers()
 class _DataUnpickler(RestrictedUnpickler):
     """Lets states be set on dtypes and arrays, after a look at them, and keeps one copy of what is large."""
 
+    def __init__(self, file: io.BufferedIOBase, size: int, makers: dict):
+        super().__init__(file, size, makers)
+        self.memo = _Memo()
+
     def set_state(self, target, state) -> None:
         if isinstance(target, np.dtype):
             _check_dtype_state(target, state)
@@ -121,16 +126,40 @@ class _DataUnpickler(RestrictedUnpickler):
         with np.errstate(over="ignore"):
             slim = array.astype(np.float32) if array.dtype.kind == "f" and array.itemsize > 4 else array
         self.stack[-1] = slim
-        for key, value in self.memo.items():
-            if value is array:
-                self.memo[key] = slim
-            elif any(isinstance(x, (bytes, bytearray, str)) and len(x) >= LARGE for x in _members(value)):
-                self.memo[key] = None  # what the array was made of
+        self.memo.replace(array, slim)
 
 
-def _members(value) -> tuple:
-    """Of a tuple as arrays are made of; other values stand for themselves."""
-    return value if isinstance(value, tuple) and len(value) <= 5 else (value,)
+class _Memo(dict):
+    """What the pickle may refer back to, by number. It knows where arrays are, and what large ones are made of, so
+    that no search is needed: a file may have many numbers, and many arrays."""
+
+    def __init__(self):
+        super().__init__()
+        self._arrays: dict[int, list[int]] = {}  # by id: the numbers
+        self._parts: list[int] = []  # numbers of large texts, and of tuples with one
+
+    def __setitem__(self, number: int, value) -> None:
+        super().__setitem__(number, value)
+        if isinstance(value, np.ndarray):
+            self._arrays.setdefault(id(value), []).append(number)
+        elif _has_large_text(value):
+            self._parts.append(number)
+
+    def replace(self, array: np.ndarray, other: np.ndarray) -> None:
+        """Put an array in another one's place, and forget what it was made of."""
+        for number in self._arrays.pop(id(array), ()):
+            if self[number] is array:
+                super().__setitem__(number, other)
+        for number in self._parts:
+            if _has_large_text(self[number]):
+                super().__setitem__(number, None)
+        self._parts.clear()
+
+
+def _has_large_text(value) -> bool:
+    """Whether it is one, or a tuple with one as arrays are made of."""
+    members = value if isinstance(value, tuple) and len(value) <= 5 else (value,)
+    return any(isinstance(x, (bytes, bytearray, str)) and len(x) >= LARGE for x in members)
 
 
 def _check_dtype_state(dtype: np.dtype, state) -> None:

@@ -9,6 +9,7 @@ import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
+from operator import methodcaller
 
 LARGE = 2**20  # bytes
 ALLOWANCE = 2**26  # bytes that a small file may cost
@@ -181,10 +182,11 @@ def _charging(load: Callable, cost: int) -> Callable:
 
 def _operations() -> dict[int, Callable]:
     code_of = {operation.name: ord(operation.code) for operation in pickletools.opcodes}
-    loads = {
-        name: getattr(RestrictedUnpickler, f"load_{name.lower()}", pickle._Unpickler.dispatch[code_of[name]])
-        for name in (*COSTS, *OTHERS)
-    }
+    loads = {}
+    for name in (*COSTS, *OTHERS):
+        method = f"load_{name.lower()}"
+        own = hasattr(RestrictedUnpickler, method)  # called by name: a derived class may have its own
+        loads[name] = methodcaller(method) if own else pickle._Unpickler.dispatch[code_of[name]]
     loads |= {name: _charging(loads[name], cost) for name, cost in COSTS.items()}
     loads |= {name: _refusing(what) for name, what in REFUSED.items()}
     return {code_of[name]: load for name, load in loads.items()}
