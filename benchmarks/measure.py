@@ -56,12 +56,13 @@ def alternate(works: dict[str, Work], device: torch.device, budget: float, warm_
 
 def _time(work: Work, device: torch.device) -> float:
     if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):  # whose stream the events are of
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
         return start.elapsed_time(end) / 1000
     start = time.perf_counter()
     work()
@@ -92,8 +93,10 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def free_memory() -> int:
-    """Bytes of main memory that are free."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -105,7 +105,8 @@ def plain_work(case: Case, args, device: torch.device) -> Work:
     inputs = [batch[name] for name in ("text", "audio", "vision")]
     if case.mode == "train":
         return lambda: plain.training_step(model, objective, inputs, batch["labels"], args.grad_clip)
-    return lambda: plain.evaluate(model.eval(), inputs)
+    model.eval()
+    return lambda: plain.evaluate(model, inputs)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def run_case(case: Case, device: torch.device, hardware: Hardware, budget: float
     with tempfile.TemporaryDirectory() as bert_folder:
         args = case.settings(bert_folder)
         works: dict[str, Work] = {}
-        if case.plain_scores() < 0.7 * free_memory():
+        if case.plain_scores() < 0.7 * free_memory(device):
             works["plain"] = plain_work(case, args, device)
         paths = {name: how for name, how in paths_of(device, case.mode).items() if not only or name in only}
         works |= {name: our_work(case, args, device, *how) for name, how in paths.items()}

@@ -71,14 +71,16 @@ def make_loaders(
     that nothing else that draws random numbers changes the order; the other splits come in file order (the release
     shuffles them too, which only changes what its Loss calls a batch).
 
-    With a GPU as `device`, splits of at most RESIDENT_BYTES altogether are moved there once (and need no workers);
-    larger ones come from pinned memory.
+    With a GPU as `device`, splits of at most RESIDENT_BYTES and a quarter of its free memory altogether are moved there
+    once (and need no workers); larger ones come from pinned memory.
 
     Of several ranks each gets its share of every batch.
     """
     device = torch.device(device)
     arrays = [array for s in features.splits.values() for array in (s.text, s.audio, s.vision)]
-    resident = device.type == "cuda" and sum(array.nbytes for array in arrays) <= RESIDENT_BYTES
+    resident = device.type == "cuda" and sum(array.nbytes for array in arrays) <= min(
+        RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4
+    )
     loaders = {}
     for name, split in features.splits.items():
         dataset = UtteranceDataset(split, device if resident else "cpu")

@@ -210,8 +210,13 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _kept(p: float) -> float:
-    """The part that a dropout of probability p keeps: p is rounded to what 16 bits can tell."""
-    return 1 - round(p * 2**16) / 2**16
+    """The part that a dropout of probability p keeps."""
+    return 1 - _dropped(p) / 2**16
+
+
+def _dropped(p: float) -> int:
+    """p rounded to what 16 bits can tell, in units of 2^-16; never everything."""
+    return min(round(p * 2**16), 2**16 - 1)
 
 
 def _random_bits(shape: tuple[int, ...]) -> Tensor:
@@ -223,7 +228,7 @@ def _random_bits(shape: tuple[int, ...]) -> Tensor:
 def _keep_mask(x: Tensor, p: float) -> Tensor:
     """1 where a dropout of probability p keeps an element of x, else 0; written as numbers, as comparing to booleans
     and multiplying by them takes five times as long."""
-    return torch.ge(_random_bits(x.shape), round(p * 2**16) - 2**15, out=torch.empty_like(x))
+    return torch.ge(_random_bits(x.shape), _dropped(p) - 2**15, out=torch.empty_like(x))
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -298,7 +303,7 @@ class _Attention(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, gradient):
         q, k, v, output, sums = ctx.saved_tensors
-        gradient = _heads_inside(gradient.contiguous(), ctx.heads).div_(sums)
+        gradient = _heads_inside(gradient.contiguous(), ctx.heads) / sums  # not in place: it may be a view of ours
         shift = -(gradient * output).sum(dim=1, keepdim=True)  # what the softmax's gradient adds in each row
         gradient = torch.cat([gradient, shift], dim=1)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
@@ -377,7 +382,9 @@ class Substitutes(TorchFunctionMode):
             return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, **more)
         scores = (q * (more.get("scale") or q.size(-1) ** -0.5)) @ k.mT
         if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            # The least number rather than -inf: an utterance without any token has no key at all.
+            least = torch.finfo(scores.dtype).min
+            scores = scores.masked_fill(~attn_mask, least) if attn_mask.dtype == torch.bool else scores + attn_mask
         return dropout(scores.softmax(dim=-1), dropout_p) @ v
 
     SUBSTITUTES = {F.linear: linear, F.dropout: _dropout, F.scaled_dot_product_attention: _attention}

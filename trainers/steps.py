@@ -66,7 +66,7 @@ def check_finite(steps: Sequence[Step], ids: Sequence[str], epoch: int, ranks: R
     if not steps:
         return
     totals = [torch.stack([step.losses[step.names.index("total")], step.gradient_sum]) for step in steps]
-    finite = torch.stack(totals).isfinite().all(dim=1).tolist()  # the host waits for the device here alone
+    finite = torch.stack(totals).isfinite().all(dim=1).tolist()  # the host waits for the device
     if all(finite):
         return
     step = steps[finite.index(False)]

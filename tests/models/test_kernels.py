@@ -11,12 +11,13 @@ def both_forms(monkeypatch, compute, *tensors):
     """Values and gradients of `compute(*tensors)` in the CPU's form and in PyTorch's."""
     results = []
     for plain in (False, True):
-        if plain:
-            monkeypatch.setattr(kernels, "_eager_cpu", lambda x: False)
-        leaves = [x.clone().requires_grad_() for x in tensors]
-        output = compute(*leaves)
-        output.square().sum().backward()
-        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+        with monkeypatch.context() as patch:
+            if plain:
+                patch.setattr(kernels, "_eager_cpu", lambda x: False)
+            leaves = [x.clone().requires_grad_() for x in tensors]
+            output = compute(*leaves)
+            output.square().sum().backward()
+            results.append([output.detach(), *(leaf.grad for leaf in leaves)])
     return zip(*results, strict=True)
 
 
@@ -44,6 +45,59 @@ def test_linear_layers_of_several_encoders(monkeypatch, sizes, width):
     assert_close(both_forms(monkeypatch, kernels.linear, x, w[0], b[0]))
     feed = (x, w, b, torch.randn(2, width, width), b)
     assert_close(both_forms(monkeypatch, lambda *xwb: kernels.feed_forward(*xwb, sizes, 0.0), *feed))
+
+
+@pytest.mark.parametrize(
+    ("compute", "shapes"),
+    [
+        (lambda *qkv: kernels.attention(*qkv, 2, True, (0.3, 0.0)), [(4, 6, 8), (4, 9, 8), (4, 9, 8)]),
+        (lambda *xwb: kernels.feed_forward(*xwb, [30, 50], 0.3), [(80, 8), (2, 16, 8), (2, 16), (2, 8, 16), (2, 8)]),
+    ],
+    ids=["attention", "feed_forward"],
+)
+def test_gradients_under_dropout_are_those_of_the_same_draw(compute, shapes):
+    """Against differences: the draws are equal where the seed is."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    seen_by = torch.randn(shapes[0])
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(5)
+        return (compute(*tensors) * seen_by).double().sum()
+
+    loss().backward()
+    for tensor in tensors:
+        direction = torch.randn(tensor.shape)
+        with torch.no_grad():
+            values = []
+            for step in (1e-3, -2e-3):
+                tensor += step * direction
+                values.append(loss())
+            tensor += 1e-3 * direction
+        slope = (values[0] - values[1]) / 2e-3
+        assert slope.item() == pytest.approx((tensor.grad * direction).sum().item(), rel=0.02, abs=0.05)
+
+
+def test_backward_leaves_the_gradient_it_is_given():
+    """With one head, or one query, heads are a view of what comes in."""
+    torch.manual_seed(0)
+    for heads, t_q in ((1, 5), (2, 1)):
+        q, k, given = torch.randn(3, t_q, 8, requires_grad=True), torch.randn(3, 6, 8), torch.randn(3, t_q, 8)
+        before = given.clone()
+        kernels.attention(q, k, k, heads, False, (0.0,)).backward(given)
+        assert torch.equal(given, before)
+
+
+def test_an_utterance_without_any_key_is_finite_in_training():
+    q, mask = torch.randn(2, 2, 4, 8), torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    mask[0] = False
+    with kernels.Substitutes():
+        attended = F.scaled_dot_product_attention(q, q, q, mask, 0.1)
+    assert attended.isfinite().all()
+
+
+def test_a_dropout_of_nearly_everything():
+    assert kernels.dropout(torch.ones(100), 0.999999).isfinite().all()
 
 
 def test_dropout_keeps_the_stated_part_and_the_mean():
