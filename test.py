@@ -44,6 +44,8 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
 
     -> the metrics; {} without labels. Raises a DMDError for what the caller can mend.
     """
+    if predictions and (os.path.isdir(predictions) or not os.path.isdir(Path(predictions).parent)):
+        raise ConfigError(f"--predictions: {predictions} is a folder, or in none. Name a file in a folder that exists.")
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
     beside = settings_beside(checkpoint)
     as_trained = not dataset_name and not config_file

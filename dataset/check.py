@@ -21,6 +21,7 @@ from dataset.features import (
     LARGEST_LABEL,
     PUBLISHED_SHA256,
     SPLITS,
+    FeatureSet,
     load_splits,
     numbers_of,
     parts_of,
@@ -28,11 +29,11 @@ from dataset.features import (
     take_features,
 )
 from utils.cli import run_command
-from utils.errors import DataError, DMDError
+from utils.errors import ConfigError, DataError, DMDError
 from utils.files import sha256_of
 from utils.reading import printable, read_json
 
-BERT_VOCABULARY = 30522  # of bert-base-uncased
+BERT_BASE = (30522, "bert-base-uncased", 512)  # size of its vocabulary, name, positions
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -65,9 +66,9 @@ def check_file(
                 with contextlib.suppress(DataError):  # the verdict says so
                     fields[key] = numbers_of(fields[key], str(path), name, key)
     findings = [*_digest(str(path), dataset_name.lower()), *_layout(content)]
-    vocabulary = vocabulary or _vocabulary(dataset_name)
+    bert = (*vocabulary, None) if vocabulary else _bert(dataset_name)
     for name, fields in _splits(content).items():
-        findings += [*_arrays(name, fields), *_labels(name, fields), *_tokens(name, fields, *vocabulary)]
+        findings += [*_arrays(name, fields), *_labels(name, fields), *_tokens(name, fields, *bert)]
     return findings + [*_identities(content), *_verdict(str(path), content, dataset_name, to_predict)]
 
 
@@ -175,20 +176,29 @@ def _labels(split: str, fields: dict) -> Iterator[Finding]:
     yield Finding("ok", f"{split}: rounded labels {histogram}; outside [-3, 3]: {outside}.")
 
 
-def _vocabulary(dataset_name: str) -> tuple[int, str]:
-    """Size and name of the vocabulary that the tokens must be of."""
-    pretrained = load_config("dmd", dataset_name).pretrained if dataset_name else ""
-    for folder in (Path(pretrained), PROJECT_ROOT / pretrained) if pretrained else ():
+def _bert(dataset_name: str) -> tuple[int | None, str, int | None]:
+    """Of the BERT that the tokens must be of: how many words it knows, its name, how many positions it has; None
+    where that cannot be told without the hub."""
+    pretrained = load_config("dmd", dataset_name).pretrained if dataset_name else BERT_BASE[1]
+    for folder in (Path(pretrained), PROJECT_ROOT / pretrained):
         try:
-            return int(read_json(folder / "config.json")["vocab_size"]), pretrained
+            description = read_json(folder / "config.json")
+            return int(description["vocab_size"]), pretrained, int(description["max_position_embeddings"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a local folder
-    return BERT_VOCABULARY, "bert-base-uncased"
+    return BERT_BASE if pretrained == BERT_BASE[1] else (None, pretrained, None)
 
 
-def _tokens(split: str, fields: dict, size: int, name: str) -> Iterator[Finding]:
+def _tokens(split: str, fields: dict, size: int | None, name: str, positions: int | None) -> Iterator[Finding]:
     tokens = _array(fields, "text_bert")
     if tokens is None:
+        return
+    if positions is not None and tokens.shape[2] > positions:
+        yield Finding("error", f"{split}: 'text_bert' has {tokens.shape[2]} steps, but {name} has {positions} "
+                               "positions. Cut the text, or set pretrained to another BERT.")  # fmt: skip
+    if size is None:
+        yield Finding("note", f"{split}: token ids up to {tokens[:, 0].max():g}; the vocabulary of {name} is not known "
+                              "here.")  # fmt: skip
         return
     outside = int((tokens[:, 0] >= size).sum())
     level, hint = ("error", f" {outside} are outside it: set pretrained to their BERT.") if outside else ("ok", "")
@@ -201,7 +211,7 @@ def _identities(content: dict) -> Iterator[Finding]:
     seen = {}
     for name, fields in _splits(content).items():
         try:
-            ids = [printable(item) for item in strings_of(fields.get("id"), "", name, "id")]
+            ids = strings_of(fields.get("id"), "", name, "id")
         except DataError:
             continue  # the verdict says so
         twice = [item for item, count in Counter(ids).items() if count > 1]
@@ -228,7 +238,7 @@ def _video(utterance: str) -> str:
 
 def few(names) -> str:
     """The first three names and, where there are more, dots."""
-    return ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(printable, sorted(names)[:3])) + (", …" if len(names) > 3 else "")
 
 
 def _verdict(path: str, content: dict, dataset_name: str, to_predict: bool) -> Iterator[Finding]:
@@ -245,21 +255,38 @@ def _verdict(path: str, content: dict, dataset_name: str, to_predict: bool) -> I
             continue  # a note says so
         args = EasyDict(featurePath=path, use_bert=use_bert, need_data_aligned=False, dataset_name=dataset_name)
         args.feature_dims = [width[0] for width in widths]
+        settings = None
         if dataset_name:
             aligned = len(lengths) == 1
-            settings = load_config("dmd", dataset_name, overrides={"need_data_aligned": aligned})
+            try:
+                settings = load_config("dmd", dataset_name, overrides={"need_data_aligned": aligned})
+            except ConfigError as error:  # the data set has features of the other layout only
+                yield Finding("error", f"{error}")
+                return
             args.need_data_aligned, args.feature_dims[1:] = aligned, settings.feature_dims[1:]
         # Copied two levels deep: taking a field out leaves it to the next round.
         raw = {name: dict(fields) if isinstance(fields, dict) else fields for name, fields in content.items()}
         mode = f"use_bert={str(use_bert).lower()}"
         try:
-            take_features({path: raw}, args, dict.fromkeys(FIELDS, path), splits, to_predict)
+            features = take_features({path: raw}, args, dict.fromkeys(FIELDS, path), splits, to_predict)
+            short = list(_too_short(features, settings)) if settings else []
+            yield from (Finding("error", f"{mode}: {text}") for text in short)
+            if short:
+                continue
             widths_needed = "" if use_bert else f", with feature_dims={json.dumps(args.feature_dims)}"
             yield Finding("ok", f"{mode}: can be {use}{widths_needed}.")
         except DataError as error:
             if str(error) not in said:
                 yield Finding("error", f"{mode}: {error}")
             said.add(str(error))
+
+
+def _too_short(features: FeatureSet, settings) -> Iterator[str]:
+    """What a convolution cannot span, by the settings of a data set."""
+    for letter, field, steps in zip("lav", FIELDS, features.seq_lens, strict=True):
+        key = f"conv1d_kernel_size_{letter}"
+        if steps < settings[key]:
+            yield f"'{field}' has {steps} steps, but {key} is {settings[key]}. Set it to at most {steps}."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -272,6 +299,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for finding in findings:
         print(" ".join(str(finding).split("\n")))
     errors = sum(finding.level == "error" for finding in findings)
+    if errors and not options.to_predict:
+        print("note  a file to predict on, without train, valid or labels, is checked with --to-predict.")
     if errors:
         raise DMDError(f"{options.file}: {errors} {'error' if errors == 1 else 'errors'}, above.")
 

@@ -146,7 +146,8 @@ def _missing(path: str, args) -> str:
         if digest
         else ""
     )
-    return f"{path}: no such feature file.{published} To try the program without a download: --dataset synthetic."
+    hint = " To try the program without a download: --dataset synthetic." if args.dataset_name != "synthetic" else ""
+    return f"{path}: no such feature file.{published}{hint}"
 
 
 def _read_split(
@@ -247,7 +248,10 @@ def parts_of(array: np.ndarray) -> Iterator[np.ndarray]:
 def strings_of(value, path: str, split: str, field: str) -> list[str]:
     if not isinstance(value, (list, tuple, np.ndarray)) or getattr(value, "ndim", 1) != 1:
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings.")
-    return [_string(item, path, split, field) for item in value]
+    try:
+        return [_string(item, path, split, field) for item in value]
+    except (SystemError, ValueError) as error:  # an array of texts with bytes that are none
+        raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings ({error}).") from error
 
 
 def _string(item, path: str, split: str, field: str) -> str:

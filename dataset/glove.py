@@ -2,15 +2,16 @@
 
 python -m dataset.glove --vectors vectors/glove.840B.300d.txt --pickle IN.pkl -o OUT.pkl
 
-A text is split as the texts were that GloVe learned from: at spaces, with every punctuation mark by itself and English
-contractions in two ("don't" is do, n't). A word takes the vector that is listed for it as it is written, or else the
-one of its lower case, or else zeros, which count as padding. One word is one step; what is longer than the steps
-there are loses its end, what is shorter is padded with zeros behind. All else in the pickle stays as it is, except that
+A text is split much as the texts were that GloVe learned from: at spaces, with every punctuation mark by itself and
+English contractions in two ("don't" is do, n't). A word takes the vector that is listed for it as it is written, or
+else the one of its lower case, or else zeros, which count as padding. One word is one step; what is longer than the
+steps there are loses its end, what is shorter is padded with zeros behind. All else in the pickle stays as it is, but
 large arrays of 64-bit floats are written as the 32-bit ones that they are read as.
 """
 
 import argparse
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -147,7 +148,10 @@ def add_glove(
 def _steps_of(splits: dict[str, dict], path: str | Path) -> int:
     fields = next(iter(splits.values()))
     for key, axis in (("text_bert", 2), ("text", 1)):
-        shape = np.shape(fields.get(key, 0))
+        try:
+            shape = np.shape(fields.get(key, 0))
+        except ValueError:  # a list of lists of several lengths
+            continue
         if len(shape) == 3 and shape[axis]:
             return shape[axis]
     raise ConfigError(f"--steps: {path} has neither text_bert nor text to say how many steps; say how many.")
@@ -177,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = [name for name in SPLITS if name in content]
     widths = write_checked(path, content, lambda written: verify(written, splits))
     print(coverage)
-    print(f"{path}: train with --set use_bert=false --set feature_dims={str(widths).replace(' ', '')}")
+    settings = ["use_bert=false", f"feature_dims={str(widths).replace(' ', '')}", f"featurePath={path.resolve()}"]
+    print(f"{path}: train with {shlex.join(word for item in settings for word in ('--set', item))}")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ class BertTextEncoder(nn.Module):
 def load_bert(pretrained: str) -> BertModel:
     """Load or initialise the BERT that `pretrained` names, in float32. Raises ConfigError if that cannot be done."""
     with _loading(pretrained, "weights") as place:
+        if os.path.isdir(place) and not (Path(place) / "config.json").is_file():
+            raise FileNotFoundError("no config.json there")  # the library would take bert-base's
         if os.path.isdir(place) and not any((Path(place) / name).is_file() for name in WEIGHT_FILES):
             return BertModel(BertConfig.from_pretrained(place, local_files_only=True)).float()
         kind = BertConfig.get_config_dict(place)[0].get("model_type", "bert")

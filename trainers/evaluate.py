@@ -82,7 +82,8 @@ def check_predictions(predicted: torch.Tensor, ids: Sequence[str], split: str) -
     if bad:
         raise NumericalError(
             f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "
-            f"{name_some([ids[i] for i in bad])}. The weights or the features of these are out of range."
+            f"{name_some([ids[i] for i in bad])}. The weights or the features of these are out of range: "
+            "where this is in training, lower the learning_rate."
         )
 
 

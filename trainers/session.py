@@ -48,6 +48,8 @@ class Session:
 
         -> seed, and TEST metrics of the best epoch. Nothing is written before model and data are known to fit.
         """
+        if self.resume and not run.exists:
+            logger.warning(f"Seed {seed}: there is no run {run.name} to resume; it begins here.")
         metrics = run.finished(self.description) if self.resume else None
         if metrics is not None:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {metrics['epoch']}.")

@@ -17,7 +17,7 @@ from utils.weights import NoStateDict, check_sizes, check_weights
 
 # A buffer of older BERT versions; its values are 0, 1, 2, … in every file.
 OBSOLETE = "text_model.model.embeddings.position_ids"
-PUBLISHED_WIDTHS = {(5, 20): "MOSI's", (74, 35): "MOSEI's"}  # (audio, vision)
+PUBLISHED_WIDTHS = {(768, 5, 20): "MOSI's", (768, 74, 35): "MOSEI's"}  # (text, audio, vision)
 
 
 def save_state(state: dict, path: Path) -> None:
@@ -68,6 +68,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
+    if os.path.isdir(path):
+        raise CheckpointError(f"{path}: a folder. Name a checkpoint in it, such as best.pth.")
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
     state = dict(read_state(path, check_weights))
@@ -149,7 +151,7 @@ def _describe(state: dict[str, Tensor]) -> str:
     if sizes is None:
         return "no DMD model"
     widths, steps = sizes
-    whose = PUBLISHED_WIDTHS.get((widths["a"], widths["v"]), "other")
+    whose = PUBLISHED_WIDTHS.get((widths["l"], widths["a"], widths["v"]), "other")
     bert = "with BERT" if any(name.startswith("text_model.") for name in state) else "without BERT"
     return (
         f"{whose} sizes, {'aligned' if len(set(steps.values())) == 1 else 'unaligned'}, {bert} (text/audio/vision "

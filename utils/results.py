@@ -137,13 +137,15 @@ class RunFolder:
             self.start(description)
             return None
         check_same_run(self.name, started, description)
-        state = read_state(self.state_file)
+        with _naming_overwrite():
+            state = read_state(self.state_file)
         try:
             epoch, self.history = state["epoch"], state["history"]
         except (TypeError, KeyError) as error:
             raise CheckpointError(f"{self.state_file}: not the state of a training run. Use --overwrite.") from error
         check_limits(self.name, started["settings"], description["settings"], epoch)
-        load_weights(model, self.checkpoints / f"{epoch}.pth")
+        with _naming_overwrite():
+            load_weights(model, self.checkpoints / f"{epoch}.pth")
         best = self.checkpoints / f"{state['best_epoch']}.pth"
         if not best.exists():
             raise CheckpointError(f"{best}: no such file, and it is the best epoch so far. Restore it.")
@@ -240,6 +242,16 @@ class RunFolder:
                 f"{file}: cannot be written ({reason}). Make room, then go on with --resume; or choose other folders "
                 "with --model-save-dir and --res-save-dir."
             ) from error
+
+
+@contextlib.contextmanager
+def _naming_overwrite() -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The run cannot go on; start over with --overwrite, or restore the file. {error}"
+        ) from error
 
 
 def check_name(name: str) -> None:

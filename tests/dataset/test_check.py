@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config import load_config
 from dataset.check import check_file, main
 from dataset.synthetic import write_synthetic
 from utils.cli import run_command
@@ -119,6 +120,37 @@ def test_the_embedded_data_set_passes_and_a_leak_ends_with_status_2(tmp_path, co
     assert run_command(lambda: main([str(tmp_path / "leak.pkl")])) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert run_command(lambda: main([str(tmp_path / "none.pkl")])) == 2
+
+
+def test_ids_are_compared_whole(content, said):
+    """They differ behind what a message would show, or in what it would show alike."""
+    names = iter(range(100))
+    for fields in content.values():
+        fields["id"] = ["x" * 100 + str(next(names)) for _ in fields["id"]]
+    content["train"]["id"][:2] = ["take 1", "take  1"]
+    assert not [text for text in said() if "share" in text or "more than once" in text]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "pretrained", "steps", "words", "level"),
+    [
+        ("", None, 600, "'text_bert' has 600 steps, but bert-base-uncased has 512 positions", "error"),
+        ("mosi", None, 4, "'text' has 4 steps, but conv1d_kernel_size_l is 5. Set it to at most 4", "error"),
+        ("mosi", "bert-base-cased", 6, "the vocabulary of bert-base-cased is not known here", "note"),
+        ("synthetic", None, 7, "has no 'unaligned' features", "error"),
+    ],
+)
+def test_what_only_the_model_would_refuse(content, said, monkeypatch, dataset, pretrained, steps, words, level):
+    for fields in content.values():
+        n = len(fields["id"])
+        fields["text_bert"] = np.ones((n, 3, steps), np.float32)
+        if dataset == "mosi":
+            fields |= {key: np.ones((n, steps, width), np.float32) for key, width in (("audio", 5), ("vision", 20))}
+            fields["text"] = np.ones((n, steps, 768), np.float32)
+    if pretrained:
+        settings = load_config("dmd", dataset, overrides={"pretrained": pretrained})
+        monkeypatch.setattr("dataset.check.load_config", lambda *_, **__: settings)
+    assert level_of(said(dataset), words) == level
 
 
 def test_the_digest_is_that_of_the_bytes(tmp_path):

@@ -61,7 +61,9 @@ def test_every_vector_by_hand(data, capsys):
     assert (
         "Without a vector: 4 of 11 words (36.4%), 3 of 10 distinct ones; most frequent: xyzzy 2, XYZZY 1, pl" in printed
     )
-    assert "and cut: 1." in printed and "--set use_bert=false --set feature_dims=[2,3,4]" in printed
+    assert (
+        "and cut: 1." in printed and "--set use_bert=false --set 'feature_dims=[2,3,4]' --set featurePath=" in printed
+    )
 
 
 def test_a_word_with_spaces_is_counted_from_the_right(data):
