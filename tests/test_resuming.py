@@ -51,6 +51,11 @@ def test_a_finished_run_goes_on_where_it_may_train_longer(folder):
     assert Path(f"pt/{RUN}/2.pth").read_bytes() == Path("pt/whole-synthetic-1111/2.pth").read_bytes()
 
 
+def test_a_run_that_is_not_there_begins_with_a_warning(folder, capsys):
+    assert train("--epochs", "1", "--name", "mispelt", "--resume") == 0
+    assert "there is no run mispelt-synthetic-1111 to resume; it begins here" in capsys.readouterr().out
+
+
 def test_without_its_checkpoints_a_run_is_not_started_over(folder, capsys):
     assert train() == 0
     Path(f"result/{RUN}/metrics.json").unlink()

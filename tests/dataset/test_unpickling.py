@@ -23,6 +23,16 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_large_arrays_of_64_bit_floats_come_as_float32(protocol, tmp_path):
+    """One of them twice, and others before and behind it."""
+    arrays = [np.full(2**17 + shift, shift, dtype) for shift, dtype in enumerate(("f8", "f8", "f4", "f8"))]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([*arrays, arrays[1]], protocol))
+    content = load_pickle(tmp_path / "a.pkl")
+    assert [array.dtype for array in content] == ["float32"] * 5 and content[1] is content[4]
+    assert all(np.array_equal(read, array) for read, array in zip(content, arrays, strict=False))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_and_containers_of_every_protocol(protocol, tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(HARMLESS, protocol))
     content = load_pickle(tmp_path / "a.pkl")
