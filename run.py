@@ -37,6 +37,7 @@ from utils.tables import append_results
 from utils.tracking import TRACKERS, check_trackers
 
 DEFAULT_SEEDS = (1111,)
+VERBOSE_LEVELS = (0, 1, 2)
 
 
 def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
@@ -44,7 +45,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     dataset_name: str = "mosi",
     config_file: str | Path = "",
     config: dict | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] | int | None = None,
     feature_T: str = "",  # noqa: N803
     feature_A: str = "",  # noqa: N803
     feature_V: str = "",  # noqa: N803
@@ -76,7 +77,8 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     name            prefix of the run's folders `<name>-<dataset>-<seed>`
     resume          go on with an earlier run of that name from its last complete epoch; overwrite: replace it
     epochs          stop after so many, whatever early stopping says
-    precision       "fp32", or "bf16": autocast of the model; compile: torch.compile of forward and losses
+    precision       "fp32"; "tf32" on CUDA; "bf16": autocast of the model
+    compile         torch.compile of forward and losses
     deterministic   the same bits every time on CUDA too
     track           trackers that are sent every epoch's numbers: "tensorboard", "wandb", "mlflow"
     after_epoch     called with every epoch's row of history.csv; what it raises ends the training
@@ -88,8 +90,9 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     if epochs is not None:
         overrides["max_epochs"] = epochs
     args = load_config(model_name, dataset_name, config_file, overrides)
-    seeds, name = tuple(seeds or DEFAULT_SEEDS), name or args.model_name
-    _check_arguments(seeds, name, num_workers, precision)
+    seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds or DEFAULT_SEEDS)
+    name = name or args.model_name
+    _check_arguments(seeds, name, num_workers, precision, verbose_level)
     check_trackers(track)
     device = _device_of(gpu_ids, device)
     ranks = find_ranks(device)
@@ -128,7 +131,7 @@ def DMD_run(  # noqa: N802  (the name and the arguments that users of MMSA know)
     return per_seed
 
 
-def _check_arguments(seeds: Sequence[int], name: str, num_workers: int, precision: str) -> None:
+def _check_arguments(seeds: Sequence[int], name: str, num_workers: int, precision: str, verbose_level: int) -> None:
     wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
     if wrong:
         raise ConfigError(f"--seeds: {wrong[0]} is not between 0 and {2**32 - 1}.")
@@ -139,11 +142,15 @@ def _check_arguments(seeds: Sequence[int], name: str, num_workers: int, precisio
         raise ConfigError(f"--num-workers: {num_workers} is negative.")
     if precision not in PRECISIONS:
         raise ConfigError(f"--precision: '{precision}' is not one of {', '.join(PRECISIONS)}.")
+    if verbose_level not in VERBOSE_LEVELS:
+        raise ConfigError(f"--verbose: {verbose_level} is not one of {', '.join(map(str, VERBOSE_LEVELS))}.")
 
 
 def _device_of(gpu_ids: Sequence[int] | None, device: str) -> str:
     if not gpu_ids:
         return device
+    if len(gpu_ids) > 1:
+        raise ConfigError(f"gpu_ids: {list(gpu_ids)} are several GPUs; start a process for each: torchrun run.py …")
     return "cpu" if gpu_ids[0] < 0 else f"cuda:{gpu_ids[0]}"
 
 
@@ -161,7 +168,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("-s", "--seeds", nargs="+", type=int, default=list(DEFAULT_SEEDS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16: faster, and not exact")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="tf32 (CUDA), bf16: faster, not exact")
     parser.add_argument("--compile", action="store_true", help="torch.compile forward and losses")
     parser.add_argument("--deterministic", action="store_true", help="the same bits every time on CUDA too")
     parser.add_argument("--no-figures", action="store_true", help="do not draw the run at its end")
@@ -170,7 +177,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="", help="prefix of the run's folders (default: dmd)")
     parser.add_argument("--epochs", type=int, help="stop after so many epochs at the latest")
     parser.add_argument("-n", "--num-workers", type=int, default=0, help="loader processes")
-    parser.add_argument("-v", "--verbose", type=int, choices=(0, 1, 2), default=1, help="0 errors, 1 info, 2 debug")
+    parser.add_argument("-v", "--verbose", type=int, choices=VERBOSE_LEVELS, default=1, help="errors, info, debug")
     for short, long in (("T", "text"), ("A", "audio"), ("V", "vision")):
         letter = short.lower()
         parser.add_argument(f"-F{letter}", f"--feature-{short}", default="", help=f"pickle with other {long} features")
@@ -216,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.tune is None and not (options.search or options.storage or options.suite):
         DMD_run(**arguments)
         return
-    _check_arguments(options.seeds, options.name or "dmd", options.num_workers, options.precision)
+    _check_arguments(options.seeds, options.name or "dmd", options.num_workers, options.precision, options.verbose)
     if options.suite:
         if options.tune is not None or options.search or options.storage:
             raise ConfigError("--suite trains the rows of a table, and --tune searches settings: give one of them.")

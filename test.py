@@ -20,7 +20,7 @@ from utils.checkpoint import read_checkpoint, settings_beside
 from utils.cli import run_command
 from utils.errors import ConfigError
 from utils.results import write_csv
-from utils.runtime import choose_device, keep_freed_memory, logger, start_log
+from utils.runtime import PRECISIONS, choose_device, keep_freed_memory, logger, set_precision, start_log
 
 
 def DMD_test(  # noqa: N802  (the sister of DMD_run)
@@ -64,9 +64,10 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     for difference in differences(beside or {}, args, replaced, to_predict=other):
         logger.warning(difference)
     trained_in = (beside or {}).get("precision", "fp32")
-    precision = "bf16" if as_trained and trained_in == "bf16" else "fp32"
+    precision = trained_in if as_trained and trained_in in PRECISIONS else "fp32"
     if precision != trained_in:
         logger.warning(f"precision is '{precision}' here, but was '{trained_in}' in training.")
+    set_precision(precision)
     scored = predict(model, loader, chosen, split, precision)
     metrics = scored.metrics() if part.labelled else {}
     if metrics:

@@ -2,8 +2,7 @@
 
 python -m benchmarks.epoch
 
-Ours is what run.py does; the plain one reads the pickle as it is, fetches utterance by utterance, takes the plain
-step of benchmarks/plain.py, evaluates in batches of `batch_size`, and waits for the checkpoint to be written.
+The plain model (fast=false) against the fast one, each with everything that run.py does around it.
 """
 
 import argparse
@@ -14,11 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from easydict import EasyDict
 
-from benchmarks import plain
 from benchmarks.measure import Times, machine, table
 from benchmarks.step import STEPS, Case
 from dataset.features import SPLITS, load_features
@@ -66,18 +63,16 @@ class Clock:
         return Times([sum(stages) for stages in zip(*self.seconds.values(), strict=True)])
 
 
-class Ours:
+class Loop:
     """run.py's loop, epoch by epoch."""
 
-    def __init__(self, args, device: torch.device, folder: Path, precision: str = "fp32", compiled: bool = False):
+    def __init__(self, name: str, args, device: torch.device, folder: Path, **options):
         self.args, self.device, self.clock, self.number = args, device, Clock(device), 0
         set_seed(1111)
         model, objective = DMD(args), Objective(args)
-        self.run = RunFolder("ours", args.dataset_name, 1111, folder / "pt", folder / "result")
+        self.run = RunFolder(name, args.dataset_name, 1111, folder / "pt", folder / "result")
         self.run.start({})
-        self.trainer = Trainer(
-            args, model, objective, {"train": range(10)}, device, precision=precision, compiled=compiled
-        )
+        self.trainer = Trainer(args, model, objective, {"train": range(10)}, device, **options)
 
     def epoch(self) -> None:
         self.number += 1
@@ -98,60 +93,15 @@ class Ours:
             self.run.finish_writing()
 
 
-class Plain:
-    """The same loop, written plainly."""
-
-    def __init__(self, args, device: torch.device, folder: Path):
-        self.args, self.device, self.clock, self.folder = args, device, Clock(device), folder
-        set_seed(1111)
-        self.model, self.objective = DMD(args).to(device), plain.PlainObjective(args).to(device)
-        parameters = [*self.model.parameters(), *self.objective.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, foreach=False)
-
-    def epoch(self) -> None:
-        args = self.args
-        with self.clock("loading"):
-            with open(args.featurePath, "rb") as file:
-                content = pickle.load(file)  # noqa: S301  (this file was written above)
-            loaders = {
-                split: DataLoader(self._utterances(content[split]), args.batch_size, shuffle=split == "train")
-                for split in SPLITS
-            }
-        with self.clock("training"):
-            self._train(loaders["train"])
-        with self.clock("evaluation"):
-            self.model.eval()
-            for split in ("valid", "test"):
-                for *inputs, _ in loaders[split]:
-                    plain.evaluate(self.model, [x.to(self.device) for x in inputs]).cpu()
-        with self.clock("checkpoint"):
-            torch.save(self.model.state_dict(), self.folder / "plain.pth")
-
-    def _utterances(self, split: dict) -> list[tuple[torch.Tensor, ...]]:
-        fields = [split["text_bert" if self.args.use_bert else "text"], split["audio"], split["vision"]]
-        fields.append(np.asarray(split["regression_labels"])[:, None])
-        return [tuple(torch.tensor(array, dtype=torch.float32) for array in row) for row in zip(*fields, strict=True)]
-
-    def _train(self, loader: DataLoader) -> None:
-        self.model.train()
-        for index, batch in enumerate(loader):
-            *inputs, labels = (x.to(self.device) for x in batch)
-            if index % self.args.update_epochs == 0:
-                self.optimizer.zero_grad()
-            plain.training_step(self.model, self.objective, inputs, labels, self.args.grad_clip).cpu()
-            if (index + 1) % self.args.update_epochs == 0:
-                self.optimizer.step()
-
-
-def measure(case: Case, device: torch.device, epochs: int, utterances: Sequence[int], ours: dict, plainly: bool):
+def measure(case: Case, device: torch.device, epochs: int, utterances: Sequence[int], **options):
     """Run epochs of both loops in turn.  -> rows of the table"""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         args = case.settings(str(folder / "bert"))
         args.featurePath = str(folder / "features.pkl")
         write_features(Path(args.featurePath), case, args, utterances)
-        loops: dict[str, Ours | Plain] = {"plain": Plain(args, device, folder)} if plainly else {}
-        loops["ours"] = Ours(args, device, folder, **ours)
+        settings = {"plain": EasyDict(args | {"fast": False}), "fast": args}
+        loops = {name: Loop(name, of_loop, device, folder, **options) for name, of_loop in settings.items()}
         for _ in range(epochs):
             for loop in loops.values():
                 loop.epoch()
@@ -161,30 +111,29 @@ def measure(case: Case, device: torch.device, epochs: int, utterances: Sequence[
         row = {"case": str(case), "path": name, "epochs": str(epochs)}
         row |= {f"{stage} s": f"{Times(seconds).median:.2f}" for stage, seconds in loop.clock.seconds.items()}
         row |= {"epoch s": f"{totals[name].median:.2f}", "all s": f"{sum(totals[name].seconds):.1f}"}
-        row["ratio"] = f"{totals['plain'].median / totals[name].median:.2f}" if plainly else "-"
+        row["ratio"] = f"{totals['plain'].median / totals[name].median:.2f}"
         rows.append(row)
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time epochs of run.py's loop against a plain one.")
+    parser = argparse.ArgumentParser(description="Time epochs of run.py's loop, plain and fast.")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dataset", choices=UTTERANCES, default="mosi")
     parser.add_argument("--layout", choices=STEPS, default="aligned")
     parser.add_argument("--bert", action="store_true", help="with BERT, of bert-base's shape")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--utterances", nargs=3, type=int, help="in train, valid, test (default: the data set's)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of our loop")
-    parser.add_argument("--compile", action="store_true", help="our loop")
-    parser.add_argument("--ours-only", action="store_true")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of both loops")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args(argv)
     device = choose_device(options.device)
     keep_freed_memory()
     print(machine(device), flush=True)
     case = Case(options.dataset, options.layout, options.bert, "train", batch_size=16)
-    ours = {"precision": options.precision, "compiled": options.compile}
+    how = {"precision": options.precision, "compiled": options.compile}
     utterances = options.utterances or UTTERANCES[options.dataset]
-    print(table(measure(case, device, options.epochs, utterances, ours, plainly=not options.ours_only)))
+    print(table(measure(case, device, options.epochs, utterances, **how)))
 
 
 if __name__ == "__main__":

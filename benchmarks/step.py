@@ -1,4 +1,4 @@
-"""Time a training step and an evaluation: the project's paths against a plain implementation of the same.
+"""Time a training step and an evaluation: the plain model (fast=false) against the fast one.
 
 python -m benchmarks.step
 
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from easydict import EasyDict
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
-from benchmarks import plain
 from benchmarks.measure import Hardware, Work, alternate, free_memory, machine, operations, peak_memory, table
 from config import load_config
 from models.dmd import DMD
@@ -68,23 +68,24 @@ class Case:
         batch["labels"] = torch.round(torch.rand(self.batch_size, 1) * 30 - 15) / 5
         return {name: x.to(device) for name, x in batch.items()}
 
-    def plain_scores(self) -> int:
-        """Bytes of attention scores that the plain training step keeps: masked, softmax, mask and product of dropout,
+    def scores(self) -> int:
+        """Bytes of attention scores that a plain training step keeps: masked, softmax, mask and product of dropout,
         of 4 layers of the 6 cross-modal encoders with 10 heads."""
         pairs = [q * s for q, s in itertools.permutations(STEPS[self.layout], 2)]
         return 4 * 4 * 4 * 10 * self.batch_size * sum(pairs) if self.mode == "train" else 0
 
 
-def paths_of(device: torch.device, mode: str) -> dict[str, tuple[str, bool]]:
-    """The project's paths by name: precision, and whether compiled."""
-    paths = {"ours": ("fp32", False), "ours bf16": ("bf16", False)}
+def paths_of(device: torch.device, mode: str) -> dict[str, tuple[bool, str, bool]]:
+    """The paths by name: whether fast, precision, and whether compiled."""
+    paths = {"plain": (False, "fp32", False), "fast": (True, "fp32", False), "bf16": (True, "bf16", False)}
     if device.type == "cuda" and mode == "train":
-        paths |= {"ours compiled": ("fp32", True), "ours bf16 compiled": ("bf16", True)}
+        paths |= {"compiled": (True, "fp32", True), "bf16 compiled": (True, "bf16", True)}
     return paths
 
 
-def our_work(case: Case, args, device: torch.device, precision: str, compiled: bool) -> Work:
+def work_of(case: Case, args, device: torch.device, fast: bool, precision: str, compiled: bool) -> Work:
     set_seed(1111)
+    args = EasyDict(args | {"fast": fast})
     model, objective, batch = DMD(args), Objective(args), case.batch(args, device)
     trainer = Trainer(args, model, objective, {"train": range(10)}, device, precision=precision, compiled=compiled)
     if case.mode == "train":
@@ -94,19 +95,9 @@ def our_work(case: Case, args, device: torch.device, precision: str, compiled: b
     @torch.inference_mode()
     def evaluate():
         with autocast(device, precision):
-            return model.predict(batch["text"], batch["audio"], batch["vision"])
+            return model(batch["text"], batch["audio"], batch["vision"]).output_logit
 
     return evaluate
-
-
-def plain_work(case: Case, args, device: torch.device) -> Work:
-    set_seed(1111)
-    model, objective, batch = DMD(args).to(device), plain.PlainObjective(args).to(device), case.batch(args, device)
-    inputs = [batch[name] for name in ("text", "audio", "vision")]
-    if case.mode == "train":
-        return lambda: plain.training_step(model, objective, inputs, batch["labels"], args.grad_clip)
-    model.eval()
-    return lambda: plain.evaluate(model, inputs)
 
 
 @dataclass(frozen=True)
@@ -133,17 +124,16 @@ def run_case(case: Case, device: torch.device, hardware: Hardware, budget: float
     """Measure one case on all paths.  -> a row of the table for each"""
     with tempfile.TemporaryDirectory() as bert_folder:
         args = case.settings(bert_folder)
-        works: dict[str, Work] = {}
-        if case.plain_scores() < 0.7 * free_memory(device):
-            works["plain"] = plain_work(case, args, device)
         paths = {name: how for name, how in paths_of(device, case.mode).items() if not only or name in only}
-        works |= {name: our_work(case, args, device, *how) for name, how in paths.items()}
+        if case.scores() > 0.7 * free_memory(device):
+            paths.pop("plain", None)
+        works = {name: work_of(case, args, device, *how) for name, how in paths.items()}
         floors = Floors.of(case, args, works["plain"]) if "plain" in works else None
     times = alternate(works, device, budget)
     rows = []
     for name, work in works.items():
         own, counted = times[name], operations(work, device)
-        precision, _ = paths.get(name, ("fp32", False))
+        _, precision, _ = paths[name]
         arithmetic, memory = floors.reached(own.median, hardware, precision) if floors else ("-", "-")
         row = {
             "case": str(case),
@@ -161,14 +151,14 @@ def run_case(case: Case, device: torch.device, hardware: Hardware, budget: float
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time training steps and evaluations against a plain implementation.")
+    parser = argparse.ArgumentParser(description="Time training steps and evaluations, plain and fast.")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--datasets", nargs="+", default=["mosi", "mosei"])
     parser.add_argument("--layouts", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--bert", nargs="+", choices=("no", "yes"), default=["no", "yes"])
     parser.add_argument("--modes", nargs="+", choices=("train", "eval"), default=["train", "eval"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 64])
-    parser.add_argument("--paths", nargs="+", default=[], help="ours, 'ours bf16', …: only these (default: all)")
+    parser.add_argument("--paths", nargs="+", default=[], help="plain, fast, bf16, …: only these (default: all)")
     parser.add_argument("--no-dropout", action="store_true", help="train without dropout")
     parser.add_argument("--seconds", type=float, default=10, help="for each case, after two rounds of warming up")
     options = parser.parse_args(argv)

@@ -92,6 +92,8 @@ class DMDConfig(BaseModel):
     res_dropout: Probability = Field(0.0, description="before each residual sum of a transformer")
     output_dropout: Probability = Field(0.5, description="in every prediction head")
 
+    fast: Flag = Field(True, description="encoders together where that is equal (models/fast/); off: one by one")
+
     # Switches: where paper and release differ. null: as `objective` says (PRESETS)
     objective: Literal["release", "paper"] = Field("release", description="chooses the switches that are not set")
     ort: Literal["batch", "feature", "paper"] | None = Field(
@@ -145,7 +147,8 @@ class DMDConfig(BaseModel):
     update_epochs: Count = Field(10, description="batches whose gradients add up before a step")
     grad_clip: float = Field(0.6, description="largest absolute gradient; -1: no clipping")
     optimizer: Literal["adam"] = Field("adam", description="the release's")
-    learning_rate: Positive = Field(1e-4, description="initial step size, one for all parameters")
+    learning_rate: Positive = Field(1e-4, description="initial step size")
+    learning_rate_bert: Positive | None = Field(None, description="of the text encoder; null: learning_rate")
     adam_betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = Field(
         [0.9, 0.999], description="β1, β2 of Adam"
     )

@@ -11,8 +11,23 @@ PAIRS = tuple((student, teacher) for student in range(3) for teacher in range(3)
 EDGE_NAMES = tuple(f"{'lva'[teacher].upper()}2{'lva'[student].upper()}" for student, teacher in PAIRS)
 
 
+def students(x: Tensor) -> Tensor:
+    """What the students of PAIRS have.  (3, ·) -> (6, ·)"""
+    return _stack(x, [student for student, _ in PAIRS])
+
+
+def teachers(x: Tensor) -> Tensor:
+    """What the teachers of PAIRS have.  (3, ·) -> (6, ·)"""
+    return _stack(x, [teacher for _, teacher in PAIRS])
+
+
+def _stack(x: Tensor, which: list[int]) -> Tensor:
+    parts = x.unbind()
+    return torch.stack([parts[i] for i in which])
+
+
 class GraphDistillation(nn.Module):
-    """Edge weights of one graph (paper, section 3.2; `low` = homogeneous and `high` = heterogeneous graph).
+    """Edge weights W of one graph (Eq. 8; paper, section 3.2; `low` = homogeneous and `high` = heterogeneous graph).
 
     logits (3, B, 1), reprs (3, B, d) -> edges (6, B), a softmax over the pairs, in the order of PAIRS
     """
@@ -26,6 +41,5 @@ class GraphDistillation(nn.Module):
 
     def forward(self, logits: Tensor, reprs: Tensor) -> Tensor:
         nodes = torch.cat([self.W_logit(logits), self.W_repr(reprs)], dim=-1)  # (3, B, 2g)
-        students, teachers = zip(*PAIRS, strict=True)
-        pairs = torch.cat([nodes[list(students)], nodes[list(teachers)]], dim=-1)  # (6, B, 4g)
+        pairs = torch.cat([students(nodes), teachers(nodes)], dim=-1)  # (6, B, 4g)
         return (self.W_edge(pairs).squeeze(-1) / self.temperature).softmax(dim=0)  # (6, B)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from models import kernels
 from utils.errors import ConfigError
 from utils.reading import printable
 
@@ -48,7 +47,7 @@ class BertTextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         ids, mask, segments = tokens.long().unbind(1)  # (B, T) each
-        with contextlib.nullcontext() if self.finetune else torch.no_grad(), kernels.Substitutes():
+        with contextlib.nullcontext() if self.finetune else torch.no_grad():
             return self.model(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
 
 

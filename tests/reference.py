@@ -81,10 +81,10 @@ def make_utterances(case: dict) -> dict[str, np.ndarray]:
 class Reference:
     """One case: its configuration, its inputs, the model and objective with their reference weights, the numbers."""
 
-    def __init__(self, name: str, bert_folder: Path):
+    def __init__(self, name: str, bert_folder: Path, **overrides):
         self.numbers = np.load(FOLDER / f"{name}.npz")
         self.case = json.loads(str(self.numbers["case"]))
-        overrides = {key: 0.0 for key in DROPOUTS}
+        overrides = dict.fromkeys(DROPOUTS, 0.0) | overrides
         overrides |= {"use_bert": self.case["use_bert"], "feature_dims": self.case["feature_dims"]}
         overrides |= self.case["overrides"] | {"batch_size": self.case["batch_size"]}
         if self.case["use_bert"]:

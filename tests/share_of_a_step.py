@@ -31,7 +31,8 @@ def main(folder: str, *settings: str) -> None:
     if ranks.rank == 0:
         predicted = torch.from_numpy(epoch.predictions.predicted)
         losses = torch.tensor(list(epoch.losses.values()))
-        gradients = trainer.parameters.values.grad
+        gradients = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                               for p in trainer.parameters])  # fmt: skip
         torch.save({"gradients": gradients, "losses": losses, "predicted": predicted}, f"{folder}/{ranks.size}.pt")
 
 

@@ -55,7 +55,7 @@ def predict(
         for batch in progress(loader, description):
             text, audio, vision, target = to_device(batch, device)
             with autocast(device, precision):
-                predicted.append(model.predict(text, audio, vision).float() if len(target) else target)
+                predicted.append(model(text, audio, vision).output_logit.float() if len(target) else target)
             labels.append(target)
             rows.append(batch["rows"])
     everything = joined(predicted, labels, rows, ranks or Ranks())

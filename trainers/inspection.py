@@ -49,7 +49,8 @@ def inspect(
         *inputs, target = to_device(batch, device)
         with autocast(device, precision), _masked(model, inputs, kept) as left:
             output = model(*left).float()
-        part = {name: output[name].squeeze(1) for name in HEADS}
+        heads = output.flat()
+        part = {name: heads[name].squeeze(1) for name in HEADS}
         part |= {("specific", m): _mean_over_steps(output.specific, m) for m in STACK_ORDER}
         part |= {("common", m): _mean_over_steps(output.common, m) for m in STACK_ORDER}
         batches.append(part)
@@ -81,7 +82,7 @@ def _masked(model: DMD, inputs: list[torch.Tensor], kept: str) -> Iterator[list[
 
 
 def _mean_over_steps(features: PerModality, m: str) -> torch.Tensor:
-    return features[m].mean(dim=0)  # (T', B, d) -> (B, d)
+    return features[m].mean(dim=1)  # (B, T', d) -> (B, d)
 
 
 @dataclass(frozen=True)

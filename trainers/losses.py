@@ -7,24 +7,69 @@ a `Parity:` note marks what the release does, and the docstring how the paper is
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from models.distillation import PAIRS, GraphDistillation
+from models.distillation import GraphDistillation, students, teachers
 from models.dmd import STACK_ORDER, DMDOutput
 
+HINGES_AT_ONCE = 2**24  # elements that the margin losses hold at a time, in each of three tensors (64 MiB)
 
-def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") -> Tensor:
-    """L_ort of one modality, a mean of cosines; specific, common (T', B, d) -> scalar.
 
-    paper: cos(X_com, X_prt), read as the cosine of each step of each utterance, over the width; not clamped, so that
-    opposite parts are lower than orthogonal ones.
-    feature: the same, but only its positive part counts: orthogonal is the best there is.
-    batch: Parity: the cosine runs over the *batch* axis, and only its positive part counts.
+def task_loss(predicted: Tensor, labels: Tensor) -> Tensor:
+    """L_task of one output (Eq. 11 sums them): mean |y - ŷ|; predicted, labels (B, 1) -> scalar"""
+    return F.l1_loss(predicted, labels)
+
+
+def reconstruction_loss(recon: Tensor, origin: Tensor) -> Tensor:
+    """L_rec of one modality (Eq. 2): what both parts decode to, against the projected features.
+
+    (B, T', d) each -> scalar
     """
-    axis = 1 if kind == "batch" else 2
-    dot = (specific * common).sum(dim=axis)
-    norms = (specific.square().sum(dim=axis) + 1e-12) * (common.square().sum(dim=axis) + 1e-12)
-    cosine = dot / norms.sqrt()
-    return (cosine if kind == "paper" else cosine.clamp(min=0)).mean()
+    return F.mse_loss(recon, origin)
+
+
+def cycle_loss(specific_recon: Tensor, specific: Tensor) -> Tensor:
+    """L_cyc of one modality (Eq. 3): the specific part of the reconstruction, against the specific part.
+
+    (B, T', d) each -> scalar
+    """
+    return F.mse_loss(specific_recon, specific)
+
+
+def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
+    """L_mar (Eq. 4) of the release; vectors (n, d) with the labels (n,) of their utterances -> scalar.
+
+    Every vector is an anchor. Its positives carry exactly its label (itself excluded), its negatives another one;
+    the margin grows with the distance of the labels. Mean over the pairs of an anchor, then over the anchors that
+    have both. Zero where no anchor has.
+
+    Parity: no condition on the modality, and margin slope·|Δy| instead of the paper's constant α; labels are compared
+    by exact equality.
+    """
+    distance = (labels[:, None] - labels[None, :]).abs()  # (n, n)
+    same_label = labels[:, None] == labels[None, :]
+    positive = same_label & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    cosine = cosines(vectors)
+    pairs = positive.sum(dim=1) * (~same_label).sum(dim=1)  # of each anchor
+    per_anchor = hinges(slope * distance + cosine, cosine, positive, ~same_label) / pairs.clamp(min=1)
+    return per_anchor.sum() / (pairs > 0).sum().clamp(min=1)
+
+
+def triplet_margin_loss(vectors: Tensor, labels: Tensor, modalities: Tensor, alpha: float) -> Tensor:
+    """L_mar (Eq. 4) of the paper; vectors (n, d) with labels (n,) of their utterances and modalities (n,) -> scalar.
+
+    Over the triplets (i, j, k) with m[i] ≠ m[j], m[i] = m[k], c[i] = c[j], c[i] ≠ c[k], of modality m and class c:
+    the mean of max(0, α - cos(i, j) + cos(i, k)). Zero where there is no triplet.
+
+    Read so where the paper leaves it open: the classes of a regression are its labels, equal or not, as in the
+    release; all triplets weigh the same; an utterance's own other modalities are among its positives.
+    """
+    same_modality = modalities[:, None] == modalities[None, :]
+    same_label = labels[:, None] == labels[None, :]
+    positive, negative = ~same_modality & same_label, same_modality & ~same_label  # (n, n)
+    cosine = cosines(vectors)
+    triplets = (positive.sum(dim=1) * negative.sum(dim=1)).sum()
+    return hinges(alpha + cosine, cosine, positive, negative).sum() / triplets.clamp(min=1)
 
 
 def cosines(vectors: Tensor) -> Tensor:
@@ -33,42 +78,51 @@ def cosines(vectors: Tensor) -> Tensor:
     return vectors @ vectors.t()
 
 
-def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
-    """L_mar; vectors (n, d) with the labels (n,) of their utterances -> scalar.
+def hinges(raised: Tensor, cosine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """For each anchor the sum of max(0, raised to a negative - cosine to a positive) over its pairs of both.
 
-    Every vector is an anchor. Its positives carry exactly its label (itself excluded), its negatives another one;
-    the margin grows with the distance of the labels. Mean over the pairs of an anchor, then over the anchors that
-    have both. Zero where no anchor has.
-
-    Parity: no condition on the modality, and margin slope·|Δy| instead of the paper's constant α.
+    (n, n) each, a row an anchor -> (n,)
     """
-    cosine = cosines(vectors)  # (n, n)
-    distance = (labels[:, None] - labels[None, :]).abs()  # (n, n)
-    same_label = labels[:, None] == labels[None, :]
-    positive = same_label & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    negative = ~same_label
-    violation = (slope * distance + cosine)[:, None, :] - cosine[:, :, None]  # (anchor, positive, negative)
-    pairs = positive[:, :, None] & negative[:, None, :]
-    per_anchor = (violation.clamp(min=0) * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
-    return per_anchor.sum() / pairs.any(dim=2).any(dim=1).sum().clamp(min=1)
+    raised = raised.masked_fill(~negative, -torch.inf)
+    cosine = cosine.masked_fill(~positive, torch.inf)
+
+    def of_anchors(raised: Tensor, cosine: Tensor) -> Tensor:
+        return (raised[:, None, :] - cosine[:, :, None]).clamp(min=0).sum(dim=(1, 2))
+
+    at_once = max(1, HINGES_AT_ONCE // max(1, len(raised)) ** 2)
+    if len(raised) <= at_once:
+        return of_anchors(raised, cosine)
+    # A large batch: some anchors at a time, computed again for the gradient.
+    parts = zip(raised.split(at_once), cosine.split(at_once), strict=True)
+    return torch.cat([checkpoint(of_anchors, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
-def triplet_margin_loss(vectors: Tensor, labels: Tensor, modalities: Tensor, alpha: float) -> Tensor:
-    """L_mar of the paper; vectors (n, d) with the labels (n,) of their utterances and modalities (n,) -> scalar.
+def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") -> Tensor:
+    """L_ort of one modality (Eq. 5), a mean of cosines; specific, common (B, T', d) -> scalar.
 
-    Over the triplets (i, j, k) with m[i] ≠ m[j], m[i] = m[k], c[i] = c[j], c[i] ≠ c[k], of modality m and class c:
-    the mean of max(0, α - cos(i, j) + cos(i, k)). Zero where there is no triplet.
-
-    Read so where the paper leaves it open: the classes of a regression are its labels, equal or not, as in the
-    release; all triplets weigh the same; an utterance's own other modalities are among its positives.
+    paper: cos(X_com, X_prt), read as the cosine of each step of each utterance, over the width; not clamped, so that
+    opposite parts are lower than orthogonal ones.
+    feature: the same, but only its positive part counts: orthogonal is the best there is.
+    batch: Parity: the cosine runs over the *batch* axis, and only its positive part counts.
     """
-    cosine = cosines(vectors)  # (n, n)
-    same_modality = modalities[:, None] == modalities[None, :]
-    same_label = labels[:, None] == labels[None, :]
-    positive, negative = ~same_modality & same_label, same_modality & ~same_label  # (n, n)
-    triplets = positive[:, :, None] & negative[:, None, :]  # (i, j, k)
-    violation = alpha - cosine[:, :, None] + cosine[:, None, :]
-    return (violation.clamp(min=0) * triplets).sum() / triplets.sum().clamp(min=1)
+    axis = 0 if kind == "batch" else 2
+    dot = (specific * common).sum(dim=axis)
+    norms = (specific.square().sum(dim=axis) + 1e-12) * (common.square().sum(dim=axis) + 1e-12)
+    cosine = dot / norms.sqrt()
+    return (cosine if kind == "paper" else cosine.clamp(min=0)).mean()
+
+
+def decoupling_loss(rec: Tensor, cyc: Tensor, mar: Tensor, ort: Tensor, gamma: float) -> Tensor:
+    """L_dec = L_rec + L_cyc + γ (L_mar + L_ort) (Eq. 6)."""
+    return rec + cyc + gamma * (mar + ort)
+
+
+def distillation_loss(weights: Tensor, distances: Tensor) -> Tensor:
+    """L_dtl = ‖W ⊙ E‖₁ of one graph (Eq. 9), the sum of Eq. 7, Σ w·ε, over the students; a mean over the batch.
+
+    weights W and distances E >= 0 between student and teacher, (6, B) each in the order of PAIRS -> scalar
+    """
+    return (weights * distances).mean(dim=1).sum()
 
 
 def graph_prior(pattern: list[float], temperature: float) -> Tensor:
@@ -85,6 +139,10 @@ class LossTerms(dict):
     """Scalar tensors by name; `edges` holds the edge weights (6, B) of both graphs."""
 
     edges: dict[str, Tensor]
+
+    def sum(self, prefix: str) -> Tensor:
+        """Of the terms whose names begin so."""
+        return torch.stack([value for name, value in self.items() if name.startswith(prefix)]).sum()
 
 
 class Objective(nn.Module):
@@ -104,76 +162,66 @@ class Objective(nn.Module):
             prior = graph_prior(pattern, args.gd_prior_temperature)
             self.register_buffer(f"{graph}_prior", prior, persistent=False)
 
-    margin = staticmethod(margin_loss)
-
     def forward(self, output: DMDOutput, labels: Tensor) -> LossTerms:
-        terms = LossTerms()
-        terms["task/all"] = F.l1_loss(output.output_logit, labels)
-        terms["task/c"] = F.l1_loss(output.logits_c, labels)
+        args, terms = self.args, LossTerms()
+        terms["task/all"] = task_loss(output.output_logit, labels)
+        terms["task/c"] = task_loss(output.logits_c, labels)
         for m in STACK_ORDER:
-            terms[f"task/{m}_homo"] = F.l1_loss(output.logits_homo[m], labels)
-            terms[f"task/{m}_hetero"] = F.l1_loss(output.logits_hetero[m], labels)
-            terms[f"recon/{m}"] = F.mse_loss(output.recon[m], output.origin[m])
-            terms[f"cycle/{m}"] = F.mse_loss(output.specific_recon[m].permute(2, 0, 1), output.specific[m])
-            terms[f"ort/{m}"] = orthogonality_loss(output.specific[m], output.common[m], self.args.ort)
+            terms[f"task/{m}_homo"] = task_loss(output.logits_homo[m], labels)
+            terms[f"task/{m}_hetero"] = task_loss(output.logits_hetero[m], labels)
+            terms[f"recon/{m}"] = reconstruction_loss(output.recon[m], output.origin[m])
+            terms[f"cycle/{m}"] = cycle_loss(output.specific_recon[m], output.specific[m])
+            terms[f"ort/{m}"] = orthogonality_loss(output.specific[m], output.common[m], args.ort)
         terms["margin"] = self._margin(stack(output.common_sim), labels.view(-1))
         terms.edges = {
             "homo": self._distil("homo", stack(output.logits_homo), stack(output.repr_homo), terms),
             "hetero": self._distil("hetero", stack(output.logits_hetero), stack(output.repr_hetero), terms),
         }
-        terms["total"] = self._total(terms)
+
+        # Each term has a weight of its own that is 1 unless an ablation says otherwise.
+        rec, cyc = args.recon_weight * terms.sum("recon/"), args.cycle_weight * terms.sum("cycle/")
+        mar, ort = args.margin_weight * terms["margin"], args.ort_weight * terms.sum("ort/")
+        l_task, l_dec = terms.sum("task/"), decoupling_loss(rec, cyc, mar, ort, args.gamma)
+        l_dtl = args.homo_weight * self._trained("homo", terms) + args.hetero_weight * self._trained("hetero", terms)
+        terms["total"] = l_task + args.lambda_decoupling * l_dec + args.lambda_distillation * l_dtl  # Eq. 11
         return terms
 
     def _margin(self, common: Tensor, labels: Tensor) -> Tensor:
         """L_mar of common (3, B, d) and labels (B,) -> scalar"""
         vectors, args = common.flatten(0, 1), self.args  # (3B, d)
         if args.margin == "release":
-            return self.margin(vectors, labels.repeat(3), args.margin_slope)
+            return margin_loss(vectors, labels.repeat(3), args.margin_slope)
         modalities = torch.arange(3, device=labels.device).repeat_interleave(len(labels))
         return triplet_margin_loss(vectors, labels.repeat(3), modalities, args.margin_alpha)
 
     def _distil(self, graph: str, logits: Tensor, reprs: Tensor, terms: LossTerms) -> Tensor:
         """Add the terms of one graph; logits (3, B, 1), reprs (3, B, ·).  -> edges (6, B)
 
-        The paper's L_dtl = ‖W ⊙ E‖₁ is the term `logit`, a mean over the batch: E are the distances of the logits, W
-        the edges. Without the prior W is free but for its softmax, which is kept: W = 0 would be the best W. Teachers
-        are detached and edges are not, as in the release.
+        The paper's L_dtl (Eq. 9) is the term `logit`: E are the distances of the logits, W the edges (Eq. 8). Without
+        the prior W is free but for its softmax, which is kept: W = 0 would be the best W. Teachers are detached and
+        edges are not, as in the release.
         """
         args, edges, prior = self.args, getattr(self, graph)(logits, reprs), getattr(self, f"{graph}_prior")
         # Parity: a fixed prior is added to the edges, and the mean edges are pulled to it.
         has_prior = args.gd_prior == "release"
         weights = edges + prior[:, None] if has_prior else edges
-        students, teachers = (list(side) for side in zip(*PAIRS, strict=True))
-        student_logits, teacher_logits = logits[students].squeeze(-1), logits[teachers].squeeze(-1).detach()  # (6, B)
-        student_reprs, teacher_reprs = reprs[students], reprs[teachers].detach()  # (6, B, ·)
+        logit_distances = (students(logits) - teachers(logits.detach())).abs().squeeze(-1)  # (6, B)
+        student_reprs, teacher_reprs = students(reprs), teachers(reprs.detach())  # (6, B, ·)
 
         pull = (edges.mean(dim=1) - prior).square().sum() if has_prior else edges.new_zeros(())
         terms[f"{graph}/reg"] = args.gd_reg_weight * pull
-        terms[f"{graph}/logit"] = (weights * (student_logits - teacher_logits).abs()).mean(dim=1).sum()
+        terms[f"{graph}/logit"] = distillation_loss(weights, logit_distances)
         if self.repr_kinds[graph] == "cosine_apart":
             # Parity: this lowers the similarity of the representations, where distilling them would raise it.
             similarity = F.cosine_similarity(student_reprs, teacher_reprs, dim=-1).clamp(min=0)  # (6, B)
-            per_pair = weights.mean(dim=1) * similarity.mean(dim=1)
+            of_reprs = (weights.mean(dim=1) * similarity.mean(dim=1)).sum()
         else:
-            distances = (student_reprs - teacher_reprs).abs().sum(dim=-1)  # (6, B)
-            per_pair = (weights * distances).mean(dim=1)
-        terms[f"{graph}/repr"] = args.gd_repr_weight * per_pair.sum()
+            of_reprs = distillation_loss(weights, (student_reprs - teacher_reprs).abs().sum(dim=-1))
+        terms[f"{graph}/repr"] = args.gd_repr_weight * of_reprs
         return edges
 
-    def _total(self, terms: LossTerms) -> Tensor:
-        """L_total = task + λ2 · (homo + hetero) + λ1 · (recon + cycle + γ · (margin + ort)), each with a weight of its
-        own that is 1 unless an ablation says otherwise."""
-        args = self.args
-
-        def group(prefix: str) -> Tensor:
-            return sum(value for name, value in terms.items() if name.startswith(f"{prefix}/"))
-
-        def distillation(graph: str) -> Tensor:
-            # Parity: the release computes and reports homo/repr, but does not train on it ("off").
-            trained = ("reg", "logit") if self.repr_kinds[graph] == "off" else ("reg", "logit", "repr")
-            return sum(terms[f"{graph}/{name}"] for name in trained)
-
-        distilled = args.homo_weight * distillation("homo") + args.hetero_weight * distillation("hetero")
-        apart = args.margin_weight * terms["margin"] + args.ort_weight * group("ort")
-        decoupling = args.recon_weight * group("recon") + args.cycle_weight * group("cycle") + args.gamma * apart
-        return group("task") + args.lambda_distillation * distilled + args.lambda_decoupling * decoupling
+    def _trained(self, graph: str, terms: LossTerms) -> Tensor:
+        """The terms of one graph that are trained on."""
+        distilled = terms[f"{graph}/logit"] + terms[f"{graph}/reg"]
+        # Parity: the release computes and reports homo/repr, but does not train on it ("off").
+        return distilled if self.repr_kinds[graph] == "off" else distilled + terms[f"{graph}/repr"]

@@ -5,6 +5,7 @@ clipping, so that batch, accumulation and clipping are those of one process, wha
 hooks would average what has accumulated and been clipped, which is another recipe.
 """
 
+import torch
 from torch import Tensor
 
 from utils.errors import ConfigError
@@ -16,8 +17,8 @@ class Ranks:
 
     rank, size = 0, 1
 
-    def backward(self, total: Tensor | None, share: float, gradient: Tensor) -> None:
-        """Add the gradient of a batch's loss to the accumulated `gradient`, of which all parameters' are views.
+    def backward(self, total: Tensor | None, share: float, parameters: list[Tensor]) -> None:
+        """Give the parameters the gradients of a batch's loss.
 
         total: the loss of this rank's share of the batch; None where the share is 0
         """
@@ -50,12 +51,14 @@ class AcceleratedRanks(Ranks):
                 f"on {self.device}. Choose --device cpu, or as many processes as there are GPUs."
             )
 
-    def backward(self, total: Tensor | None, share: float, gradient: Tensor) -> None:
-        accumulated = gradient.clone()
-        gradient.zero_()
+    def backward(self, total: Tensor | None, share: float, parameters: list[Tensor]) -> None:
+        parameters = [p for p in parameters if p.requires_grad]
         if total is not None:
             (total * share).backward()
-        gradient.copy_(self.sum(gradient)).add_(accumulated)
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        summed = self.sum(torch.cat([g.flatten() for g in own])).split([p.numel() for p in parameters])
+        for parameter, gradient in zip(parameters, summed, strict=True):
+            parameter.grad = gradient.view_as(parameter)
 
     def sum(self, x: Tensor) -> Tensor:
         return self.accelerator.reduce(x, reduction="sum")

@@ -24,7 +24,7 @@ class Step(NamedTuple):
     names: list[str]  # of the loss terms
     losses: torch.Tensor  # (number of names)
     edges: torch.Tensor  # (12) batch means
-    gradient_sum: torch.Tensor  # () over all parameters, of the accumulated gradients; finite if they are
+    largest_gradient: torch.Tensor  # () of all parameters' accumulated gradients; finite if they are
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def check_finite(steps: Sequence[Step], ids: Sequence[str], epoch: int, ranks: R
     """
     if not steps:
         return
-    totals = [torch.stack([step.losses[step.names.index("total")], step.gradient_sum]) for step in steps]
+    totals = [torch.stack([step.losses[step.names.index("total")], step.largest_gradient]) for step in steps]
     finite = torch.stack(totals).isfinite().all(dim=1).tolist()  # the host waits for the device
     if all(finite):
         return
@@ -80,5 +80,5 @@ def check_finite(steps: Sequence[Step], ids: Sequence[str], epoch: int, ranks: R
         "for extreme features in these utterances."
     )
     finding = (bool(terms), bool(bad.any()), message)
-    summed = not step.gradient_sum.isfinite()  # over the ranks, so that each of them is here
+    summed = not step.largest_gradient.isfinite()  # over the ranks, so that each of them is here
     raise NumericalError(max(ranks.join(finding))[2] if summed else message)

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from models.dmd import DMD
 from trainers.evaluate import Predictions, predict, to_device
-from trainers.flat import FlatParameters
 from trainers.losses import LossTerms, Objective
 from trainers.ranks import Ranks
 from trainers.steps import Step, TrainedEpoch, check_finite, prefixed
@@ -18,15 +17,15 @@ from utils.checkpoint import load_weights
 from utils.errors import CheckpointError
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
 from utils.results import RunFolder
-from utils.runtime import autocast, logger, progress, random_state, set_random_state
+from utils.runtime import autocast, logger, progress, random_state, set_precision, set_random_state
 
 
 class Trainer:
     """Trains one model with one seed.
 
-    `seed_number` counts the seeds of a command from 1; it only appears in the log. `precision` is fp32 or bf16
-    (autocast of the model; losses and metrics stay in fp32), `compiled` runs forward and losses through
-    torch.compile. `ranks` are the processes that train together.
+    `seed_number` counts the seeds of a command from 1; it only appears in the log. `precision` is fp32, tf32 (of
+    products and convolutions on CUDA) or bf16 (autocast of the model; losses and metrics stay in fp32); `compiled` runs
+    forward and losses through torch.compile. `ranks` are the processes that train together.
     """
 
     def __init__(
@@ -43,17 +42,17 @@ class Trainer:
     ):
         self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
         self.precision, self.ranks = precision, ranks or Ranks()
+        set_precision(precision)
         self.model, self.objective = model.to(device), objective.to(device)
-        self.parameters = FlatParameters([*self.model.parameters(), *self.objective.parameters()])
-        # Parity: one group for BERT, model and graphs; the release has weight_decay in its config and never hands it
-        # over. Applied, it is Adam's: added to the clipped gradients, also to the zeros of unused parameters.
+        self.parameters = [*self.model.parameters(), *self.objective.parameters()]
+        # Parity: weight_decay is in the release's config and never given to Adam.
         self.optimizer = torch.optim.Adam(
-            [self.parameters.values],
+            self._parameter_groups(),
             lr=args.learning_rate,
             betas=tuple(args.adam_betas),
             eps=args.adam_eps,
             weight_decay=args.weight_decay if args.weight_decay_applied else 0.0,
-            fused=True,
+            fused=device.type in ("cpu", "cuda"),
         )
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
@@ -71,6 +70,14 @@ class Trainer:
                 f"The train split has {batches} batches, fewer than update_epochs {args.update_epochs}: stepping once "
                 "at the end of each epoch (the released code would never step)."
             )
+
+    def _parameter_groups(self) -> list[dict]:
+        """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is one of its own."""
+        if self.args.learning_rate_bert is None or not self.args.use_bert:
+            return [{"params": self.parameters}]
+        bert = list(self.model.text_model.parameters())
+        rest = [p for p in self.parameters if all(p is not q for q in bert)]
+        return [{"params": rest}, {"params": bert, "lr": self.args.learning_rate_bert}]
 
     def fit(
         self, run: RunFolder, resumed: dict | None = None, after_epoch: Sequence[Callable[[dict], None]] = ()
@@ -170,7 +177,7 @@ class Trainer:
         for index, batch in enumerate(progress(loader, "train")):
             between_batches()
             if index % self.args.update_epochs == 0:
-                self.parameters.zero_grad()
+                self.optimizer.zero_grad()
             size = min(self.args.batch_size, len(ids) - index * self.args.batch_size)
             steps.append(self.training_step(batch, size, steps[-1] if steps else None))
             if (index + 1) % self.args.update_epochs == 0:
@@ -189,6 +196,8 @@ class Trainer:
         """
         *inputs, labels = to_device(batch, self.device)
         share = 1.0 if size is None else len(labels) / size
+        accumulated = [p.grad for p in self.parameters]
+        self.optimizer.zero_grad()
         if share:
             # The smaller last batch of an epoch is not worth a compilation of its own.
             whole = len(labels) == len(range(self.ranks.rank, self.args.batch_size, self.ranks.size))
@@ -197,21 +206,23 @@ class Trainer:
             losses = torch.stack([terms[name].detach() for name in names]) * share
             edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")]) * share
             output = output.detach().clone()
-            self.ranks.backward(terms["total"], share, self.parameters.values.grad)
+            self.ranks.backward(terms["total"], share, self.parameters)
         else:
             names, losses, edges = before.names, torch.zeros_like(before.losses), torch.zeros_like(before.edges)
             output = labels
-            self.ranks.backward(None, share, self.parameters.values.grad)
-        gradient_sum = self.parameters.values.grad.sum()  # before the clipping, which hides infinities
+            self.ranks.backward(None, share, self.parameters)
+        _add_gradients(self.parameters, accumulated)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        largest = nn.utils.get_total_norm(gradients, math.inf)  # before the clipping, which hides infinities
         if self.args.grad_clip != -1:
-            self.parameters.clip_grad_value(self.args.grad_clip)
-        return Step(output, labels, batch["rows"], names, losses, edges, gradient_sum)
+            nn.utils.clip_grad_value_(self.parameters, self.args.grad_clip)
+        return Step(output, labels, batch["rows"], names, losses, edges, largest)
 
     def forward(self, text, audio, vision, labels) -> tuple[torch.Tensor, LossTerms]:
         """-> prediction (B, 1), loss terms"""
         with autocast(self.device, self.precision):
             output = self.model(text, audio, vision)
-        if self.precision != "fp32":
+        if self.precision == "bf16":
             output = output.float()
         return output.output_logit, self.objective(output, labels)
 
@@ -220,6 +231,16 @@ class Trainer:
         predictions = predict(self.model, self.loaders[split], self.device, split, self.precision, self.ranks)
         log_metrics(split, self.args.model_name, predictions.metrics())
         return predictions
+
+
+def _add_gradients(parameters: Sequence[nn.Parameter], before: Sequence[torch.Tensor | None]) -> None:
+    """What backward() does one by one, in one operation for many: add each gradient to that of the batches before."""
+    for parameter, gradient in zip(parameters, before, strict=True):
+        if parameter.grad is None:
+            parameter.grad = gradient
+    pairs = [(p.grad, g) for p, g in zip(parameters, before, strict=True) if g is not None and p.grad is not g]
+    if pairs:
+        torch._foreach_add_(*(list(side) for side in zip(*pairs, strict=True)))
 
 
 def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:

@@ -147,12 +147,18 @@ def is_first_rank() -> bool:
     return number_of_processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the model runs: nothing for fp32, matrix products in bfloat16 for bf16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def set_precision(precision: str) -> None:
+    """Let CUDA round the factors of products and convolutions in float32 to TF32, or not: PyTorch's own default
+    does it in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """The context in which the model runs: matrix products in bfloat16 for bf16, else nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def keep_freed_memory() -> None:

@@ -43,10 +43,10 @@ def test_table_is_read_back():
 @pytest.mark.slow
 def test_step(capsys):
     small = ["--datasets", "mosi", "--layouts", "aligned", "--bert", "no", "--batch-sizes", "3"]
-    step.main([*small, "--seconds", "0", "--no-dropout", "--paths", "ours"])
+    step.main([*small, "--seconds", "0", "--no-dropout", "--paths", "plain", "fast"])
     rows = cells(capsys.readouterr().out)
     assert [(row["case"].split(", ")[3], row["path"]) for row in rows] == [
-        (mode, path) for mode in ("train", "eval") for path in ("plain", "ours")
+        (mode, path) for mode in ("train", "eval") for path in ("plain", "fast")
     ]
     assert all(float(row["median s"]) > 0 and int(row["ATen"]) > 1000 for row in rows)
 
@@ -55,12 +55,12 @@ def test_step(capsys):
 def test_both_paths_of_a_case_predict_the_same(bert, tmp_path):
     case = step.Case("mosei", "aligned", bert, "eval", 2)
     args = case.settings(str(tmp_path))
-    predicted = [work() for work in (step.plain_work(case, args, CPU), step.our_work(case, args, CPU, "fp32", False))]
+    predicted = [step.work_of(case, args, CPU, fast, "fp32", compiled=False)() for fast in (False, True)]
     torch.testing.assert_close(*predicted, rtol=1e-4, atol=1e-5)
 
 
 def test_epoch(capsys):
     epoch.main(["--utterances", "18", "3", "3", "--epochs", "2"])
-    plain, ours = cells(capsys.readouterr().out)
-    assert (plain["path"], ours["path"]) == ("plain", "ours")
-    assert all(float(row["epoch s"]) > 0 for row in (plain, ours))
+    plain, fast = cells(capsys.readouterr().out)
+    assert (plain["path"], fast["path"]) == ("plain", "fast")
+    assert all(float(row["epoch s"]) > 0 for row in (plain, fast))

@@ -1,13 +1,11 @@
-"""The encoder's oddities: positions of padded steps, the offset causal mask, dropout draws."""
+"""The encoder, step by step: positions of padded steps, the offset causal mask, attention, dropout draws."""
 
 import math
 
 import pytest
 import torch
 
-from models import kernels
-from models.transformer import CrossModalEncoder, SinusoidalPositions, encode
-from trainers.flat import FlatParameters
+from models.transformer import CrossModalEncoder, MultiheadAttention, SinusoidalPositions, causal_mask
 
 
 def encoder(attn_mask=True, embed_dropout=0.0) -> CrossModalEncoder:
@@ -16,7 +14,9 @@ def encoder(attn_mask=True, embed_dropout=0.0) -> CrossModalEncoder:
 
 
 def test_positions_are_sine_half_then_cosine_half_and_zero_where_padded():
-    positions = SinusoidalPositions(4)(torch.tensor([[0.0, 1.0, -2.0]]))[0]
+    x = torch.zeros(1, 3, 4)
+    x[0, :, 0] = torch.tensor([0.0, 1.0, -2.0])
+    positions = SinusoidalPositions(4)(x)[0]
     assert positions[0].tolist() == [0, 0, 0, 0]
     slow = math.exp(-math.log(10_000))  # the second of two frequencies: exp(-1 * ln(10^4) / (2 - 1))
     expected = [math.sin(2), math.sin(2 * slow), math.cos(2), math.cos(2 * slow)]
@@ -24,14 +24,31 @@ def test_positions_are_sine_half_then_cosine_half_and_zero_where_padded():
 
 
 def test_positions_beyond_256_stay_apart_in_bf16():
-    positions = SinusoidalPositions(8)(torch.ones(1, 300, dtype=torch.bfloat16))[0]
+    positions = SinusoidalPositions(8)(torch.ones(1, 300, 8, dtype=torch.bfloat16))[0]
     assert not torch.equal(positions[256], positions[257])
 
 
 def test_mask_is_offset_by_the_difference_of_the_lengths():
     expected = [[True, True, True, False], [True, True, True, True]]
-    assert kernels._causal_mask(2, 4, torch.device("cpu")).tolist() == expected
-    assert kernels._causal_mask(4, 2, torch.device("cpu")).tolist()[0] == [True, True]
+    assert causal_mask(2, 4, torch.device("cpu")).tolist() == expected
+    assert causal_mask(4, 2, torch.device("cpu")).tolist()[0] == [True, True]
+
+
+def test_attention_by_the_letter():
+    """Two heads of two, by loops over queries and keys."""
+    torch.manual_seed(0)
+    attention = MultiheadAttention(4, 2, dropout=0.0)
+    torch.nn.init.normal_(attention.in_proj_bias)
+    query, key, value = torch.randn(1, 2, 4), torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    mask = causal_mask(2, 3, torch.device("cpu"))
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    q, k, v = (x[0] @ w.t() + b for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    heads = torch.zeros(2, 4)
+    for head in (slice(0, 2), slice(2, 4)):
+        for i in range(2):
+            powers = [math.exp((q[i, head] @ k[j, head]).item() / math.sqrt(2)) * mask[i, j].item() for j in range(3)]
+            heads[i, head] = sum(power * v[j, head] for j, power in enumerate(powers)) / sum(powers)
+    torch.testing.assert_close(attention(query, key, value, mask)[0], attention.out_proj(heads))
 
 
 def test_a_step_ignores_what_the_mask_hides():
@@ -44,12 +61,13 @@ def test_a_step_ignores_what_the_mask_hides():
     assert not torch.equal(before[:, 2], after[:, 2])
 
 
-def test_key_and_value_have_dropout_draws_of_their_own(monkeypatch):
+def test_key_and_value_have_dropout_draws_of_their_own():
     """Query, key and value are each embedded, and dropped from, once."""
-    model, drawn, dropout = encoder(embed_dropout=0.5).train(), [], kernels.dropout
-    monkeypatch.setattr(kernels, "dropout", lambda x, p: drawn.append(p) or dropout(x, p))
-    model(torch.ones(1, 3, 8), torch.ones(1, 3, 8))
-    assert drawn.count(0.5) == 3
+    model, drawn = encoder(embed_dropout=0.5).train(), []
+    model.embed_dropout.register_forward_hook(lambda module, inputs, output: drawn.append(output))
+    source = torch.ones(1, 3, 8)
+    model(source, source)
+    assert len(drawn) == 3 and not torch.equal(drawn[1], drawn[2])
 
 
 def test_a_dead_source_gives_finite_numbers_and_gradients():
@@ -59,33 +77,10 @@ def test_a_dead_source_gives_finite_numbers_and_gradients():
     assert torch.isfinite(source.grad).all()
 
 
-@pytest.mark.parametrize("lengths", [(6, 6, 6), (4, 9, 7)])
-def test_encoders_together_give_what_each_gives_alone(lengths):
-    """Same outputs and gradients, whether weights are copied into a stack or read from flat parameters as one view."""
-    torch.manual_seed(1)
-    encoders = [CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, attn_mask=True) for _ in range(3)]
-    for parameter in (p for e in encoders for p in e.parameters()):
-        torch.nn.init.normal_(parameter)
-    sequences = [torch.randn(2, t, 8) for t in lengths]
-    sources = sequences[1:] + sequences[:1]
-
-    def gradients(outputs):
-        for parameter in (p for e in encoders for p in e.parameters()):
-            parameter.grad = None if parameter.grad is None else parameter.grad.zero_()
-        sum(x.square().sum() for x in outputs).backward()
-        return [p.grad.clone() for e in encoders for p in e.parameters()]
-
-    alone = [encoder(*pair) for encoder, pair in zip(encoders, zip(sequences, sources, strict=True), strict=True)]
-    of_alone = gradients(alone)
-    for lay_out in (list, FlatParameters):
-        lay_out([p for e in encoders for p in e.parameters()])
-        together = encode(encoders, sequences, sources)
-        for x, y in zip(alone, together, strict=True):
-            assert torch.allclose(x, y, atol=1e-5)
-        for x, y in zip(of_alone, gradients(together), strict=True):
-            assert torch.allclose(x, y, atol=1e-4 * x.abs().max().item())
-
-
-def test_the_last_step_alone_is_the_last_step():
-    model, x = encoder(), torch.randn(2, 5, 8)
-    assert torch.allclose(encode([model], [x], last_step=True)[0], model(x)[:, -1:], atol=1e-6)
+@pytest.mark.parametrize("length", [1, 7])
+def test_self_attention_reads_the_current_stream(length):
+    """Layer by layer: the second layer's keys are not the embedded inputs."""
+    model, x = encoder(attn_mask=False), torch.randn(2, length, 8, generator=torch.Generator().manual_seed(2))
+    first, second = model.layers
+    stream = first(*[model.embed(x)] * 3)
+    torch.testing.assert_close(model(x), model.layer_norm(second(stream, stream, stream)))

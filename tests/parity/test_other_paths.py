@@ -7,7 +7,7 @@ times that for gradient norms.
 import pytest
 import torch
 
-from models import kernels
+from models.fast import cpu
 from tests.reference import CASES, Reference, relative_difference
 from trainers.trainer import Trainer
 
@@ -36,7 +36,7 @@ def check_exact(reference: Reference, output, terms, gradients):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_operations_of_other_devices(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "_eager_cpu", lambda x: False)
+    monkeypatch.setattr(cpu, "eager", lambda x: False)
     reference = Reference(case, tmp_path)
     check_exact(reference, *step(reference))
 

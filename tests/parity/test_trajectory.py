@@ -41,9 +41,10 @@ class RecordingRun(RunFolder):
         self.last = {name: value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 @pytest.mark.parametrize("case", CASES)
-def test_three_epochs(case, tmp_path):
-    reference = Reference(case, tmp_path / "bert")
+def test_three_epochs(case, fast, tmp_path):
+    reference = Reference(case, tmp_path / "bert", fast=fast)
     info = reference.case
     n_batches, held_out = info["n_samples"] // info["batch_size"], info["n_valid_batches"]
     first_valid, first_test = n_batches - 2 * held_out, n_batches - held_out

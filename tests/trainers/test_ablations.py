@@ -52,7 +52,7 @@ def test_a_graph_that_weighs_nothing_learns_nothing(key, graph):
     trainer = make_trainer(**{key: 0})
     trainer.training_step(make_batch(0, LABELS))
     for name in ("homo", "hetero"):
-        gradients = [p.grad.any() for p in getattr(trainer.objective, name).parameters()]
+        gradients = [p.grad is not None and p.grad.any() for p in getattr(trainer.objective, name).parameters()]
         assert any(gradients) == (name != graph)
 
 
@@ -62,14 +62,12 @@ def test_without_decoupling_both_parts_are_the_projected_features():
     batch = make_batch(0, LABELS)
     output = trainer.model(batch["text"], batch["audio"], batch["vision"])
     for m in STACK_ORDER:
-        projected = output.origin[m].permute(2, 0, 1)
-        assert torch.equal(output.specific[m], projected) and torch.equal(output.common[m], projected)
-    predicted = trainer.model.predict(batch["text"], batch["audio"], batch["vision"])
-    assert torch.allclose(predicted, output.output_logit, atol=1e-6)
+        assert torch.equal(output.specific[m], output.origin[m]) and torch.equal(output.common[m], output.origin[m])
     trainer.training_step(batch)
     unused = [f"{name}.weight" for name in ("encoder_c", *(f"{kind}_{m}" for kind in ("encoder_s", "decoder")
                                                            for m in "lva"))]  # fmt: skip
-    assert not any(trainer.model.get_parameter(name).grad.any() for name in unused)
+    gradients = [trainer.model.get_parameter(name).grad for name in unused]
+    assert not any(gradient is not None and gradient.any() for gradient in gradients)
 
 
 def test_without_decoupling_nothing_of_it_can_be_trained():
@@ -85,13 +83,13 @@ def test_without_cross_modal_attention_a_modality_reads_only_itself():
     after = trainer.model(batch["text"], batch["audio"], 1 - batch["vision"])
     for m in STACK_ORDER:
         assert torch.equal(before.last_h[m], after.last_h[m]) == (m != "v")
-    doubled = torch.cat([before.specific["l"], before.specific["l"]], dim=2).transpose(0, 1)
+    doubled = torch.cat([before.specific["l"], before.specific["l"]], dim=2)
     expected = trainer.model.trans_l_mem(doubled)[:, -1]
     assert torch.allclose(before.last_h["l"], expected, atol=1e-5)
     trainer.training_step(batch)
     for name, parameter in trainer.model.named_parameters():
         if name.startswith("trans_") and "_with_" in name:
-            assert not parameter.grad.any(), name
+            assert parameter.grad is None, name
 
 
 @pytest.mark.parametrize("use_bert", [True, False])
@@ -107,7 +105,7 @@ def test_a_modality_that_is_not_kept_says_nothing(kept, use_bert):
     everything = _inspected(model, arrays, "lva")  # and the masking leaves nothing behind in the model
     batch = {name: torch.from_numpy(arrays[name]) for name in ("text", "audio", "vision")}
     with torch.no_grad():
-        output = model(**batch)
+        output = model(**batch).flat()
     for head in HEADS:
         assert everything[head] == pytest.approx(output[head][:, 0].numpy(), abs=1e-5)
 

@@ -10,8 +10,8 @@ from trainers.losses import graph_prior, margin_loss, orthogonality_loss, triple
 
 def test_orthogonality_runs_over_the_batch_axis():
     # One step, two utterances, two channels: channel 0 agrees over the batch, channel 1 is opposite (clamped to 0).
-    specific = torch.tensor([[[1.0, 1.0], [2.0, 2.0]]])
-    common = torch.tensor([[[2.0, -1.0], [4.0, -2.0]]])
+    specific = torch.tensor([[[1.0, 1.0]], [[2.0, 2.0]]])
+    common = torch.tensor([[[2.0, -1.0]], [[4.0, -2.0]]])
     assert orthogonality_loss(specific, common).item() == pytest.approx(0.5)
 
 
@@ -24,10 +24,10 @@ ORT = {
 
 @pytest.mark.parametrize("kind", ORT)
 def test_orthogonality_of_each_kind(kind):
-    specific = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])  # one step, two utterances, two channels
-    common = torch.tensor([[[4.0, 3.0], [-1.0, 0.0]]])
+    specific = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]])  # one step, two utterances, two channels
+    common = torch.tensor([[[4.0, 3.0]], [[-1.0, 0.0]]])
     assert orthogonality_loss(specific, common, kind).item() == pytest.approx(ORT[kind])
-    twice = (torch.cat([x, x]) for x in (specific, common))
+    twice = (torch.cat([x, x], dim=1) for x in (specific, common))
     assert orthogonality_loss(*twice, kind).item() == pytest.approx(ORT[kind])  # a mean over steps, no sum
 
 

@@ -27,20 +27,20 @@ def test_an_infinite_gradient_is_not_hidden_by_clipping(trainer):
     """All losses are finite; the gradient of one bias is infinite in the second batch."""
     batches = []
     trainer.model.out_layer.bias.register_hook(lambda g: batches.append(g) or (g * math.inf if len(batches) > 1 else g))
-    before = trainer.parameters.values.detach().clone()
+    before = [p.detach().clone() for p in trainer.parameters]
     with pytest.raises(
         NumericalError, match=r"epoch 3: all losses are finite, but a gradient .*utterance4, utterance5"
     ):
         trainer.train_epoch(epoch=3)
-    assert torch.equal(trainer.parameters.values, before)
+    assert all(map(torch.equal, trainer.parameters, before))
 
 
 def test_the_utterance_whose_features_are_absurd_is_named(trainer):
     trainer.loaders["train"].dataset.tensors["audio"][6] = 1e38
-    before = trainer.parameters.values.detach().clone()
+    before = [p.detach().clone() for p in trainer.parameters]
     with pytest.raises(NumericalError, match=r"the loss term \S+ is not finite, .*utterance6") as error:
         trainer.train_epoch(epoch=1)
     assert "utterance5" not in str(error.value)
-    assert torch.equal(trainer.parameters.values, before)
+    assert all(map(torch.equal, trainer.parameters, before))
     with pytest.raises(NumericalError, match="train: the predictions for 1 of 8 utterances are not finite: utterance6"):
         trainer.evaluate("train")

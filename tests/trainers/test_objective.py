@@ -30,8 +30,9 @@ def make_output() -> DMDOutput:
 
     logits = (torch.randn(B, 1, generator=generator) for _ in range(2))
     return DMDOutput(
-        *logits, origin=each(B, D, STEPS), specific=each(STEPS, B, D), common=each(STEPS, B, D),
-        recon=each(B, D, STEPS), specific_recon=each(B, D, STEPS), common_sim=each(B, D), logits_homo=each(B, 1),
+        *logits, origin=each(B, STEPS, D), specific=each(B, STEPS, D), common=each(B, STEPS, D),
+        recon=each(B, STEPS, D), specific_recon=each(B, STEPS, D), specific_proj=each(B, D), common_sim=each(B, D),
+        logits_homo=each(B, 1),
         repr_homo=each(B, D), last_h=each(B, 2 * D), logits_hetero=each(B, 1), repr_hetero=each(B, 2 * D),
     )  # fmt: skip
 
@@ -107,8 +108,8 @@ def test_the_objective_takes_the_kinds_that_are_set():
     right_angle = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     for m in STACK_ORDER:
         output.common_sim[m] = right_angle
-        output.specific[m] = torch.tensor([1.0, 0.0]).expand(STEPS, B, D)
-        output.common[m] = torch.tensor([-1.0, 0.0]).expand(STEPS, B, D)
+        output.specific[m] = torch.tensor([1.0, 0.0]).expand(B, STEPS, D)
+        output.common[m] = torch.tensor([-1.0, 0.0]).expand(B, STEPS, D)
     labels = torch.tensor([[1.0], [-2.0], [-2.0]])
 
     def terms(**overrides):

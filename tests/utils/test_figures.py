@@ -152,7 +152,7 @@ def test_heads_against_the_model_utterance_by_utterance(copied):
         ]
     assert len(inspection.heads) == 8 and len(part) == 10
     for head, predicted in inspection.heads.items():
-        direct = np.array([float(output[head]) for output in outputs])
+        direct = np.array([float(output.flat()[head]) for output in outputs])
         assert predicted == pytest.approx(direct, abs=1e-5)
         polar = [(p > 0) == (y > 0) for p, y in zip(direct, part.labels, strict=True) if y != 0]
         classes = [round(min(max(p, -3), 3)) == round(min(max(y, -3), 3)) for p, y in zip(direct, part.labels.tolist(),
@@ -161,7 +161,7 @@ def test_heads_against_the_model_utterance_by_utterance(copied):
         assert metrics["Acc_2"] == round(float(np.mean(polar)), 4)
         assert metrics["Acc_7"] == round(float(np.mean(classes)), 4)
     assert inspection.head_metrics()["output_logit"]["MAE"] == record.metrics["MAE"]
-    specific = torch.cat([output.specific["a"].mean(dim=0) for output in outputs])
+    specific = torch.cat([output.specific["a"].mean(dim=1) for output in outputs])
     assert torch.allclose(torch.from_numpy(inspection.specific["a"]), specific, atol=1e-5)
 
 

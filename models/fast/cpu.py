@@ -1,0 +1,171 @@
+"""Dropout and attention in forms that are fast on the CPU.
+
+On any other device, and inside torch.compile, PyTorch's own forms are used. benchmarks/README.md has what each gains.
+
+Legend: G sequences, T_q and T_s steps of query and source, D width, h heads.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+SCORES_AT_ONCE = 2**19  # attention scores held at a time (2 MiB)
+SMALL_ATTENTION = 2**14  # scores of one head up to which they are computed as a whole
+QUERIES_AT_ONCE = 64  # in a longer sequence, so that keys which the mask hides from all of them cost nothing
+LOG2_E = math.log2(math.e)
+LARGEST_SUM = 2.0**64  # of the powers of a query, up to which nothing overflows or vanishes: float32 goes to 2^127
+
+
+def eager(x: Tensor) -> bool:
+    """Whether x is on the CPU and operations run one by one."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """F.dropout."""
+    if not training or p == 0:
+        return x
+    return x * _keep_mask(x, p).mul_(1 / _kept(p)) if eager(x) else torch.native_dropout(x, p, True)[0]
+
+
+def _keep_mask(x: Tensor, p: float) -> Tensor:
+    """1 where a dropout of probability p keeps an element of x, else 0; written as numbers, as comparing to booleans
+    and multiplying by them takes five times as long."""
+    n = x.numel()
+    # One 64-bit random number serves four elements, at a sixth of what as many Bernoulli draws cost.
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:n]
+    return torch.ge(bits.view(x.shape), _dropped(p) - 2**15, out=torch.empty_like(x))
+
+
+def _dropped(p: float) -> int:
+    """p rounded to what 16 bits can tell, in units of 2^-16; never everything."""
+    return min(round(p * 2**16), 2**16 - 1)
+
+
+def _kept(p: float) -> float:
+    """The part that a dropout of probability p keeps."""
+    return 1 - _dropped(p) / 2**16
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropouts: Sequence[float]) -> Tensor:
+    """Scaled dot-product attention of G sequences, with a dropout on the weights for each equal part of them.
+
+    q (G, T_q, D), k and v (G, T_s, D) -> (G, T_q, D). With `causal`, query i sees key j where j <= i + |T_s - T_q|.
+    """
+    return _Attention.apply(q, k, v, heads, causal, dropouts).to(q.dtype)
+
+
+class _Attention(torch.autograd.Function):
+    """Attention in tiles of scores.
+
+    Heads lie as (G·h, D/h, T), so that every product has a long inner axis: heads are a few elements wide, and matrix
+    products with so short an inner axis run at a third of the speed. The softmax is left undone: powers of 2 (five
+    times as fast as those of e) go into the product with the values, and the few results are divided by the sums.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx, q, k, v, heads, causal, dropouts):
+        t_q, t_s = q.size(1), k.size(1)
+        q, k = _heads_inside(q, heads), _heads_inside(k, heads)
+        v = _heads_inside(v, heads, more=1)  # with a row of ones, so that the product with v sums the weights, too
+        scale = q.size(1) ** -0.5 * LOG2_E
+        output, sums, tiles = torch.empty_like(q), q.new_empty(len(q), 1, t_q), []
+        for shifted in (False, True):  # by the largest score, which few inputs need
+            tiles.clear()
+            for part, block, keys, p in _tiles(len(q), t_q, t_s, causal, dropouts):
+                operands = q[part, :, block].mT, k[part, :, keys]
+                weights, dropped = torch.baddbmm(q.new_empty(()), *operands, beta=0, alpha=scale), None
+                last = block.start + abs(t_s - t_q)  # the last key that the first query of the block sees
+                if shifted:
+                    if causal:
+                        weights.masked_fill_(torch.ones_like(weights[0], dtype=torch.bool).triu(last + 1), -math.inf)
+                    weights.sub_(weights.amax(dim=-1, keepdim=True))
+                weights.exp2_()
+                if causal and last + 1 < keys.stop:
+                    weights.tril_(last)
+                if p == 0:
+                    product, sum_ = (v[part, :, keys] @ weights.mT).split([v.size(1) - 1, 1], dim=1)
+                else:
+                    dropped = _keep_mask(weights, p).mul_(weights)
+                    product, sum_ = (v[part, :-1, keys] @ dropped.mT).div_(_kept(p)), weights.sum(dim=-1).unsqueeze(1)
+                torch.div(product, sum_, out=output[part, :, block])
+                sums[part, :, block] = sum_
+                if any(ctx.needs_input_grad):
+                    tiles.append((part, block, keys, p, weights, dropped))
+            least, largest = sums.aminmax()
+            if least >= 1 / LARGEST_SUM and largest <= LARGEST_SUM:
+                break
+        ctx.heads, ctx.scale, ctx.tiles = heads, scale / LOG2_E, tiles
+        ctx.save_for_backward(q, k, v, output, sums)
+        return _heads_outside(output, heads)
+
+    @staticmethod
+    @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx, gradient):
+        q, k, v, output, sums = ctx.saved_tensors
+        gradient = _heads_inside(gradient.contiguous(), ctx.heads) / sums  # not in place: it may be a view of ours
+        shift = -(gradient * output).sum(dim=1, keepdim=True)  # what the softmax's gradient adds in each row
+        gradient = torch.cat([gradient, shift], dim=1)
+        of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
+        for part, block, keys, p, weights, dropped in ctx.tiles:
+            g = gradient[part, :-1, block]
+            if dropped is None:
+                of_scores = (gradient[part, :, block].mT @ v[part, :, keys]).mul_(weights)  # the ones meet the shift
+            else:
+                g = g / _kept(p)
+                of_scores = (g.mT @ v[part, :-1, keys]).mul_(dropped).addcmul_(weights, shift[part, :, block].mT)
+            of_v[part, :, keys] += g @ (weights if dropped is None else dropped)
+            of_k[part, :, keys] += q[part, :, block] @ of_scores
+            of_q[part, :, block] = k[part, :, keys] @ of_scores.mT
+        gradients = (of_q.mul_(ctx.scale), of_k.mul_(ctx.scale), of_v)
+        return *(_heads_outside(x, ctx.heads) for x in gradients), None, None, None
+
+
+def _tiles(
+    groups: int, t_q: int, t_s: int, causal: bool, dropouts: Sequence[float]
+) -> Iterator[tuple[slice, slice, slice, float]]:
+    """Tiles of the scores (G·h, T_q, T_s) that fit into the cache: slices of the three axes, and their dropout."""
+    queries = t_q if t_q * t_s <= SMALL_ATTENTION else QUERIES_AT_ONCE
+    for first in range(0, t_q, queries):
+        block = slice(first, min(t_q, first + queries))
+        keys = slice(0, min(t_s, block.stop + abs(t_s - t_q)) if causal else t_s)
+        at_once = max(1, SCORES_AT_ONCE // ((block.stop - first) * keys.stop))
+        stop = 0
+        for p, equal in groupby(dropouts):
+            start, stop = stop, stop + len(list(equal)) * groups // len(dropouts)
+            for position in range(start, stop, at_once):
+                yield slice(position, min(stop, position + at_once)), block, keys, p
+
+
+def _heads_inside(x: Tensor, heads: int, more: int = 0) -> Tensor:
+    """(G, T, D) -> (G·h, D/h + more, T), with ones in the last rows"""
+    g, t, d = x.shape
+    inside = x.new_empty(g, heads, d // heads + more, t)
+    inside[:, :, : d // heads] = x.view(g, t, heads, d // heads).permute(0, 2, 3, 1)
+    inside[:, :, d // heads :] = 1
+    return inside.flatten(0, 1)
+
+
+def _heads_outside(x: Tensor, heads: int) -> Tensor:
+    """(G·h, D/h, T) -> (G, T, D)"""
+    _, width, t = x.shape
+    return x.view(-1, heads, width, t).permute(0, 3, 1, 2).reshape(-1, t, heads * width)
+
+
+class CpuForms(TorchFunctionMode):
+    """While active, dropout of any model runs in the form of this file."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return (_dropout if function is F.dropout else function)(*args, **(kwargs or {}))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return dropout(x, p, training)

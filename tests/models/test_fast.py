@@ -1,0 +1,327 @@
+"""models/fast/ against its specification, the plain model: values, gradients, draws, and when it steps aside."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from config import load_config
+from models import fast, transformer
+from models.dmd import DMD
+from models.fast import cpu
+from models.transformer import CrossModalEncoder
+from tests.models.test_ordinary_pytorch import NO_DROPOUT
+from tests.reference import CASES, Reference
+from trainers.losses import Objective
+
+UNALIGNED = (50, 375, 500)
+
+
+@pytest.fixture(params=["cpu", "generic"])
+def form(request, monkeypatch) -> None:
+    """Both forms of the operations: the CPU's, and those of other devices."""
+    if request.param == "generic":
+        monkeypatch.setattr(cpu, "eager", lambda x: False)
+
+
+def encoders(count=3, dim=8, mask=True, **dropouts) -> list[CrossModalEncoder]:
+    settings = dict.fromkeys(("attn_dropout", "relu_dropout", "res_dropout", "embed_dropout"), 0.0) | dropouts
+    made = [CrossModalEncoder(dim, 2, 3, attn_mask=mask, **settings) for _ in range(count)]
+    for parameter in (p for encoder in made for p in encoder.parameters()):
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (4, 9, 7), (200, 150, 300)])
+@pytest.mark.parametrize("kind", ["cross", "self", "self, last step"])
+def test_encoders_together_give_what_each_gives_alone(form, kind, lengths, mask):
+    torch.manual_seed(0)
+    made = [encoder.double() for encoder in encoders(mask=mask)]
+    queries = [torch.randn(2, t, 8, dtype=torch.double, requires_grad=True) for t in lengths]
+    with torch.no_grad():
+        queries[0][:, -2:] = 0  # padding
+    sources = queries[1:] + queries[:1] if kind == "cross" else None
+    results = []
+    for run in (transformer.run_encoders, fast.run_encoders):
+        outputs = run(made, queries, sources, last_step="last" in kind)
+        leaves = [*queries, *(p for encoder in made for p in encoder.parameters())]
+        gradients = torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves)
+        results.append(([*outputs], gradients))
+    (plain, of_plain), (together, of_together) = results
+    assert all(relative(x, y) <= 1e-6 for x, y in zip(together, plain, strict=True))
+    for x, y in zip(of_together, of_plain, strict=True):
+        # A key's bias moves all scores of a query alike: its true gradient is zero, compared with the others'.
+        scale = y.abs().max().clamp(min=1e-6 * max(g.abs().max() for g in of_plain))
+        assert (x - y).abs().max() <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_whole_step(form, case, tmp_path):
+    """Outputs, losses and gradients of the reference cases, in float64: in float32 they part by its rounding."""
+    results = []
+    for wanted in (False, True):
+        reference = Reference(case, tmp_path, fast=wanted)
+        model, objective = (part.double() for part in reference.build())
+        batch = {name: x.double() for name, x in reference.batch().items()}
+        output = model(batch["text"], batch["audio"], batch["vision"])
+        terms = objective(output, batch["labels"])
+        terms["total"].backward()
+        results.append((output.flat() | dict(terms), {n: p.grad for n, p in model.named_parameters()}))
+    (plain, of_plain), (together, of_together) = results
+    for name, value in plain.items():
+        assert relative(together[name], value) <= 1e-6, name
+    for name, gradient in of_plain.items():
+        if gradient is None:
+            assert of_together[name] is None
+        else:
+            assert (of_together[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp(min=1e-6), name
+
+
+@pytest.mark.parametrize("steps", [(50, 50, 50), UNALIGNED], ids=["aligned", "unaligned"])
+def test_a_whole_step_in_float32(steps):
+    """Without padding nothing multiplies the rounding, and float32 keeps what float64 keeps."""
+    args = load_config("dmd", "mosi", overrides={"use_bert": False, "need_data_aligned": False} | NO_DROPOUT)
+    args.seq_lens = list(steps)
+    torch.manual_seed(0)
+    model, objective = DMD(args), Objective(args)
+    inputs = [torch.randn(3, t, d) for t, d in zip(steps, args.feature_dims, strict=True)]
+    results = []
+    for wanted in (False, True):
+        args.fast = wanted
+        model.zero_grad()
+        output = model(*inputs)
+        objective(output, torch.tensor([[1.0], [1.0], [-2.0]]))["total"].backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((output.flat(), gradients))
+    (plain, of_plain), (together, of_together) = results
+    for name, value in plain.items():
+        assert (together[name] - value).abs().max() <= 1e-6 * value.abs().max().clamp(min=1), name
+    largest = max(gradient.abs().max() for gradient in of_plain.values())
+    for name, gradient in of_plain.items():
+        # Of a key's bias the true gradient is zero, of its small neighbours it is rounding.
+        scale = gradient.abs().max().clamp(min=1e-2 * largest)
+        assert (of_together[name] - gradient).abs().max() <= 1e-5 * scale, name
+
+
+DRAWS = 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [(12, 12, 12), (8, 12, 16)], ids=["aligned", "unaligned"])
+def test_dropout_draws_have_the_same_means_and_spreads(form, steps):
+    """Each of the 38 outputs over many draws of every dropout: z of its mean, and its spread."""
+    dropouts = {"text_dropout": 0.2, "attn_dropout": 0.3, "attn_dropout_a": 0.2, "attn_dropout_v": 0.1,
+                "relu_dropout": 0.1, "embed_dropout": 0.2, "res_dropout": 0.1, "output_dropout": 0.3}  # fmt: skip
+    overrides = {"use_bert": False, "need_data_aligned": False, "dst_feature_dim_nheads": [8, 2]} | dropouts
+    args = load_config("dmd", "mosi", overrides=overrides)
+    args.seq_lens = list(steps)
+    torch.manual_seed(0)
+    model = DMD(args).train()
+    inputs = [torch.randn(1, t, d) for t, d in zip(steps, args.feature_dims, strict=True)]
+    # Every draw is an utterance: the same one, over and over. A fixed projection makes a number of each output.
+    draws = [x.expand(20 * DRAWS, -1, -1) for x in inputs]
+    seen = []
+    for wanted in (False, True):
+        args.fast = wanted
+        with torch.no_grad():
+            output = model(*draws)
+        numbers = {}
+        for name, x in output.flat().items():
+            x = x.movedim(1, 0) if name in {f"{part}_{m}" for part in "sc" for m in "lva"} else x
+            rows = x.flatten(1)
+            weights = torch.randn(rows.size(1), generator=torch.Generator().manual_seed(1))
+            numbers[name] = (rows @ weights).double()
+        seen.append(numbers)
+    plain, together = seen
+    assert len(plain) == 38
+    for name, x in plain.items():
+        y = together[name]
+        if x.std() < 1e-6 * x.abs().max():  # no dropout on the way to it: audio and vision features
+            torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-6)
+            continue
+        z = (x.mean() - y.mean()) / ((x.var() + y.var()) / len(x)).sqrt()
+        assert abs(z) <= 5, (name, z)
+        assert abs(x.std() / y.std() - 1) <= 0.05, (name, x.std(), y.std())
+
+
+def applies_after(change) -> bool:
+    made = encoders()
+    assert fast.applies(made)
+    change(made)
+    return fast.applies(made)
+
+
+class OwnLayer(transformer.Layer):
+    pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda made: setattr(made[1].layers[0], "__class__", OwnLayer),
+        lambda made: setattr(made[1].layers[0], "fc1", torch.nn.Sequential(made[1].layers[0].fc1)),
+        lambda made: setattr(made[1].layers[0], "forward", lambda query, key, value, mask: query),
+        lambda made: made[2].layers[1].fc2.register_forward_hook(lambda *arguments: None),
+        lambda made: made[2].register_full_backward_hook(lambda *arguments: None),
+        lambda made: made[0].layers[0].dropout.register_forward_pre_hook(lambda *arguments: None),
+        lambda made: made[0].eval(),
+        lambda made: setattr(made[0].layers[1].dropout, "p", 0.5),
+        lambda made: setattr(made[0].layers[2].layer_norms[0], "eps", 1e-3),
+        lambda made: setattr(made[0], "layers", made[0].layers[:2]),
+        lambda made: setattr(made[0].layers[0].fc1, "bias", None),
+        lambda made: torch.nn.utils.parametrizations.weight_norm(made[0].layers[0].fc1),
+    ],
+)
+def test_it_steps_aside_where_an_encoder_is_not_as_the_others(change):
+    assert not applies_after(change)
+
+
+def test_dropout_of_attention_and_what_is_trained_may_differ():
+    def change(made):
+        made[0].layers[0].self_attn.dropout = 0.3
+        made[1].requires_grad_(False)
+
+    assert applies_after(change)
+
+
+def test_it_steps_aside_where_a_class_is_changed(monkeypatch):
+    made = encoders()
+    monkeypatch.setattr(transformer.Layer, "forward", lambda self, query, key, value, mask: query)
+    assert not fast.applies(made)
+
+
+def test_it_steps_aside_where_the_specification_was_edited(monkeypatch, tmp_path):
+    made, file = encoders(), tmp_path / "transformer.py"
+    with open(transformer.__file__, encoding="utf-8") as source:
+        file.write_text(source.read().replace("F.relu", "F.gelu"))
+    monkeypatch.setattr(transformer, "__file__", str(file))
+    fast.specification.cache_clear()
+    assert not fast.applies(made)
+    monkeypatch.undo()
+    fast.specification.cache_clear()
+    assert fast.applies(made)
+
+
+def test_the_specification_is_the_present_one():
+    """Where models/transformer.py has changed, models/fast/encoders.py must compute the same again: then put the new
+    value into models/fast/__init__.py."""
+    assert fast.specification() == fast.SPECIFICATION
+
+
+def both_forms(monkeypatch, *tensors, **settings):
+    """Values and gradients of attention in the CPU's form and in that of PyTorch."""
+
+    def of_pytorch(q, k, v, heads, causal, dropouts):
+        mask = transformer.causal_mask(q.size(1), k.size(1), q.device) if causal else None
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+    results = []
+    for attention in (cpu.attention, of_pytorch):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        output = attention(*leaves, **settings)
+        output.square().sum().backward()
+        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    return zip(*results, strict=True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("t_q", "t_s"), [(7, 7), (5, 9), (9, 5), (200, 150), (150, 300), (1, 8)])
+@pytest.mark.parametrize("size", [1, 10])  # 10: scores of hundreds, whose exponentials overflow unless shifted
+def test_attention_on_the_cpu(monkeypatch, causal, t_q, t_s, size):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(4, t, 8) * scale for t, scale in ((t_q, size), (t_s, size), (t_s, 1)))
+    for ours, theirs in both_forms(monkeypatch, q, k, v, heads=2, causal=causal, dropouts=(0.0, 0.0)):
+        # A score's rounding error, relative to 1, is that of its exponential.
+        assert (ours - theirs).abs().max() <= 2e-5 * size * theirs.abs().max()
+
+
+def test_attention_on_the_cpu_passes_nan_on():
+    q = torch.randn(2, 3, 4)
+    q[0, 1, 2] = torch.nan
+    assert cpu.attention(q, q, q, 2, False, (0.0,)).isnan().any()
+
+
+def test_gradients_under_dropout_are_those_of_the_same_draw():
+    """Against differences: the draws are equal where the seed is."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, requires_grad=True) for shape in [(4, 6, 8), (4, 9, 8), (4, 9, 8)]]
+    seen_by = torch.randn(4, 6, 8)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(5)
+        return (cpu.attention(*tensors, 2, True, (0.3, 0.0)) * seen_by).double().sum()
+
+    loss().backward()
+    for tensor in tensors:
+        direction = torch.randn(tensor.shape)
+        with torch.no_grad():
+            values = []
+            for step in (1e-3, -2e-3):
+                tensor += step * direction
+                values.append(loss())
+            tensor += 1e-3 * direction
+        slope = (values[0] - values[1]) / 2e-3
+        assert slope.item() == pytest.approx((tensor.grad * direction).sum().item(), rel=0.02, abs=0.05)
+
+
+def test_backward_leaves_the_gradient_it_is_given():
+    """With one head, or one query, heads are a view of what comes in."""
+    torch.manual_seed(0)
+    for heads, t_q in ((1, 5), (2, 1)):
+        q, k, given = torch.randn(3, t_q, 8, requires_grad=True), torch.randn(3, 6, 8), torch.randn(3, t_q, 8)
+        before = given.clone()
+        cpu.attention(q, k, k, heads, False, (0.0,)).backward(given)
+        assert torch.equal(given, before)
+
+
+def test_dropout_keeps_the_stated_part_and_the_mean():
+    torch.manual_seed(0)
+    for p in (0.1, 0.3, 0.5):
+        x = torch.ones(400, 1000, requires_grad=True)
+        dropped = cpu.dropout(x, p)
+        assert dropped.count_nonzero().item() / x.numel() == pytest.approx(
+            1 - p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5
+        )
+        assert dropped.max().item() == pytest.approx(1 / (1 - p), rel=1e-4)
+        dropped.sum().backward()
+        assert torch.equal(x.grad, dropped)
+    assert cpu.dropout(x, 0) is x and cpu.dropout(x, 0.5, training=False) is x
+    assert cpu.dropout(torch.ones(100), 0.999999).isfinite().all()
+
+
+def test_neighbouring_dropout_draws_are_independent():
+    torch.manual_seed(0)
+    kept = cpu.dropout(torch.ones(2**20), 0.5).ne(0).double()
+    for lag in (1, 2, 3, 4):  # four draws share a random number
+        agreement = (kept[lag:] == kept[:-lag]).double().mean().item()
+        assert agreement == pytest.approx(0.5, abs=4 * 0.5 / 2**10)
+
+
+def test_attention_dropout_differs_between_encoders_and_keeps_the_mean(form):
+    """With equal weights the output is the mean of the kept values: 1 on average, and exactly 1 without dropout."""
+    torch.manual_seed(0)
+    rows = fast.encoders._Rows(encoders(count=2, dim=4), 100)
+    q, v = torch.zeros(2000, 4), torch.ones(2000, 4)
+    dropped, whole = rows.attend(q, q, v, [10, 10], [10, 10], False, [0.3, 0.0]).chunk(2)
+    assert torch.allclose(whole, torch.ones(()))
+    spread = (0.3 / 0.7 / 10) ** 0.5  # of a mean over 10 keys, each kept with probability 0.7 and scaled by 1 / 0.7
+    assert dropped.mean().item() == pytest.approx(1, abs=4 * spread / (100 * 10 * 2) ** 0.5)
+    assert dropped.std().item() == pytest.approx(spread, rel=0.1)
+
+
+def test_a_librarys_dropout_runs_in_the_cpus_form():
+    layer = torch.nn.Dropout(0.5)
+    torch.manual_seed(0)
+    with fast.library_model(fast=True):
+        dropped = layer(torch.ones(1000))
+    torch.manual_seed(0)
+    assert torch.equal(dropped, cpu.dropout(torch.ones(1000), 0.5))
+    with fast.library_model(fast=True):
+        assert torch.equal(copy.deepcopy(layer).eval()(dropped), dropped)

@@ -1,0 +1,230 @@
+"""What a PyTorch user does to a model means here what it means elsewhere, on the plain path and on the fast one."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig
+
+from models import fast
+from models.dmd import DMD
+from models.transformer import Layer
+from tests.trainers.test_switches import make_batch, make_trainer
+from trainers.trainer import Trainer
+
+NO_DROPOUT = dict.fromkeys(
+    ("text_dropout", "attn_dropout", "attn_dropout_a", "attn_dropout_v", "relu_dropout", "embed_dropout",
+     "res_dropout", "output_dropout"), 0.0)  # fmt: skip
+LABELS = [1.0, 1.0, -2.0]
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "fast"])
+def trainer(request, tmp_path) -> Trainer:
+    """A trainer without any dropout, BERT's included, whose batch is a step."""
+    silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    BertConfig.from_pretrained("dataset/synthetic_bert", **silent).save_pretrained(tmp_path)
+    settings = {"pretrained": str(tmp_path), "update_epochs": 1} | NO_DROPOUT
+    return make_trainer([make_batch(0, LABELS)], fast=request.param, **settings)
+
+
+def output_and_terms(trainer: Trainer):
+    batch = make_batch(0, LABELS)
+    output = trainer.model(batch["text"], batch["audio"], batch["vision"])
+    return output, trainer.objective(output, batch["labels"])
+
+
+def moved(trainer: Trainer, train=None) -> set[str]:
+    """The parameters that a training step moves, without those that get no gradient at all or one of zero."""
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    (train or trainer.train_epoch)()
+    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("frozen", ["trans_l_with_a", "trans_v_with_l", "trans_a_mem", "self_attentions_c_v", "proj_v"])
+def test_what_is_frozen_stays_and_nothing_else(trainer, frozen):
+    everything = moved(copy.deepcopy(trainer))
+    getattr(trainer.model, frozen).requires_grad_(False)
+    assert moved(trainer) == {name for name in everything if not name.startswith(f"{frozen}.")}
+
+
+def test_frozen_bert_stays_and_the_rest_moves(trainer):
+    trainer.model.text_model.requires_grad_(False)
+    names = moved(trainer)
+    assert names and not any(name.startswith("text_model.") for name in names)
+
+
+def test_one_layer_frozen(trainer):
+    trainer.model.trans_l_mem.layers[1].requires_grad_(False)
+    names = moved(trainer)
+    assert not any(name.startswith("trans_l_mem.layers.1.") for name in names)
+    assert "trans_l_mem.layers.0.fc1.weight" in names and "trans_v_mem.layers.1.fc1.weight" in names
+
+
+@pytest.mark.parametrize("way", ["optimizer", "modules", "none"])
+def test_zero_grad_in_every_way(trainer, way):
+    trainer.training_step(make_batch(1, LABELS))
+    if way == "optimizer":
+        trainer.optimizer.zero_grad()
+    elif way == "modules":
+        trainer.model.zero_grad(set_to_none=False)
+        trainer.objective.zero_grad(set_to_none=False)
+    else:
+        for parameter in trainer.parameters:
+            parameter.grad = None
+    trainer.training_step(make_batch(0, LABELS))
+    got = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.optimizer.zero_grad()
+    trainer.training_step(make_batch(0, LABELS))
+    for name, gradient in got.items():
+        expected = trainer.model.get_parameter(name).grad
+        assert not gradient.any() if expected is None else torch.equal(gradient, expected), name
+    assert moved(trainer, trainer.optimizer.step)
+
+
+def test_the_gradient_of_one_loss(trainer):
+    """torch.autograd.grad of each term, which leaves .grad alone; together they are the gradient of their sum."""
+    _, terms = output_and_terms(trainer)
+    encoders = [p for name, p in trainer.model.named_parameters() if "_with_" in name or "_mem" in name]
+    of_all = torch.autograd.grad(terms["task/all"], encoders, retain_graph=True)
+    of_text = torch.autograd.grad(terms["task/l_hetero"], encoders, retain_graph=True, allow_unused=True)
+    together = torch.autograd.grad(terms["task/all"] + terms["task/l_hetero"], encoders)
+    assert all(p.grad is None for p in trainer.parameters)
+    for one, two, both in zip(of_all, of_text, together, strict=True):
+        torch.testing.assert_close(one if two is None else one + two, both, rtol=1e-3, atol=1e-5)
+
+
+def test_a_parameter_group_for_bert():
+    trainer = make_trainer([make_batch(0, LABELS)], learning_rate_bert=1e-6, update_epochs=1, **NO_DROPOUT)
+    rates = [(group["lr"], len(group["params"])) for group in trainer.optimizer.param_groups]
+    bert = list(trainer.model.text_model.parameters())
+    assert rates == [(trainer.args.learning_rate, len(trainer.parameters) - len(bert)), (1e-6, len(bert))]
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer.train_epoch()
+    # Adam's first step is the learning rate, wherever the gradient is not zero.
+    largest = {name: max((p - b).abs().max().item() for p, b in zip(trainer.parameters, before, strict=True)
+                         if (p in set(bert)) == (name == "bert")) for name in ("bert", "rest")}  # fmt: skip
+    assert largest["bert"] == pytest.approx(1e-6, rel=0.1)
+    assert largest["rest"] == pytest.approx(trainer.args.learning_rate, rel=0.01)
+
+
+def test_hooks_on_every_parameter(trainer):
+    fired = set()
+    for name, parameter in trainer.model.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: fired.add(name))
+    output_and_terms(trainer)[1]["total"].backward()
+    with_gradient = {name for name, p in trainer.model.named_parameters() if p.grad is not None}
+    assert fired == with_gradient and len(fired) > 300
+
+
+def test_a_hook_on_a_module_sees_what_goes_through_it(trainer):
+    expected = output_and_terms(trainer)[0].output_logit
+    seen = []
+    handle = trainer.model.trans_l_with_a.layers[0].fc1.register_forward_hook(lambda *args: seen.append(args[2].shape))
+    output, _ = output_and_terms(trainer)
+    assert seen == [(3, output.specific["l"].size(1), 4 * trainer.model.d)]
+    handle.remove()
+    output_and_terms(trainer)
+    assert len(seen) == 1
+    torch.testing.assert_close(output.output_logit, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_deepcopy_is_independent(trainer):
+    twin = copy.deepcopy(trainer.model)
+    before = {name: x.clone() for name, x in twin.state_dict().items()}
+    trainer.train_epoch()
+    assert all(torch.equal(x, before[name]) for name, x in twin.state_dict().items())
+    batch = make_batch(0, LABELS)
+    assert not torch.equal(twin(batch["text"], batch["audio"], batch["vision"]).output_logit,
+                           output_and_terms(trainer)[0].output_logit)  # fmt: skip
+
+
+def test_a_saved_tensor_has_its_own_size(trainer):
+    trainer.train_epoch()
+    parameter = trainer.model.trans_l_with_a.layers[0].fc1.weight
+    file = io.BytesIO()
+    torch.save(parameter, file)
+    assert file.tell() < parameter.nbytes + 4096
+
+
+def test_functional_call_computes_with_the_parameters_that_it_is_given(trainer):
+    batch = make_batch(0, LABELS)
+    inputs = (batch["text"], batch["audio"], batch["vision"])
+    other = {name: p.detach() * 1.1 for name, p in trainer.model.named_parameters()}
+    called = torch.func.functional_call(trainer.model, other, inputs).output_logit
+    twin = copy.deepcopy(trainer.model)
+    twin.load_state_dict(other, strict=False)
+    torch.testing.assert_close(called, twin(*inputs).output_logit)
+    assert not torch.allclose(called, trainer.model(*inputs).output_logit)
+
+
+def test_torch_func_grad(trainer):
+    """Transforms of torch.func go through the plain model, whatever `fast` says."""
+    batch = make_batch(0, LABELS)
+    name = "trans_l_with_a.layers.0.fc1.weight"
+    weight = trainer.model.get_parameter(name).detach()
+
+    def loss(value):
+        inputs = (batch["text"], batch["audio"], batch["vision"])
+        return torch.func.functional_call(trainer.model, {name: value}, inputs).output_logit.sum()
+
+    gradient = torch.func.grad(loss)(weight)
+    output_and_terms(trainer)[0].output_logit.sum().backward()
+    torch.testing.assert_close(gradient, trainer.model.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+
+
+class GeluLayer(Layer):
+    """What a researcher writes."""
+
+    def forward(self, query, key, value, mask=None):
+        norm, norm_ffn = self.layer_norms
+        query = query + self.dropout(self.self_attn(norm(query), norm(key), norm(value), mask))
+        return query + self.dropout(self.fc2(F.gelu(self.fc1(norm_ffn(query)))))
+
+
+def with_gelu_layers(model: DMD) -> DMD:
+    for module in model.modules():
+        if type(module) is Layer:
+            module.__class__ = GeluLayer
+    return model
+
+
+def test_a_layer_of_ones_own_takes_effect(trainer):
+    """With GELU for ReLU the model computes something else, and the same on both paths."""
+    with_relu = output_and_terms(trainer)[0].output_logit
+    with_gelu_layers(trainer.model)
+    with_gelu = output_and_terms(trainer)[0].output_logit
+    assert (with_gelu - with_relu).abs().max() > 1e-4
+    trainer.args.fast = False
+    torch.testing.assert_close(output_and_terms(trainer)[0].output_logit, with_gelu)
+    trainer.train_epoch()
+
+
+def test_a_head_of_ones_own_takes_effect(trainer):
+    class Linear(nn.Module):
+        def forward(self, z, proj1, proj2, out_layer):
+            hidden = proj1(z)
+            return out_layer(z), hidden, z
+
+    trainer.model.head = Linear()
+    output, _ = output_and_terms(trainer)
+    expected = trainer.model.out_layer_l_high(output.last_h["l"])
+    torch.testing.assert_close(output.logits_hetero["l"], expected)
+
+
+def test_dropout_set_on_a_module_acts(trainer):
+    trainer.model.train()
+    assert torch.equal(*(output_and_terms(trainer)[0].output_logit for _ in range(2)))
+    trainer.model.trans_l_with_a.layers[0].relu_dropout.p = 0.5
+    assert not torch.equal(*(output_and_terms(trainer)[0].output_logit for _ in range(2)))
+
+
+def test_fast_is_used_where_it_may_be(trainer, monkeypatch):
+    """So that the tests of this file, and those of parity, test it."""
+    used = []
+    run_encoders = fast.run_encoders
+    monkeypatch.setattr(fast, "run_encoders", lambda *arguments: used.append(1) or run_encoders(*arguments))
+    output_and_terms(trainer)
+    assert len(used) == (3 if trainer.args.fast else 0)
