@@ -5,6 +5,7 @@ are (B, T', d) throughout. In the published names `low` is the homogeneous side 
 l, v, a are text (language), vision, audio.
 """
 
+import contextlib
 from dataclasses import dataclass, fields
 
 import torch
@@ -214,7 +215,7 @@ class DMD(nn.Module):
     def _project(self, text: Tensor, audio: Tensor, vision: Tensor) -> PerModality:
         """Bring every modality to width d.  -> (B, T', d) each"""
         if self.args.use_bert:
-            with fast.library_model(self.args.fast):
+            with fast.CpuForms() if self.args.fast else contextlib.nullcontext():
                 text = self.text_model(text)  # (B, T_l, d_l)
         features = {"l": self.text_dropout(text), "a": audio, "v": vision}
         return {m: _over_time(self._of("proj", m), x) if self.projected[m] else x for m, x in features.items()}

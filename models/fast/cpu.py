@@ -1,6 +1,4 @@
-"""Dropout and attention in forms that are fast on the CPU.
-
-On any other device, and inside torch.compile, PyTorch's own forms are used. benchmarks/README.md has what each gains.
+"""Dropout and attention in forms that are fast on the CPU. Elsewhere, and inside torch.compile, PyTorch's are used.
 
 Legend: G sequences, T_q and T_s steps of query and source, D width, h heads.
 """
@@ -23,46 +21,31 @@ LARGEST_SUM = 2.0**64  # of the powers of a query, up to which nothing overflows
 
 
 def eager(x: Tensor) -> bool:
-    """Whether x is on the CPU and operations run one by one."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether x is on the CPU, and operations run one by one, without transforms of torch.func."""
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return x.device.type == "cpu" and not transformed
 
 
-def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """F.dropout."""
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """F.dropout, never in place."""
     if not training or p == 0:
         return x
-    return x * _keep_mask(x, p).mul_(1 / _kept(p)) if eager(x) else torch.native_dropout(x, p, True)[0]
+    return x * _keep_mask(x, p).mul_(1 / (1 - p)) if eager(x) else torch.native_dropout(x, p, True)[0]
 
 
 def _keep_mask(x: Tensor, p: float) -> Tensor:
-    """1 where a dropout of probability p keeps an element of x, else 0; written as numbers, as comparing to booleans
-    and multiplying by them takes five times as long."""
+    """1 where a dropout of probability p, to 16 bits, keeps an element of x, else 0; as numbers, because comparing to
+    booleans and multiplying by them takes five times as long."""
     n = x.numel()
     # One 64-bit random number serves four elements, at a sixth of what as many Bernoulli draws cost.
     bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:n]
-    return torch.ge(bits.view(x.shape), _dropped(p) - 2**15, out=torch.empty_like(x))
+    return torch.ge(bits.view(x.shape), min(round(p * 2**16), 2**16 - 1) - 2**15, out=torch.empty_like(x))
 
 
-def _dropped(p: float) -> int:
-    """p rounded to what 16 bits can tell, in units of 2^-16; never everything."""
-    return min(round(p * 2**16), 2**16 - 1)
-
-
-def _kept(p: float) -> float:
-    """The part that a dropout of probability p keeps."""
-    return 1 - _dropped(p) / 2**16
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropouts: Sequence[float]) -> Tensor:
-    """Scaled dot-product attention of G sequences, with a dropout on the weights for each equal part of them.
+class Attention(torch.autograd.Function):
+    """Attention of G sequences, with a dropout on the weights for each equal part of them, in tiles of scores.
 
     q (G, T_q, D), k and v (G, T_s, D) -> (G, T_q, D). With `causal`, query i sees key j where j <= i + |T_s - T_q|.
-    """
-    return _Attention.apply(q, k, v, heads, causal, dropouts).to(q.dtype)
-
-
-class _Attention(torch.autograd.Function):
-    """Attention in tiles of scores.
 
     Heads lie as (G·h, D/h, T), so that every product has a long inner axis: heads are a few elements wide, and matrix
     products with so short an inner axis run at a third of the speed. The softmax is left undone: powers of 2 (five
@@ -80,8 +63,7 @@ class _Attention(torch.autograd.Function):
         for shifted in (False, True):  # by the largest score, which few inputs need
             tiles.clear()
             for part, block, keys, p in _tiles(len(q), t_q, t_s, causal, dropouts):
-                operands = q[part, :, block].mT, k[part, :, keys]
-                weights, dropped = torch.baddbmm(q.new_empty(()), *operands, beta=0, alpha=scale), None
+                weights = torch.baddbmm(q.new_empty(()), q[part, :, block].mT, k[part, :, keys], beta=0, alpha=scale)
                 last = block.start + abs(t_s - t_q)  # the last key that the first query of the block sees
                 if shifted:
                     if causal:
@@ -90,13 +72,10 @@ class _Attention(torch.autograd.Function):
                 weights.exp2_()
                 if causal and last + 1 < keys.stop:
                     weights.tril_(last)
-                if p == 0:
-                    product, sum_ = (v[part, :, keys] @ weights.mT).split([v.size(1) - 1, 1], dim=1)
-                else:
-                    dropped = _keep_mask(weights, p).mul_(weights)
-                    product, sum_ = (v[part, :-1, keys] @ dropped.mT).div_(_kept(p)), weights.sum(dim=-1).unsqueeze(1)
-                torch.div(product, sum_, out=output[part, :, block])
-                sums[part, :, block] = sum_
+                dropped = _keep_mask(weights, p).mul_(weights) if p else weights
+                product = v[part, :, keys] @ dropped.mT
+                sums[part, :, block] = weights.sum(dim=-1).unsqueeze(1) if p else product[:, -1:]
+                torch.div(product[:, :-1], sums[part, :, block] * (1 - p), out=output[part, :, block])
                 if any(ctx.needs_input_grad):
                     tiles.append((part, block, keys, p, weights, dropped))
             least, largest = sums.aminmax()
@@ -116,22 +95,19 @@ class _Attention(torch.autograd.Function):
         gradient = torch.cat([gradient, shift], dim=1)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
         for part, block, keys, p, weights, dropped in ctx.tiles:
-            g = gradient[part, :-1, block]
-            if dropped is None:
+            g = gradient[part, :-1, block] / (1 - p)
+            if p == 0:
                 of_scores = (gradient[part, :, block].mT @ v[part, :, keys]).mul_(weights)  # the ones meet the shift
             else:
-                g = g / _kept(p)
                 of_scores = (g.mT @ v[part, :-1, keys]).mul_(dropped).addcmul_(weights, shift[part, :, block].mT)
-            of_v[part, :, keys] += g @ (weights if dropped is None else dropped)
+            of_v[part, :, keys] += g @ dropped
             of_k[part, :, keys] += q[part, :, block] @ of_scores
             of_q[part, :, block] = k[part, :, keys] @ of_scores.mT
         gradients = (of_q.mul_(ctx.scale), of_k.mul_(ctx.scale), of_v)
         return *(_heads_outside(x, ctx.heads) for x in gradients), None, None, None
 
 
-def _tiles(
-    groups: int, t_q: int, t_s: int, causal: bool, dropouts: Sequence[float]
-) -> Iterator[tuple[slice, slice, slice, float]]:
+def _tiles(groups: int, t_q: int, t_s: int, causal: bool, dropouts: Sequence[float]) -> Iterator[tuple]:
     """Tiles of the scores (G·h, T_q, T_s) that fit into the cache: slices of the three axes, and their dropout."""
     queries = t_q if t_q * t_s <= SMALL_ATTENTION else QUERIES_AT_ONCE
     for first in range(0, t_q, queries):
@@ -161,11 +137,7 @@ def _heads_outside(x: Tensor, heads: int) -> Tensor:
 
 
 class CpuForms(TorchFunctionMode):
-    """While active, dropout of any model runs in the form of this file."""
+    """While active, dropout of any model, BERT's for one, runs in the form of this file."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return (_dropout if function is F.dropout else function)(*args, **(kwargs or {}))
-
-
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    return dropout(x, p, training)
+        return (dropout if function is F.dropout else function)(*args, **(kwargs or {}))
