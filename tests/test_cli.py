@@ -71,6 +71,19 @@ def test_bf16_trains_and_is_recorded(folder):
         run.DMD_run(dataset_name="synthetic", precision="fp8")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"verbose_level": 3}, "--verbose: 3 is not one of 0, 1, 2"),
+        ({"gpu_ids": [0, 1]}, r"gpu_ids: \[0, 1\] are several GPUs"),
+        ({"seeds": -1}, "--seeds: -1 is not between"),
+    ],
+)
+def test_arguments_that_no_run_can_have(folder, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        run.DMD_run(dataset_name="synthetic", **arguments)
+
+
 def test_files_of_a_run_over_two_seeds(folder):
     assert train("-s", "1", "2") == 0
     for seed in (1, 2):
@@ -114,7 +127,7 @@ def test_the_same_command_gives_the_same_bytes(folder):
 def test_the_python_call_is_the_command(folder):
     settings = {"nlevels": 1, "batch_size": 8, "update_epochs": 2}
     options = {"gpu_ids": [-1], "verbose_level": 0, "epochs": 2, "figures": False}
-    results = run.DMD_run("dmd", "synthetic", config=settings, seeds=[3], **options)
+    results = run.DMD_run("dmd", "synthetic", config=settings, seeds=3, **options)
     assert train("-s", "3", "--overwrite") == 0
     from_command = json.loads((folder / "result/dmd-synthetic-3/metrics.json").read_text())
     assert from_command == results[3]

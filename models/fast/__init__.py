@@ -6,10 +6,8 @@ its specification, where `applies` says that both give the same. The key `fast` 
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from models import transformer
@@ -23,6 +21,9 @@ __all__ = ["CpuForms", "applies", "run_encoders"]
 # The text of models/transformer.py that models/fast/encoders.py computes. Whoever edits that file gets the plain
 # model, as edited. To have both: make encoders.py compute the same again, and put the new value here.
 SPECIFICATION = "258ac1d4590d61d31fff76ccb488a75ee89d58ac8be791a70a61a63dc5c759da"
+EDITED = hashlib.sha256(Path(transformer.__file__).read_text("utf-8").encode()).hexdigest() != SPECIFICATION
+if EDITED:
+    logger.warning("models/transformer.py has been edited: the model runs as it is there, without models/fast/.")
 
 STOCK = {  # the classes that encoders.py stands for, with the forward that it stands for
     kind: kind.forward
@@ -35,21 +36,10 @@ def applies(encoders: Sequence[CrossModalEncoder]) -> bool:
     """Whether run_encoders gives what each encoder gives by itself, to rounding: where all are of the stock classes,
     unedited and without hooks, and alike but for weights and attention dropout. What is trained makes no difference.
     """
-    if not unedited() or nn.modules.module._has_any_global_hook():
+    if EDITED or nn.modules.module._has_any_global_hook():
         return False
     descriptions = [_describe(encoder, encoders[0].training) for encoder in encoders]
     return None not in descriptions and all(description == descriptions[0] for description in descriptions)
-
-
-@torch.compiler.assume_constant_result
-@cache
-def unedited() -> bool:
-    """Whether models/transformer.py has the text of SPECIFICATION."""
-    text = Path(transformer.__file__).read_text(encoding="utf-8")
-    same = hashlib.sha256(text.encode()).hexdigest() == SPECIFICATION
-    if not same:
-        logger.warning("models/transformer.py has been edited: the model runs as it is there, without models/fast/.")
-    return same
 
 
 def _describe(module: nn.Module, training: bool) -> list | None:

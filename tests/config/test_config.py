@@ -144,7 +144,7 @@ def edited(*path_and_value):
 
 
 BAD_FILES = {
-    "broken JSON": ('{"dmd": [1,\n]}', "broken JSON at line 2, column 1"),
+    "broken JSON": ('{"dmd": [1\n 2]}', "broken JSON at line 2, column 2"),
     "a list": ([], "expected an object"),
     "no data sets": (edited("datasetCommonParams", None), "'datasetCommonParams' is missing"),
     "no model": (edited("dmd", None), "'dmd'"),

@@ -1,6 +1,10 @@
 """models/fast/ against its specification, the plain model: values, gradients, draws, and when it steps aside."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from models import fast, transformer
 from models.dmd import DMD
 from models.fast import cpu
 from models.transformer import CrossModalEncoder
+from tests.commands import ROOT
 from tests.models.test_ordinary_pytorch import NO_DROPOUT
 from tests.reference import CASES, Reference
 from trainers.losses import Objective
@@ -197,18 +202,29 @@ def test_it_steps_aside_where_a_class_is_changed(monkeypatch):
     assert not fast.applies(made)
 
 
-def test_it_steps_aside_where_the_specification_was_edited(monkeypatch, tmp_path):
-    made, file = encoders(), tmp_path / "transformer.py"
-    with open(transformer.__file__, encoding="utf-8") as source:
-        file.write_text(source.read().replace("F.relu", "F.gelu"))
-    with monkeypatch.context() as patch:
-        patch.setattr(transformer, "__file__", str(file))
-        fast.unedited.cache_clear()
-        assert not fast.applies(made)
-    fast.unedited.cache_clear()
-    # Where this fails, models/transformer.py has changed: models/fast/encoders.py must compute the same again, and
-    # SPECIFICATION in models/fast/__init__.py is the SHA-256 of its text.
-    assert fast.applies(made)
+def test_it_steps_aside_where_the_specification_was_edited(tmp_path):
+    """A researcher writes GELU for ReLU into a copy of models/transformer.py: the copy takes effect, with a warning."""
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    file = tmp_path / "models/transformer.py"
+    file.write_text(file.read_text(encoding="utf-8").replace("F.relu", "F.gelu"), encoding="utf-8")
+    program = """
+import torch
+from models import dmd, fast, transformer
+torch.manual_seed(0)
+made = [transformer.CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, True) for _ in range(2)]
+print(fast.__file__, fast.applies(made))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(tmp_path / "models/fast/__init__.py"), "False"]
+    assert "models/transformer.py has been edited" in done.stderr
+
+
+def test_the_specification_is_the_present_one():
+    """Where models/transformer.py has changed, models/fast/encoders.py must compute the same again; SPECIFICATION in
+    models/fast/__init__.py is then the SHA-256 of its text."""
+    assert not fast.EDITED
 
 
 def both_forms(tensors, *settings):

@@ -81,6 +81,15 @@ def test_weight_decay(applied):
         assert got == pytest.approx(weight - 0.001 * g / (abs(g) + 1e-8), abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_factors_are_rounded_only_where_it_is_asked_for(precision):
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
+    made = make_trainer()
+    Trainer(made.args, made.model, made.objective, made.loaders, torch.device("cpu"), precision=precision)
+    flags = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    assert flags == (precision == "tf32",) * 2
+
+
 def test_gate_multiplies_the_features():
     """The prediction of the gate by loops, with a last head that is the sum of w_i·f_i."""
     for fusion in ("sigmoid", "gate"):
