@@ -7,12 +7,9 @@ a `Parity:` note marks what the release does, and the docstring how the paper is
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.distillation import GraphDistillation, students, teachers
 from models.dmd import STACK_ORDER, DMDOutput
-
-HINGES_AT_ONCE = 2**24  # elements that the margin losses hold at a time, in each of three tensors (64 MiB)
 
 
 def task_loss(predicted: Tensor, labels: Tensor) -> Tensor:
@@ -81,20 +78,14 @@ def cosines(vectors: Tensor) -> Tensor:
 def hinges(raised: Tensor, cosine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """For each anchor the sum of max(0, raised to a negative - cosine to a positive) over its pairs of both.
 
-    (n, n) each, a row an anchor -> (n,)
+    (n, n) each, a row an anchor -> (n,). Without a tensor of all triplets: to a negative with value r belong the k
+    positives whose cosine is below r, and max(0, r - cosine) over them adds up to k·r - the sum of the k least cosines.
     """
-    raised = raised.masked_fill(~negative, -torch.inf)
-    cosine = cosine.masked_fill(~positive, torch.inf)
-
-    def of_anchors(raised: Tensor, cosine: Tensor) -> Tensor:
-        return (raised[:, None, :] - cosine[:, :, None]).clamp(min=0).sum(dim=(1, 2))
-
-    at_once = max(1, HINGES_AT_ONCE // max(1, len(raised)) ** 2)
-    if len(raised) <= at_once:
-        return of_anchors(raised, cosine)
-    # A large batch: some anchors at a time, computed again for the gradient.
-    parts = zip(raised.split(at_once), cosine.split(at_once), strict=True)
-    return torch.cat([checkpoint(of_anchors, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    least, _ = cosine.masked_fill(~positive, torch.inf).sort(dim=1)
+    k = torch.searchsorted(least.detach(), raised.detach().contiguous())  # (n, n)
+    # Of the 0, 1, … n least; by a product, as CUDA has no deterministic cumsum. (n, n + 1)
+    sums = least.masked_fill(least.isinf(), 0) @ least.new_ones(len(least), len(least) + 1).triu(1)
+    return (k * raised - sums.gather(1, k)).masked_fill(~negative, 0).sum(dim=1)
 
 
 def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") -> Tensor:
