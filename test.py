@@ -20,7 +20,7 @@ from utils.checkpoint import read_checkpoint, settings_beside
 from utils.cli import run_command
 from utils.errors import ConfigError
 from utils.results import write_csv
-from utils.runtime import PRECISIONS, choose_device, keep_freed_memory, logger, set_precision, start_log
+from utils.runtime import PRECISIONS, choose_device, keep_freed_memory, logger, start_log
 
 
 def DMD_test(  # noqa: N802  (the sister of DMD_run)
@@ -67,7 +67,6 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     precision = trained_in if as_trained and trained_in in PRECISIONS else "fp32"
     if precision != trained_in:
         logger.warning(f"precision is '{precision}' here, but was '{trained_in}' in training.")
-    set_precision(precision)
     scored = predict(model, loader, chosen, split, precision)
     metrics = scored.metrics() if part.labelled else {}
     if metrics:

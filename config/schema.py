@@ -92,7 +92,7 @@ class DMDConfig(BaseModel):
     res_dropout: Probability = Field(0.0, description="before each residual sum of a transformer")
     output_dropout: Probability = Field(0.5, description="in every prediction head")
 
-    fast: Flag = Field(True, description="encoders together where that is equal (models/fast/); off: one by one")
+    fast: Flag = Field(True, description="the faster forms of models/fast/, where equal; off: the plain model")
 
     # Switches: where paper and release differ. null: as `objective` says (PRESETS)
     objective: Literal["release", "paper"] = Field("release", description="chooses the switches that are not set")

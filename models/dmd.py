@@ -215,7 +215,7 @@ class DMD(nn.Module):
     def _project(self, text: Tensor, audio: Tensor, vision: Tensor) -> PerModality:
         """Bring every modality to width d.  -> (B, T', d) each"""
         if self.args.use_bert:
-            with fast.CpuForms() if self.args.fast else contextlib.nullcontext():
+            with fast.CpuForms() if self.args.fast and text.device.type == "cpu" else contextlib.nullcontext():
                 text = self.text_model(text)  # (B, T_l, d_l)
         features = {"l": self.text_dropout(text), "a": audio, "v": vision}
         return {m: _over_time(self._of("proj", m), x) if self.projected[m] else x for m, x in features.items()}

@@ -138,8 +138,9 @@ class CrossModalEncoder(nn.Module):
         return self.layer_norm(x)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Scale x (B, T, D) and add positions.  -> (B, T, D)"""
-        return self.embed_dropout(math.sqrt(self.dim) * x + self.embed_positions(x))
+        """Scale x (B, T, D) and add positions.  -> (B, T, D), of the parameters' type"""
+        x = math.sqrt(self.dim) * x + self.embed_positions(x)
+        return self.embed_dropout(x.to(self.layer_norm.weight.dtype))
 
 
 def run_encoders(

@@ -76,16 +76,19 @@ def cosines(vectors: Tensor) -> Tensor:
 
 
 def hinges(raised: Tensor, cosine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """For each anchor the sum of max(0, raised to a negative - cosine to a positive) over its pairs of both.
+    """For each anchor (a row) the sum of max(0, r - c) over its pairs of a negative and a positive, where r is the
+    value in `raised` (margin plus cosine) of the negative and c the cosine of the positive.
 
-    (n, n) each, a row an anchor -> (n,). Without a tensor of all triplets: to a negative with value r belong the k
-    positives whose cosine is below r, and max(0, r - cosine) over them adds up to k·r - the sum of the k least cosines.
+    (n, n) each -> (n,). No tensor holds all triplets: of one negative, the k positives with c < r count, and their sum
+    is k·r minus the sum of the k least c.
     """
     least, _ = cosine.masked_fill(~positive, torch.inf).sort(dim=1)
     k = torch.searchsorted(least.detach(), raised.detach().contiguous())  # (n, n)
-    # Of the 0, 1, … n least; by a product, as CUDA has no deterministic cumsum. (n, n + 1)
-    sums = least.masked_fill(least.isinf(), 0) @ least.new_ones(len(least), len(least) + 1).triu(1)
-    return (k * raised - sums.gather(1, k)).masked_fill(~negative, 0).sum(dim=1)
+    # The sums of the 0, 1, … n least, (n, n + 1): by a product, as CUDA has no deterministic cumsum; in float64, as the
+    # difference below is small.
+    below = torch.ones(len(least), len(least) + 1, dtype=torch.double, device=least.device).triu(1)
+    sums = least.masked_fill(least.isinf(), 0).double() @ below
+    return (k * raised - sums.gather(1, k)).masked_fill(~negative, 0).sum(dim=1).to(raised.dtype)
 
 
 def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") -> Tensor:
@@ -114,6 +117,11 @@ def distillation_loss(weights: Tensor, distances: Tensor) -> Tensor:
     weights W and distances E >= 0 between student and teacher, (6, B) each in the order of PAIRS -> scalar
     """
     return (weights * distances).mean(dim=1).sum()
+
+
+def total_loss(task: Tensor, dec: Tensor, dtl: Tensor, lambda_1: float, lambda_2: float) -> Tensor:
+    """L_total = L_task + λ1 L_dec + λ2 L_dtl (Eq. 11)."""
+    return task + lambda_1 * dec + lambda_2 * dtl
 
 
 def graph_prior(pattern: list[float], temperature: float) -> Tensor:
@@ -172,9 +180,9 @@ class Objective(nn.Module):
         # Each term has a weight of its own that is 1 unless an ablation says otherwise.
         rec, cyc = args.recon_weight * terms.sum("recon/"), args.cycle_weight * terms.sum("cycle/")
         mar, ort = args.margin_weight * terms["margin"], args.ort_weight * terms.sum("ort/")
-        l_task, l_dec = terms.sum("task/"), decoupling_loss(rec, cyc, mar, ort, args.gamma)
-        l_dtl = args.homo_weight * self._trained("homo", terms) + args.hetero_weight * self._trained("hetero", terms)
-        terms["total"] = l_task + args.lambda_decoupling * l_dec + args.lambda_distillation * l_dtl  # Eq. 11
+        task, dec = terms.sum("task/"), decoupling_loss(rec, cyc, mar, ort, args.gamma)
+        dtl = args.homo_weight * self._trained("homo", terms) + args.hetero_weight * self._trained("hetero", terms)
+        terms["total"] = total_loss(task, dec, dtl, args.lambda_decoupling, args.lambda_distillation)
         return terms
 
     def _margin(self, common: Tensor, labels: Tensor) -> Tensor:

@@ -80,5 +80,5 @@ def check_finite(steps: Sequence[Step], ids: Sequence[str], epoch: int, ranks: R
         "for extreme features in these utterances."
     )
     finding = (bool(terms), bool(bad.any()), message)
-    summed = not step.largest_gradient.isfinite()  # over the ranks, so that each of them is here
-    raise NumericalError(max(ranks.join(finding))[2] if summed else message)
+    gradient_is_not = not step.largest_gradient.isfinite()  # then on every rank, as gradients are summed over them
+    raise NumericalError(max(ranks.join(finding))[2] if gradient_is_not else message)

@@ -17,7 +17,7 @@ from utils.checkpoint import load_weights
 from utils.errors import CheckpointError
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
 from utils.results import RunFolder
-from utils.runtime import autocast, logger, progress, random_state, set_precision, set_random_state
+from utils.runtime import autocast, logger, progress, random_state, set_random_state
 
 
 class Trainer:
@@ -42,7 +42,6 @@ class Trainer:
     ):
         self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
         self.precision, self.ranks = precision, ranks or Ranks()
-        set_precision(precision)
         self.model, self.objective = model.to(device), objective.to(device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         # Parity: weight_decay is in the release's config and never given to Adam.
@@ -59,9 +58,8 @@ class Trainer:
         )
         self.compute = self.forward
         if compiled:
-            # On CUDA "reduce-overhead" captures forward and backward as graphs.
-            mode = "reduce-overhead" if device.type == "cuda" else "default"
-            self.compute = torch.compile(self.forward, mode=mode, dynamic=False)
+            # Without CUDA graphs, whose next replay would overwrite the gradients that a group of batches adds up.
+            self.compute = torch.compile(self.forward, dynamic=False)
         batches = len(loaders["train"])
         steps_leftover = args.leftover_batches == "step" and batches % args.update_epochs > 0
         self.steps_at_epoch_end = steps_leftover or batches < args.update_epochs

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from utils.errors import RunError
 
 LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have otherwise, to train longer or less long
-# Settings that change no number of a run; the data's SHA-256 counts.
+# Settings that change no number of a run, `fast` but for rounding and random draws; the data's SHA-256 counts.
 INCONSEQUENTIAL = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir")
 CHANGEABLE = (*LIMITS, *INCONSEQUENTIAL)
 

@@ -150,14 +150,13 @@ def is_first_rank() -> bool:
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def set_precision(precision: str) -> None:
-    """Let CUDA round the factors of products and convolutions in float32 to TF32, or not: PyTorch's own default
-    does it in convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context in which the model runs: matrix products in bfloat16 for bf16, else nothing."""
+    """The context in which the model runs: for bf16 with matrix products in bfloat16.
+
+    tf32 lets CUDA round the factors of products and convolutions, from here on. fp32 and bf16 forbid it, where PyTorch
+    itself allows it in convolutions.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 

@@ -13,30 +13,32 @@ from torch import nn
 from models import transformer
 from models.fast.cpu import CpuForms
 from models.fast.encoders import run_encoders
-from models.transformer import CrossModalEncoder, Layer, MultiheadAttention, SinusoidalPositions
+from models.transformer import CrossModalEncoder, Layer, MultiheadAttention, SinusoidalPositions, causal_mask
 from utils.runtime import logger
 
 __all__ = ["CpuForms", "applies", "run_encoders"]
 
 # The text of models/transformer.py that models/fast/encoders.py computes. Whoever edits that file gets the plain
 # model, as edited. To have both: make encoders.py compute the same again, and put the new value here.
-SPECIFICATION = "258ac1d4590d61d31fff76ccb488a75ee89d58ac8be791a70a61a63dc5c759da"
+SPECIFICATION = "661c96a6e5705383b95355235d90be94181b6236a67af54a88b7d1e4517950a4"
 EDITED = hashlib.sha256(Path(transformer.__file__).read_text("utf-8").encode()).hexdigest() != SPECIFICATION
 if EDITED:
     logger.warning("models/transformer.py has been edited: the model runs as it is there, without models/fast/.")
 
-STOCK = {  # the classes that encoders.py stands for, with the forward that it stands for
-    kind: kind.forward
+STOCK = {  # the classes that encoders.py computes, as they are
+    kind: dict(vars(kind))
     for kind in (CrossModalEncoder, Layer, MultiheadAttention, SinusoidalPositions,
                  nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout)
 }  # fmt: skip
+METHODS = {"forward", "embed", "table", "_split_heads"}  # that an instance may have replaced
 
 
 def applies(encoders: Sequence[CrossModalEncoder]) -> bool:
     """Whether run_encoders gives what each encoder gives by itself, to rounding: where all are of the stock classes,
-    unedited and without hooks, and alike but for weights and attention dropout. What is trained makes no difference.
+    unedited and without hooks, and alike but for their weights and the dropout of their attention. Any may be frozen.
     """
-    if EDITED or nn.modules.module._has_any_global_hook():
+    edited = EDITED or transformer.causal_mask is not causal_mask
+    if edited or nn.modules.module._has_any_global_hook() or any(vars(kind) != was for kind, was in STOCK.items()):
         return False
     descriptions = [_describe(encoder, encoders[0].training) for encoder in encoders]
     return None not in descriptions and all(description == descriptions[0] for description in descriptions)
@@ -46,11 +48,12 @@ def _describe(module: nn.Module, training: bool) -> list | None:
     """What must be alike in encoders; None where a module is not of the stock, in another mode, or has hooks."""
     kind, own = type(module), module.__dict__  # read as they are: this runs for some 500 modules in a forward pass
     hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    if hooks or "forward" in own or kind.forward is not STOCK.get(kind):
+    if kind not in STOCK or hooks or not METHODS.isdisjoint(own):
         return None
     if own["training"] != training or own.get("eps", 1e-5) != 1e-5:
         return None
     shapes = [None if parameter is None else parameter.shape for parameter in own["_parameters"].values()]
     children = [_describe(child, training) for child in own["_modules"].values()]
-    settings = [own.get("p"), own.get("dim"), own.get("num_heads"), own.get("attn_mask")]
-    return None if None in children else [kind, *settings, *shapes, *children]
+    if None in shapes or None in children or (kind is nn.ModuleList and any(child != children[0] for child in children)):
+        return None
+    return [kind, own.get("p"), own.get("dim"), own.get("num_heads"), own.get("attn_mask"), *shapes, *children]

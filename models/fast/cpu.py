@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,16 +31,18 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     """F.dropout, never in place."""
     if not training or p == 0:
         return x
-    return x * _keep_mask(x, p).mul_(1 / (1 - p)) if eager(x) else torch.native_dropout(x, p, True)[0]
+    return x * _keep_mask(x, p).mul_(1 / (1 - p)) if eager(x) and p < 1 else torch.native_dropout(x, p, True)[0]
 
 
 def _keep_mask(x: Tensor, p: float) -> Tensor:
     """1 where a dropout of probability p, to 16 bits, keeps an element of x, else 0; as numbers, because comparing to
     booleans and multiplying by them takes five times as long."""
     n = x.numel()
-    # One 64-bit random number serves four elements, at a sixth of what as many Bernoulli draws cost.
-    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:n]
-    return torch.ge(bits.view(x.shape), min(round(p * 2**16), 2**16 - 1) - 2**15, out=torch.empty_like(x))
+    # One 64-bit random number serves four elements. NumPy's generator, seeded by PyTorch's, is twice as fast as it, and
+    # ten times as fast as Bernoulli draws.
+    numbers = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw((n + 3) // 4)
+    bits = torch.from_numpy(numbers.view(np.int16))[:n].view(x.shape)
+    return torch.ge(bits, min(round(p * 2**16), 2**16 - 1) - 2**15, out=torch.empty_like(x))
 
 
 class Attention(torch.autograd.Function):

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.fast import cpu
-from models.transformer import CrossModalEncoder, Layer
+from models.transformer import CrossModalEncoder
 
-PARAMETERS = tuple(name for name, _ in Layer(2, 1, 0.0, 0.0, 0.0).named_parameters())
 IN_WEIGHT, IN_BIAS = "self_attn.in_proj_weight", "self_attn.in_proj_bias"
 
 
@@ -56,8 +55,8 @@ def run_encoders(encoders, queries, sources=None, last_step=False) -> list[Tenso
 def _stack(encoders: Sequence[CrossModalEncoder]) -> dict[str, Tensor]:
     """The parameters of all layers, (L, E, ·) under their names in a layer; norms are folded into what they precede."""
     layers = [layer for of_depth in zip(*(encoder.layers for encoder in encoders), strict=True) for layer in of_depth]
-    w = {name: torch.stack(list(map(attrgetter(name), layers))) for name in PARAMETERS}
-    w = {name: x.unflatten(0, (-1, len(encoders))) for name, x in w.items()}
+    names = [name for name, _ in layers[0].named_parameters()]
+    w = {name: torch.stack(list(map(attrgetter(name), layers))).unflatten(0, (-1, len(encoders))) for name in names}
     for norm, weight, bias in (("layer_norms.0", IN_WEIGHT, IN_BIAS), ("layer_norms.1", "fc1.weight", "fc1.bias")):
         # W (γ n + β) + b = (W γ) n + (W β + b): the many rows n are then normalised without scale and shift.
         scale, shift = w.pop(f"{norm}.weight"), w.pop(f"{norm}.bias")
@@ -76,7 +75,8 @@ class _Rows:
         self.embedded = {}  # by id, as several encoders read the same sequence
         for key, x in {id(x): x for x in sequences}.items():
             positions = table[: x.size(1)] * x[:, :, :1].ne(0)
-            self.embedded[key] = torch.add(positions, x, alpha=math.sqrt(encoder.dim)).flatten(0, 1)
+            embedded = torch.add(positions, x, alpha=math.sqrt(encoder.dim)).to(self.ones.dtype)
+            self.embedded[key] = embedded.flatten(0, 1)
 
     def embed(self, sequences: Sequence[Tensor]) -> Tensor:
         """The embedded sequences, (B, T, D) each, with a dropout draw for each.  -> (N, D)"""
@@ -129,7 +129,7 @@ class _Rows:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropouts: list[float]) -> Tensor:
     """See cpu.Attention."""
-    if cpu.eager(q):
+    if cpu.eager(q) and max(dropouts) < 1:
         return cpu.Attention.apply(q, k, v, heads, causal, dropouts).to(q.dtype)
     mask = q.new_full((q.size(1), k.size(1)), -math.inf if causal else 0.0).triu(1 + abs(k.size(1) - q.size(1)))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (G·h, T, D/h)

@@ -180,7 +180,9 @@ class OwnLayer(transformer.Layer):
         lambda made: [setattr(encoder.layers[2].layer_norms[0], "eps", 1e-3) for encoder in made],
         lambda made: [encoder.layers[0].dropout.eval() for encoder in made],
         lambda made: setattr(made[0], "layers", made[0].layers[:2]),
-        lambda made: setattr(made[0].layers[0].fc1, "bias", None),
+        lambda made: [setattr(encoder.layers[0].fc1, "bias", None) for encoder in made],
+        lambda made: [setattr(encoder.layers[2], "fc1", torch.nn.Linear(8, 64)) for encoder in made],
+        lambda made: setattr(made[1], "embed", lambda x: x),
         lambda made: torch.nn.utils.parametrizations.weight_norm(made[0].layers[0].fc1),
     ],
 )
@@ -196,9 +198,14 @@ def test_dropout_of_attention_and_what_is_trained_may_differ():
     assert applies_after(change)
 
 
-def test_it_steps_aside_where_a_class_is_changed(monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(transformer.Layer, "forward"), (CrossModalEncoder, "embed"), (torch.nn.Linear, "forward"),
+     (transformer, "causal_mask")],
+)  # fmt: skip
+def test_it_steps_aside_where_a_class_is_changed(monkeypatch, owner, name):
     made = encoders()
-    monkeypatch.setattr(transformer.Layer, "forward", lambda self, query, key, value, mask: query)
+    monkeypatch.setattr(owner, name, lambda *arguments: arguments[0])
     assert not fast.applies(made)
 
 
@@ -306,7 +313,20 @@ def test_dropout_keeps_the_stated_part_and_the_mean():
         dropped.sum().backward()
         assert torch.equal(x.grad, dropped)
     assert cpu.dropout(x, 0) is x and cpu.dropout(x, 0.5, training=False) is x
-    assert cpu.dropout(torch.ones(100), 0.999999).isfinite().all()
+    assert cpu.dropout(torch.ones(100), 0.999999).isfinite().all() and not cpu.dropout(torch.ones(100), 1.0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_type(dtype):
+    """model.to(dtype) is computed in it, on both paths."""
+    made = [encoder.to(dtype) for encoder in encoders(dim=8)]
+    queries = [torch.randn(2, 5, 8, dtype=dtype) for _ in made]
+    tolerance = 0.2 if dtype == torch.bfloat16 else 1e-6
+    for run in (transformer.run_encoders, fast.run_encoders):
+        for output, encoder, query in zip(run(made, queries), made, queries, strict=True):
+            assert output.dtype == dtype
+            expected = copy.deepcopy(encoder).double()(query.double())
+            assert (output.double() - expected).abs().max() <= tolerance
 
 
 def test_neighbouring_dropout_draws_are_independent():

@@ -161,7 +161,6 @@ def test_functional_call_computes_with_the_parameters_that_it_is_given(trainer):
 
 
 def test_torch_func_grad(trainer):
-    """Transforms of torch.func go through the plain model, whatever `fast` says."""
     batch = make_batch(0, LABELS)
     name = "trans_l_with_a.layers.0.fc1.weight"
     weight = trainer.model.get_parameter(name).detach()

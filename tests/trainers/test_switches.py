@@ -84,8 +84,9 @@ def test_weight_decay(applied):
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_factors_are_rounded_only_where_it_is_asked_for(precision):
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
-    made = make_trainer()
-    Trainer(made.args, made.model, made.objective, made.loaders, torch.device("cpu"), precision=precision)
+    trainer = make_trainer()
+    trainer.precision = precision
+    trainer.train_epoch()
     flags = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     assert flags == (precision == "tf32",) * 2
 
