@@ -209,12 +209,20 @@ def test_it_steps_aside_where_a_class_is_changed(monkeypatch, owner, name):
     assert not fast.applies(made)
 
 
-def test_it_steps_aside_where_the_specification_was_edited(tmp_path):
-    """A researcher writes GELU for ReLU into a copy of models/transformer.py: the copy takes effect, with a warning."""
+@pytest.mark.parametrize("how", ["edit", "replace the class", "replace its forward"])
+def test_it_steps_aside_where_the_specification_was_edited(tmp_path, how):
+    """A researcher writes GELU for ReLU into a copy of models/transformer.py, or replaces what is in it before
+    anything else of models/ is imported: it takes effect, with a warning."""
     shutil.copytree(ROOT / "models", tmp_path / "models")
     file = tmp_path / "models/transformer.py"
-    file.write_text(file.read_text(encoding="utf-8").replace("F.relu", "F.gelu"), encoding="utf-8")
-    program = """
+    program = ""
+    if how == "edit":
+        file.write_text(file.read_text(encoding="utf-8").replace("F.relu", "F.gelu"), encoding="utf-8")
+    elif how == "replace the class":
+        program = "from models import transformer\ntransformer.Layer = type('Own', (transformer.Layer,), {})"
+    else:
+        program = "from models import transformer\ntransformer.Layer.forward = lambda self, q, k, v, mask: q"
+    program += """
 import torch
 from models import dmd, fast, transformer
 torch.manual_seed(0)
