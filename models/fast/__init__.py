@@ -56,6 +56,7 @@ def _describe(module: nn.Module, training: bool) -> list | None:
         return None
     shapes = [None if parameter is None else parameter.shape for parameter in own["_parameters"].values()]
     children = [_describe(child, training) for child in own["_modules"].values()]
-    if None in shapes or None in children or (kind is nn.ModuleList and any(child != children[0] for child in children)):
+    unlike = kind is nn.ModuleList and any(child != children[0] for child in children)  # layers
+    if unlike or None in shapes or None in children:
         return None
     return [kind, own.get("p"), own.get("dim"), own.get("num_heads"), own.get("attn_mask"), *shapes, *children]
