@@ -192,7 +192,7 @@ class DMD(nn.Module):
         return DMDOutput(
             output_logit, logits_c, origin, specific, common, recon, specific_recon, specific_proj, common_sim,
             logits_homo={m: logit for m, (logit, _, _) in homo.items()},
-            # Parity: a homogeneous representation is taken behind the ReLU, a heterogeneous one is the residual.
+            # Parity: a homogeneous representation is taken after the ReLU, a heterogeneous one is the residual.
             repr_homo={m: hidden for m, (_, hidden, _) in homo.items()},
             last_h=last_h,
             logits_hetero={m: logit for m, (logit, _, _) in hetero.items()},

@@ -22,16 +22,14 @@ __all__ = ["CpuForms", "applies", "run_encoders"]
 # model, as edited. To have both: make encoders.py compute the same again, and put the new value here.
 SPECIFICATION = "661c96a6e5705383b95355235d90be94181b6236a67af54a88b7d1e4517950a4"
 EDITED = hashlib.sha256(Path(transformer.__file__).read_text("utf-8").encode()).hexdigest() != SPECIFICATION
-for kind in (CrossModalEncoder, Layer, MultiheadAttention, SinusoidalPositions):  # or replaced before this was imported
-    EDITED |= {kind.__module__, kind.forward.__module__} != {transformer.__name__}
+OURS = (CrossModalEncoder, Layer, MultiheadAttention, SinusoidalPositions)
+if any({kind.__module__, kind.forward.__module__} != {transformer.__name__} for kind in OURS):
+    EDITED = True  # a class or its forward was replaced before this file was imported
 if EDITED:
     logger.warning("models/transformer.py has been edited: the model runs as it is there, without models/fast/.")
 
-STOCK = {  # the classes that encoders.py computes, as they are
-    kind: dict(vars(kind))
-    for kind in (CrossModalEncoder, Layer, MultiheadAttention, SinusoidalPositions,
-                 nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout)
-}  # fmt: skip
+# The classes that encoders.py computes, as they are.
+STOCK = {kind: dict(vars(kind)) for kind in (*OURS, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout)}
 METHODS = {"forward", "embed", "table", "_split_heads"}  # that an instance may have replaced
 
 
