@@ -13,14 +13,16 @@ import pandas as pd
 
 from config import config_from_resolved, load_config, parse_overrides
 from dataset.features import SPLITS
+from trainers.checkpoint import read_checkpoint, settings_beside
 from trainers.evaluate import predict
+from trainers.options import PRECISIONS
+from trainers.runs import write_csv
 from trainers.setup import differences, restore
 from trainers.trainer import log_metrics
-from utils.checkpoint import read_checkpoint, settings_beside
 from utils.cli import run_command
+from utils.device import choose_device, keep_freed_memory
 from utils.errors import ConfigError
-from utils.results import write_csv
-from utils.runtime import PRECISIONS, choose_device, keep_freed_memory, logger, start_log
+from utils.log import logger, start_log
 
 
 def DMD_test(  # noqa: N802  (the sister of DMD_run)

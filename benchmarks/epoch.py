@@ -22,9 +22,11 @@ from dataset.features import SPLITS, load_features
 from dataset.loaders import make_loaders
 from models.dmd import DMD
 from trainers.losses import Objective
+from trainers.options import PRECISIONS
+from trainers.runs import RunFolder
 from trainers.trainer import Trainer
-from utils.results import RunFolder
-from utils.runtime import PRECISIONS, choose_device, keep_freed_memory, set_seed
+from utils.device import choose_device, keep_freed_memory
+from utils.seed import set_seed
 
 UTTERANCES = {"mosi": (1284, 229, 686), "mosei": (16326, 1871, 4659)}  # train, valid, test of the published files
 STAGES = ("loading", "training", "evaluation", "checkpoint")

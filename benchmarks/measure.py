@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from utils.runtime import describe_device, versions
+from utils.device import describe_device, versions
 
 Work = Callable[[], object]
 

@@ -21,7 +21,8 @@ from config import load_config
 from models.dmd import DMD
 from trainers.losses import Objective
 from trainers.trainer import Trainer
-from utils.runtime import autocast, choose_device, keep_freed_memory, set_seed
+from utils.device import autocast, choose_device, keep_freed_memory
+from utils.seed import set_seed
 
 STEPS = {"aligned": [50, 50, 50], "unaligned": [50, 375, 500]}  # of text, audio, vision in the published files
 NO_DROPOUT = {

@@ -19,7 +19,7 @@ NET = 4 * 2**30  # bytes of address space beyond the start, should all else fail
 
 def reader(kind: str):
     if kind == "checkpoint":
-        from utils.checkpoint import read_checkpoint
+        from trainers.checkpoint import read_checkpoint
 
         return read_checkpoint
     from dataset.features import load_features

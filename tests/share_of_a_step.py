@@ -12,7 +12,7 @@ from config import parse_overrides
 from dataset.features import FeatureSet, Split
 from dataset.loaders import make_loaders
 from tests.reference import Reference
-from trainers.ranks import find_ranks
+from trainers.distributed import find_ranks
 from trainers.trainer import Trainer
 
 

@@ -21,7 +21,7 @@ import pytest
 
 import test as test_command
 from tests.commands import ROOT, SMALL, call, files_below, train, write_pickle
-from utils.checkpoint import read_state
+from trainers.checkpoint import read_state
 from utils.cli import run_command
 
 EPOCHS = 4

@@ -188,7 +188,10 @@ def test_a_log_that_cannot_be_written_ends_the_log_alone(folder, capsys):
 
 def test_a_terminal_that_cannot_be_written_to_ends_its_lines_alone(tmp_path):
     """A full disk, and a terminal that knows no accents."""
-    program = "from utils.runtime import *; start_log(Path('log'), 1); logger.info('modèle'); logger.info('end')"
+    program = (
+        "from pathlib import Path; from utils.log import start_log, logger\n"
+        "start_log(Path('log'), 1); logger.info('modèle'); logger.info('end')"
+    )
     python = [sys.executable, "-c", program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     for output in ("/dev/full", "out"):

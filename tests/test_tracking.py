@@ -8,7 +8,7 @@ from accelerate.tracking import get_available_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.commands import train
-from utils.tracking import TRACKERS
+from trainers.options import TRACKERS
 
 RUN = Path("result/dmd-synthetic-1111")
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from models.dmd import DMD
-from trainers.ranks import Ranks
+from trainers.distributed import Ranks
+from utils.device import autocast
 from utils.errors import NumericalError
+from utils.log import progress
 from utils.metrics import regression_metrics
-from utils.runtime import autocast, progress
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataset.features import FIELDS, SPLITS, FeatureSet, load_features
 from dataset.loaders import make_loaders
 from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import ARGUMENT_ORDER, DMD
-from utils.checkpoint import load_state, sizes_of
+from trainers.checkpoint import load_state, sizes_of
 from utils.errors import ConfigError, DataError
 from utils.files import sha256_of
-from utils.runtime import set_seed
+from utils.seed import set_seed
 
 
 def prepare_features(

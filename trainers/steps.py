@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from models.distillation import EDGE_NAMES
+from trainers.distributed import Ranks
 from trainers.evaluate import Predictions, joined, name_some
-from trainers.ranks import Ranks
 from utils.errors import NumericalError
 
 

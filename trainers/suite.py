@@ -1,66 +1,63 @@
 """The command that trains the rows of a suite, and writes one table of them."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from config import load_config
 from config.suite import Suite, load_suite
 from models.dmd import MODALITIES
-from trainers.inspection import HEADS, inspect
-from trainers.ranks import find_ranks
+from trainers.checkpoint import read_checkpoint
+from trainers.distributed import find_ranks
+from trainers.heads import HEADS, inspect
+from trainers.options import RunOptions
+from trainers.runs import RunFolder, check_earlier_runs, write_csv
+from trainers.session import run_folders, train
 from trainers.setup import build_model, prepare_features, restore
-from utils.checkpoint import read_checkpoint
+from utils.device import choose_device
 from utils.errors import RunError
 from utils.files import write_atomically
+from utils.log import logger
 from utils.metrics import CORE_METRICS, METRICS
-from utils.results import RunFolder, check_earlier_runs, check_name, write_csv
-from utils.runtime import choose_device, logger
 
 
-def run_suite(run: Callable[..., dict[int, dict]], arguments: dict, suite_name: str) -> Path:
+def run_suite(options: RunOptions, suite_name: str) -> Path:
     """Train every row over the seeds, and write the table anew after each.
 
-    run        DMD_run; arguments: for it, by name. A row's runs are those of the name `<name>-<suite>-<row>`
+    options    of all rows; a row's runs are those of the name `<name>-<suite>-<row>`
     suite_name in config/suites, or a JSON file
 
     -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the same as CSV
     Raises a DMDError for what the caller can mend; of the suite itself, before anything is trained.
     """
-    model, dataset, file = "dmd", arguments["dataset_name"], arguments["config_file"]
-    epochs = {} if arguments["epochs"] is None else {"max_epochs": arguments["epochs"]}
-    fixed = arguments["config"] | epochs
-    suite = load_suite(suite_name, fixed, HEADS, lambda overrides: load_config(model, dataset, file, overrides))
-    settings = {row: load_config(model, dataset, file, fixed | changes) for row, changes in suite.rows.items()}
-    name = f"{arguments['name'] or model}-{Path(suite_name).stem}"
-    for row in suite.rows:
-        check_name(f"{name}-{row}")
-    seeds, folders = arguments["seeds"], (arguments["model_save_dir"], arguments["res_save_dir"])
-    replaced = {f"feature_{letter}": arguments[f"feature_{letter}"] for letter in "TAV"}
-    dataset = settings[next(iter(settings))].dataset_name
-    runs = {row: {seed: RunFolder(f"{name}-{row}", dataset, seed, *folders) for seed in seeds} for row in suite.rows}
+    fixed, dataset = options.config, options.settings().dataset_name
+    suite = load_suite(suite_name, fixed, HEADS, lambda overrides: replace(options, config=overrides).settings())
+    name = f"{options.name}-{Path(suite_name).stem}"
+    rows = {row: replace(options, config=fixed | changes, name=f"{name}-{row}") for row, changes in suite.rows.items()}
+    settings = {row: of_row.settings() for row, of_row in rows.items()}
+    runs = {row: run_folders(of_row, dataset) for row, of_row in rows.items()}
     for of_row in runs.values():
-        check_earlier_runs(of_row.values(), arguments["resume"], arguments["overwrite"])
-    table = SuiteTable(suite, settings, Path(arguments["res_save_dir"]) / "suites" / f"{name}-{dataset}")
-    if table.markdown_file.exists() and not (arguments["resume"] or arguments["overwrite"]):
+        check_earlier_runs(of_row.values(), options.resume, options.overwrite)
+    table = SuiteTable(suite, settings, Path(options.res_save_dir) / "suites" / f"{name}-{dataset}")
+    if table.markdown_file.exists() and not (options.resume or options.overwrite):
         raise RunError(
             f"{table.markdown_file}: a table of this suite is there. Replace it with --overwrite, go on with --resume, "
             "or keep both by another --name."
         )
-    ranks = find_ranks(arguments["device"])
-    _check_models(settings.values(), replaced)
-    if arguments["overwrite"] and ranks.rank == 0:  # as for the seeds of a run: see Session.replaced
+    ranks = find_ranks(options.device)
+    _check_models(settings.values(), options.replaced)
+    if options.overwrite and ranks.rank == 0:  # as for the seeds of a run
         for run_of_seed in (r for of_row in runs.values() for r in of_row.values()):
             run_of_seed.discard()
     ranks.wait()
-    for row, changes in suite.rows.items():
-        config = arguments["config"] | changes
-        per_seed = run(**arguments | {"config": config, "name": f"{name}-{row}"})
+    for number, (row, of_row) in enumerate(rows.items(), start=1):
+        logger.info(f"Row {number} of {len(rows)}: {row}")
+        per_seed = train(of_row)
         if ranks.rank == 0:
-            scored = _score_heads(suite, settings[row], runs[row], replaced, arguments) if suite.heads else []
+            scored = _score_heads(suite, settings[row], runs[row], options) if suite.heads else []
             table.add(row, per_seed, scored)
             table.write()
         ranks.wait()
@@ -80,15 +77,13 @@ def _check_models(settings: Iterable, replaced: dict[str, str]) -> None:
         build_model(args, features)
 
 
-def _score_heads(
-    suite: Suite, args, runs: dict[int, RunFolder], replaced: dict[str, str], arguments: dict
-) -> list[dict]:
+def _score_heads(suite: Suite, args, runs: dict[int, RunFolder], options: RunOptions) -> list[dict]:
     """Metrics of each head on test with each set of modalities, at the best epoch of each seed."""
-    device, scores = choose_device(arguments["device"]), []
+    device, scores = choose_device(options.device), []
     for seed, run in runs.items():
-        model, _, loader = restore(read_checkpoint(run.best), run.best, args, replaced, "test", device)
+        model, _, loader = restore(read_checkpoint(run.best), run.best, args, options.replaced, "test", device)
         for kept in suite.kept:
-            metrics = inspect(model, loader, device, arguments["precision"], kept).head_metrics()
+            metrics = inspect(model, loader, device, options.precision, kept).head_metrics()
             scores += [{"kept": kept, "head": head, "seed": seed} | metrics[head] for head in suite.heads]
     return scores
 

@@ -21,12 +21,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.search_space import Choice, Interval
+from trainers.runs import write_csv
 from trainers.study_storage import open_storage, shown
 from utils.errors import NumericalError, RunError
 from utils.interrupts import Interrupted, interrupts_held
+from utils.log import logger
 from utils.metrics import LOWER_IS_BETTER
-from utils.results import write_csv
-from utils.runtime import logger
 
 DESCRIPTION = "description"  # what all trials of a study have in common, as an attribute of the study
 STARTUP_TRIALS, WARMUP_EPOCHS = 5, 2  # trials that are drawn at random and never pruned; epochs before any pruning

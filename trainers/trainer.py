@@ -9,15 +9,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from models.dmd import DMD
+from trainers.checkpoint import load_weights
+from trainers.distributed import Ranks
 from trainers.evaluate import Predictions, predict, to_device
 from trainers.losses import LossTerms, Objective
-from trainers.ranks import Ranks
+from trainers.runs import RunFolder
 from trainers.steps import Step, TrainedEpoch, check_finite, prefixed
-from utils.checkpoint import load_weights
+from utils.device import autocast
 from utils.errors import CheckpointError
+from utils.log import logger, progress
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
-from utils.results import RunFolder
-from utils.runtime import autocast, logger, progress, random_state, set_random_state
+from utils.seed import random_state, set_random_state
 
 
 class Trainer:

@@ -11,11 +11,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from utils.errors import DMDError
 from utils.interrupts import Interrupted, orderly_interrupts
-from utils.runtime import is_first_rank, logger, stop_log
+from utils.log import is_first_rank, logger, stop_log
 
 REPEATABLE = ("set",)  # flags that stand once for each value
 
@@ -50,7 +48,7 @@ def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
 
 def _is_of_another_rank(error: Exception) -> bool:
     """Whether a rank has failed because another one has ended, which has said why."""
-    return isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in str(error)
+    return "torch.distributed" in str(type(error)) or "Connection closed by peer" in str(error)
 
 
 def script(file: str) -> str:
@@ -65,14 +63,14 @@ def command_line(program: str, parser: argparse.ArgumentParser, options: dict) -
     A list is a flag for each item where the flag is repeatable, and one flag with all items otherwise.
     """
     words = ["python", program]
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        if value == parser.get_default(name):
+    for action in parser._actions:
+        value, flag = options.get(action.dest), action.option_strings[-1]
+        if action.dest not in options or value == action.default:
             continue
-        if name in REPEATABLE:
-            words += [word for item in value for word in (flag, item)]
-        elif value is True:
+        if action.nargs == 0:
             words.append(flag)
+        elif action.dest in REPEATABLE:
+            words += [word for item in value for word in (flag, item)]
         else:
             words += [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return shlex.join(words)

@@ -14,7 +14,7 @@ from models import transformer
 from models.fast.cpu import CpuForms
 from models.fast.encoders import run_encoders
 from models.transformer import CrossModalEncoder, Layer, MultiheadAttention, SinusoidalPositions, causal_mask
-from utils.runtime import logger
+from utils.log import logger
 
 __all__ = ["CpuForms", "applies", "run_encoders"]
 

@@ -9,10 +9,10 @@ from dataset.features import Split
 from dataset.loaders import UtteranceDataset
 from tests.reference import CASES, Reference, make_loader, relative_difference
 from trainers.evaluate import predict
+from trainers.runs import RunFolder
 from trainers.trainer import Trainer
+from utils.log import start_log
 from utils.metrics import CORE_METRICS
-from utils.results import RunFolder
-from utils.runtime import start_log
 
 NUMBER = re.compile(r"(total_loss|Acc_2|F1_score|Acc_7|MAE|Loss): (-?[\d.]+)")
 

@@ -10,7 +10,7 @@ import pytest
 from config import load_config
 from config.suite import FOLDER, load_suite
 from tests.commands import train
-from trainers.inspection import HEADS
+from trainers.heads import HEADS
 
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.json"))
 SEEDS = ("-s", "1", "2")

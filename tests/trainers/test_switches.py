@@ -17,7 +17,7 @@ from test import DMD_test
 from tests.reference import make_loader
 from trainers.losses import Objective
 from trainers.trainer import Trainer
-from utils.runtime import start_log
+from utils.log import start_log
 
 SWITCHES = [
     {"ort": "feature"}, {"ort": "paper"}, {"margin": "paper"}, {"homo_repr": "l1"}, {"homo_repr": "cosine_apart"},

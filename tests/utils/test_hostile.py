@@ -12,7 +12,7 @@ from config import config_from_resolved, load_config
 from tests.dataset.hostile import CANARY
 from tests.dataset.test_hostile import assert_refused, run_limited
 from tests.utils.hostile import HOSTILE
-from utils.checkpoint import read_checkpoint, settings_beside
+from trainers.checkpoint import read_checkpoint, settings_beside
 from utils.errors import CheckpointError, ConfigError
 
 

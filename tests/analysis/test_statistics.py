@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from analysis.statistics import compare, mcnemar, over_seeds
 from utils.metrics import CORE_METRICS, regression_metrics
-from utils.statistics import compare, mcnemar, over_seeds
 
 #                    utterance: a     b     c    d     e    f
 LABELS = np.array([2.0, -1.0, 0.0, 1.0, -2.4, 0.6])

@@ -1,7 +1,7 @@
 """Compare two runs on the same test utterances, or sum up the seeds of one configuration.
 
-python -m utils.compare result/dmd-mosi-1111 result/paper-mosi-1111
-python -m utils.compare --seeds result/dmd-mosi-1111 result/dmd-mosi-1112 result/dmd-mosi-1113
+python -m analysis.compare result/dmd-mosi-1111 result/paper-mosi-1111
+python -m analysis.compare --seeds result/dmd-mosi-1111 result/dmd-mosi-1112 result/dmd-mosi-1113
 """
 
 import argparse
@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.record import ScoredRun, read_scored_run
+from analysis.statistics import RESAMPLES, compare, over_seeds
+from analysis.tables import append_intervals
+from trainers.run_settings import INCONSEQUENTIAL, different_settings
+from trainers.runs import write_csv
 from utils.cli import run_command
 from utils.errors import ConfigError, DMDError, RunError
+from utils.log import logger
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, regression_metrics
 from utils.reading import printable
-from utils.record import ScoredRun, read_scored_run
-from utils.results import write_csv
-from utils.run_settings import INCONSEQUENTIAL, different_settings
-from utils.runtime import logger
-from utils.statistics import RESAMPLES, compare, over_seeds
-from utils.tables import append_intervals
 
 LEVEL = 0.05
 CIRCUMSTANCES = ("device", "versions", "compile", "deterministic", "ranks")  # in config.json, and no settings
@@ -188,7 +188,7 @@ def _shown(table: pd.DataFrame) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.compare", description="Compare two runs, or sum up several seeds of one configuration."
+        prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds of one configuration."
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="result folder of a run, such as result/dmd-mosi-1111")
     parser.add_argument("--seeds", action="store_true", help="the runs are seeds of one configuration")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
-from utils.checkpoint import check_description
+from trainers.checkpoint import check_description
 from utils.errors import RunError
 from utils.metrics import METRICS
 from utils.reading import printable, read_json, regular_size

@@ -17,15 +17,15 @@ import pytest
 import torch
 
 import run
+from analysis import figures, plots
+from analysis.record import read_run
 from config import config_from_resolved
 from dataset.loaders import make_loaders
 from tests.commands import ROOT, TINY, call, files_below, write_pickle
-from trainers.inspection import HEADS, Inspection, embed
+from trainers.checkpoint import load_weights
+from trainers.heads import HEADS, Inspection, embed
 from trainers.setup import build_model, prepare_features
-from utils import figures, plots
-from utils.checkpoint import load_weights
-from utils.record import read_run
-from utils.runtime import random_state
+from utils.seed import random_state
 
 NAME = "a<b>&'c' $x$"  # of a run; a file's name may hold all of it
 RUN = f"{NAME}-synthetic-1111"
@@ -102,7 +102,7 @@ def test_the_command_draws_what_the_run_drew_without_a_display(home, copied):
     environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     environment |= {"MPLBACKEND": "TkAgg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     drawn = subprocess.run(
-        [sys.executable, "-m", "utils.figures", str(copied)], env=environment, capture_output=True, text=True,
+        [sys.executable, "-m", "analysis.figures", str(copied)], env=environment, capture_output=True, text=True,
         timeout=120,
     )  # fmt: skip
     assert (drawn.returncode, drawn.stderr) == (0, "")

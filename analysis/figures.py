@@ -1,6 +1,6 @@
 """Draw a run: pictures in <run>/figures/, and <run>/report.html with pictures, settings and numbers on one page.
 
-python -m utils.figures result/dmd-mosi-1111
+python -m analysis.figures result/dmd-mosi-1111
 """
 
 import argparse
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
+from analysis.record import RunRecord, read_run
 from config import config_from_resolved
-from models.dmd import DMD
-from trainers.inspection import Inspection, embed, inspect
+from trainers.checkpoint import read_checkpoint, settings_beside
+from trainers.heads import Inspection, embed, inspect
+from trainers.runs import RunFolder
 from trainers.setup import differences, restore
-from utils.checkpoint import read_checkpoint, settings_beside
 from utils.cli import log_traceback, run_command
+from utils.device import choose_device, keep_freed_memory
 from utils.errors import CheckpointError, DMDError, RunError
 from utils.files import write_atomically
-from utils.record import RunRecord, read_run
-from utils.runtime import choose_device, keep_freed_memory, logger, random_state, set_random_state
+from utils.log import logger
 
 CAPTIONS = {  # of what <run>/figures/ holds, by the files' names
     "training": "Total loss, Loss, MAE and Acc_2 over the epochs, with the best epoch marked.",
@@ -40,7 +40,7 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
     inspection: of the test split at the best epoch; None leaves out what needs it, and `skipped` says why
     -> the paths of the files
     """
-    from utils import plots, report  # here, since a run without figures can do without matplotlib and its start
+    from analysis import plots, report  # here, since a run without figures can do without matplotlib and its start
 
     name, history, best = record.name, record.history, record.best_epoch
     with plots.own_style():
@@ -67,25 +67,17 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
     return list(contents)
 
 
-def draw_after_training(
-    folder: Path, checkpoint: Path, model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32"
-) -> None:
-    """Draw a run whose best weights, those of `checkpoint`, the model has; a failure is a warning, for the run itself
-    is complete.
-
-    Random generators are left as they were.
-    """
-    state = random_state()
+def draw_after_training(run: RunFolder, device: torch.device) -> None:
+    """Draw a run that has ended; a failure is a warning, for the run itself is complete."""
     try:
-        draw(read_run(folder), inspect(model, loader, device, precision))
-        logger.info(f"Figures in {folder / 'figures'}, all on one page in {folder / 'report.html'}.")
+        record = read_run(run.results)
+        draw(record, inspect_checkpoint(record, run.best, device))
+        logger.info(f"Figures in {run.results / 'figures'}, all on one page in {run.results / 'report.html'}.")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        again = shlex.join(["python", "-m", "utils.figures", str(folder), "--checkpoint", str(checkpoint)])
+        again = shlex.join(["python", "-m", "analysis.figures", str(run.results), "--checkpoint", str(run.best)])
         logger.warning(f"No figures ({reason}). To try again: {again}")
         log_traceback(error)
-    finally:
-        set_random_state(state)
 
 
 def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device) -> Inspection:
@@ -113,7 +105,7 @@ def best_checkpoint(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.figures", description="Draw a run.")
+    parser = argparse.ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
     parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
     parser.add_argument("--checkpoint", type=Path, help="its best checkpoint (default: pt/<name>/best.pth)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

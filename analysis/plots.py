@@ -21,7 +21,7 @@ from sklearn.metrics import confusion_matrix
 
 from models.distillation import EDGE_NAMES
 from models.dmd import MODALITIES
-from trainers.inspection import Embedding, Inspection
+from trainers.heads import Embedding, Inspection
 from utils.metrics import sentiment_classes
 from utils.reading import printable
 

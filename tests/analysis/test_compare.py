@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis import compare
 from tests.commands import ROOT, call, files_below, train, write_pickle
-from utils import compare
 
 A, SECOND, B = (Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1"))
 INTERVALS = Path("result/normal/synthetic-intervals.csv")
@@ -93,7 +93,7 @@ def test_run_adds_the_intervals_of_several_seeds(runs, capsys):
 
 def test_two_runs_by_a_process_of_its_own(runs):
     done = subprocess.run(
-        [sys.executable, "-m", "utils.compare", A, B, "--output", "out/pair.csv"],
+        [sys.executable, "-m", "analysis.compare", A, B, "--output", "out/pair.csv"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,7 +9,7 @@ from transformers import BertConfig
 from config import load_config
 from models.dmd import DMD
 from tests.reference import Reference
-from utils.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state
+from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state
 from utils.errors import CheckpointError
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+from analysis.statistics import STATISTICS
+from trainers.runs import write_csv
 from utils.errors import RunError
 from utils.metrics import CORE_METRICS, WIDER_METRICS
 from utils.reading import printable
-from utils.results import write_csv
-from utils.statistics import STATISTICS
 
 TABLE_METRICS = (*CORE_METRICS, "Loss")
 
@@ -45,7 +45,7 @@ def append_intervals(
 ) -> Path:
     """Append to `normal/<dataset>-intervals.csv` a row for each metric over the seeds.  -> its path
 
-    summary: the table of utils.statistics.over_seeds, rows by seed; once: as for append_results
+    summary: the table of analysis.statistics.over_seeds, rows by seed; once: as for append_results
     """
     seeds = " ".join(str(row) for row in summary.index if row not in STATISTICS)
     rows = [

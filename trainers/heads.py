@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from models.dmd import ARGUMENT_ORDER, DMD, STACK_ORDER, PerModality
 from trainers.evaluate import check_predictions, to_device
+from utils.device import autocast
 from utils.metrics import regression_metrics
-from utils.runtime import autocast
 
 HEADS = (  # under their published names: the prediction, the common features' head, a head for each node of a graph
     "output_logit",

@@ -9,15 +9,14 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from torch import nn
 
-from utils.checkpoint import BackgroundWriter, load_weights, read_state, save_state, snapshot
-from utils.errors import CheckpointError, ConfigError, RunError
+from trainers.checkpoint import BackgroundWriter, load_weights, read_state, save_state, snapshot
+from trainers.run_settings import LIMITS, check_limits, check_same_run
+from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.interrupts import interrupts_held
 from utils.reading import read_json
-from utils.run_settings import LIMITS, check_limits, check_same_run
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
-LONGEST_NAME = 100  # bytes: data set and seed make it longer, and file systems allow 255
 
 
 class RunFolder:
@@ -166,30 +165,6 @@ class RunFolder:
         for folder in (self.results, self.checkpoints):
             write_json(folder / "config.json", description)
 
-    def check_space(
-        self, weights: int, state: int, epochs: int, keep: int | None, replacing: Iterable["RunFolder"] = ()
-    ) -> None:
-        """Raise RunError where the disk has no room for the checkpoints of so many epochs.
-
-        weights, state: bytes of a checkpoint and of the training state; keep: how many checkpoints stay, None for all
-        replacing: earlier runs whose checkpoints will make room
-        """
-        kept = epochs if keep is None else min(epochs, keep + 1)  # the best one stays beside the last ones
-        needed = (kept + 1) * weights + 2 * state  # a file is replaced only once its successor is whole
-        there = next(folder for folder in (self.checkpoints, *self.checkpoints.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(there).free + sum(run.size_of_weights() for run in replacing)
-        if needed > free:
-            raise RunError(
-                f"{self.checkpoints}: the run needs at least {needed / 2**20:.0f} MiB for its checkpoints "
-                f"({weights / 2**20:.0f} MiB each), but {free / 2**20:.0f} MiB are free. Make room, set "
-                "keep_checkpoints to a number, or choose another disk with --model-save-dir."
-            )
-
-    def size_of_weights(self) -> int:
-        """Bytes that checkpoints and training state take on the disk; best.pth is a second name of another."""
-        files = [*self.checkpoints.glob("*.pth"), *self.checkpoints.glob(self.state_file.name)]
-        return sum({status.st_ino: status.st_size for status in map(Path.stat, files)}.values())
-
     def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
         """Start to write what an epoch leaves, and return at once: `<epoch>.pth`, `best.pth` if it is the best so
         far, history.csv with one more row, training-state.pt. Raises what the last write met."""
@@ -254,21 +229,8 @@ def _naming_overwrite() -> Iterator[None]:
         ) from error
 
 
-def check_name(name: str) -> None:
-    """Raise ConfigError where a run's folders cannot have this name."""
-    if Path(name).name != name:
-        raise ConfigError(f"--name: '{name}' must be a plain name, not a path.")
-    if len(name.encode()) > LONGEST_NAME:
-        raise ConfigError(
-            f"--name: '{name[:20]}…' has {len(name)} characters, too many for a folder; take at most {LONGEST_NAME}, "
-            "a suite's name and row included."
-        )
-
-
 def check_earlier_runs(runs: Iterable[RunFolder], resume: bool, overwrite: bool) -> None:
-    """Raise ConfigError or RunError where a run is there already and the command does not say what to do with it."""
-    if resume and overwrite:
-        raise ConfigError("--resume continues an earlier run and --overwrite replaces it: give one of them.")
+    """Raise RunError where a run is there already and the command does not say what to do with it."""
     for run in runs:
         if run.exists and not (resume or overwrite):
             raise RunError(
@@ -294,11 +256,6 @@ class SilentRun(RunFolder):
         pass
 
     def _forget_later(self, state: dict, best: Path) -> None:
-        pass
-
-    def check_space(
-        self, weights: int, state: int, epochs: int, keep: int | None, replacing: Iterable[RunFolder] = ()
-    ) -> None:
         pass
 
     def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:

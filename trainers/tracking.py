@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
+from trainers.runs import TENSORBOARD, RunFolder
 from utils.errors import ConfigError
-from utils.results import TENSORBOARD, RunFolder
-from utils.runtime import logger, random_state, set_random_state
+from utils.log import logger
+from utils.seed import random_state, set_random_state
 
-TRACKERS = ("tensorboard", "wandb", "mlflow")
 PROJECT = "dmd"  # under which the services that have projects file the runs
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker that is unknown or not installed."""
+def check_installed(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that is not installed."""
     for name in names:
-        if name not in TRACKERS:
-            raise ConfigError(f"--track: '{name}' is not one of {', '.join(TRACKERS)}.")
         if name not in [str(available) for available in get_available_trackers()]:
             raise ConfigError(f"--track: {name} is not installed. Install it with: pip install {name}")
 

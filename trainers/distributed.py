@@ -8,8 +8,9 @@ hooks would average what has accumulated and been clipped, which is another reci
 import torch
 from torch import Tensor
 
+from utils.device import choose_device
 from utils.errors import ConfigError
-from utils.runtime import choose_device, number_of_processes
+from utils.log import number_of_processes
 
 
 class Ranks:

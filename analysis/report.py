@@ -8,8 +8,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from analysis.record import SPLIT_METRICS, RunRecord
 from dataset.features import SPLITS
-from utils.record import SPLIT_METRICS, RunRecord
 
 # The browser is told to fetch nothing, whatever the page may hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

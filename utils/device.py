@@ -1,0 +1,80 @@
+"""The device: its choice, precision, memory and description."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+
+import numpy as np
+import torch
+import transformers
+
+from utils.errors import ConfigError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+
+
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """Let PyTorch choose algorithms that give the same bits every time, or whichever is fastest. On the CPU those of
+    this program always do; on CUDA this costs time."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+    torch.use_deterministic_algorithms(wanted)
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there.
+
+    Raises ConfigError for another name, or where CUDA or that GPU is absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"--device: '{name}' is not one of auto, cpu, cuda, cuda:N.")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"--device: '{name}' was asked for, but PyTorch sees no CUDA device. Use --device cpu.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"--device: '{name}' was asked for, but there are {torch.cuda.device_count()} GPUs.")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """The context in which the model runs: for bf16 with matrix products in bfloat16.
+
+    tf32 lets CUDA round the factors of products and convolutions, from here on. fp32 and bf16 forbid it, where PyTorch
+    itself allows it in convolutions.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse what large tensors free instead of handing it back: a training step frees and asks for the
+    same hundreds of megabytes again, and getting them from the system page by page can double its time."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    except (OSError, AttributeError):
+        pass  # another C library: nothing to tune
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """'cpu (2 threads)' or the GPU's name."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"

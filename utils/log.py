@@ -1,0 +1,85 @@
+"""The log, on the terminal and in a file, and which process writes it."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.errors import ConfigError
+
+LOGGER_NAME = "MMSA"  # the name that the log lines of this family carry
+logger = logging.getLogger(LOGGER_NAME)
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes log lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        encoding = sys.stdout.encoding or "utf-8"
+        text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+        try:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:  # the reader of a pipe has gone, or the disk is full: the log file goes on
+            self.setLevel(logging.CRITICAL + 1)  # removed amid a line, it would make the next handler miss that line
+            with open(os.devnull, "w") as nothing:  # else Python fails at its end, with what is still to be written
+                os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: that is said once, and ends the log, not the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name that logging calls)
+        logger.removeHandler(self)
+        logger.warning(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); the log ends here.")
+
+
+def start_log(log_file: Path, verbose_level: int) -> None:
+    """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`.
+
+    Of several ranks only the first has a log. Raises ConfigError where the file cannot be written.
+    """
+    stop_log()
+    logger.propagate = False
+    if not is_first_rank():
+        logger.addHandler(logging.NullHandler())
+        return
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        terminal, file = _TerminalHandler(), _LogFile(log_file, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--log-dir: cannot write {log_file} ({error.strerror}). Choose another folder.") from error
+    formatter = logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s")
+    terminal.setLevel({0: logging.ERROR, 1: logging.INFO, 2: logging.DEBUG}[verbose_level])
+    file.setLevel(logging.DEBUG if verbose_level == 2 else logging.INFO)
+    for handler in (terminal, file):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+
+
+def stop_log() -> None:
+    """Close the handlers of an earlier run in this process."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            handler.close()
+
+
+def progress(batches: Iterable, description: str) -> Iterable:
+    """A progress bar over batches; none where the output is not a terminal, or another rank shows one."""
+    return tqdm(batches, desc=description, leave=False, disable=None if is_first_rank() else True)
+
+
+def number_of_processes() -> int:
+    """How many processes a launcher has started to train one model."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one of them that writes."""
+    return number_of_processes() == 1 or os.environ.get("RANK", "0") == "0"
