@@ -129,7 +129,7 @@ class _Rows:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropouts: list[float]) -> Tensor:
     """See cpu.Attention."""
-    if cpu.eager(q) and max(dropouts) < 1:
+    if cpu.eager(q) and max(dropouts) <= cpu.LARGEST_DROPOUT:
         return cpu.Attention.apply(q, k, v, heads, causal, dropouts).to(q.dtype)
     mask = q.new_full((q.size(1), k.size(1)), -math.inf if causal else 0.0).triu(1 + abs(k.size(1) - q.size(1)))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (G·h, T, D/h)
