@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 SCORES_AT_ONCE = 2**19  # attention scores held at a time (2 MiB)
 SMALL_ATTENTION = 2**14  # scores of one head up to which they are computed as a whole
 QUERIES_AT_ONCE = 64  # in a longer sequence, so that keys which the mask hides from all of them cost nothing
-LARGEST_DROPOUT = 255 / 256  # of draws of eight bits
+LARGEST_DROPOUT = 254 / 256  # that draws of eight bits have
 LOG2_E = math.log2(math.e)
 LARGEST_SUM = 2.0**64  # of the powers of a query, up to which nothing overflows or vanishes: float32 goes to 2^127
 
@@ -32,7 +32,9 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     """F.dropout, never in place."""
     if not training or p == 0:
         return x
-    return x * _keep_mask(x, p).mul_(1 / (1 - p)) if eager(x) and p <= LARGEST_DROPOUT else torch.native_dropout(x, p, True)[0]
+    if not eager(x) or p > LARGEST_DROPOUT:
+        return torch.native_dropout(x, p, True)[0]
+    return x * _keep_mask(x, p).mul_(1 / (1 - p))
 
 
 def _keep_mask(x: Tensor, p: float) -> Tensor:
