@@ -41,8 +41,7 @@ def _keep_mask(x: Tensor, p: float) -> Tensor:
     """1 where a dropout of probability p <= LARGEST_DROPOUT keeps an element of x, else 0; as numbers, because
     comparing to booleans and multiplying by them takes five times as long."""
     n = x.numel()
-    # One 64-bit random number serves eight elements. NumPy's generator, seeded by PyTorch's, is twice as fast as it,
-    # and ten times as fast as Bernoulli draws.
+    # A 64-bit number serves eight elements. NumPy's generator is twice as fast as PyTorch's, which seeds it.
     numbers = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw((n + 7) // 8)
     bits = torch.from_numpy(numbers.view(np.uint8))[:n].view(x.shape)
     # Where 256 p is no integer, each row draws the one below or above it, so that every element has probability p.
