@@ -31,13 +31,9 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can fix.
     """
     flags = {flag.strip("-").replace("-", "_"): a.dest for a in argument_parser()._actions for flag in a.option_strings}
+    flags |= {"set": "config", "no_figures": "figures=False"} | {key: f"config={{'{key}': …}}" for key in SETTING_NAMES}
     for name in options.keys() - {f.name for f in fields(RunOptions)}:
-        hint = (
-            f"it is {(flags | {'set': 'config', 'no_figures': 'figures=False'})[name]} here"
-            if name in flags
-            else "trainers.options lists them"
-        )
-        hint = f"give a setting as config={{'{name}': …}}" if name in SETTING_NAMES else hint
+        hint = f"it is {flags[name]} here" if name in flags else "trainers.options lists them"
         raise ConfigError(f"DMD_run has no argument '{name}'; {hint}.")
     return run(RunOptions(model_name, dataset_name, config_file, **options))
 
@@ -117,7 +113,7 @@ def read_command(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, d
     """-> the parser, all flags, and of them the options of the runs"""
     parser = argument_parser()
     known, unknown = parser.parse_known_args(argv)
-    for flag, following in zip(unknown, [*unknown[1:], "VALUE"], strict=True):
+    for flag, following in zip(unknown, [*unknown[1:], "VALUE"], strict=False):
         name, _, value = flag.partition("=")
         key = {"lr": "learning_rate"}.get(name[2:], name[2:].replace("-", "_"))
         if flag.startswith("--") and key in SETTING_NAMES:
