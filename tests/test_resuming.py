@@ -66,9 +66,8 @@ def test_a_replacement_removes_the_files_of_a_run_alone(trained):
 
 def test_a_run_with_other_settings_is_named_and_told_apart(trained, capsys):
     message = refused(capsys, "--set", "learning_rate=2e-4", "ort=feature", "--precision", "bf16")
-    for word in ("learning_rate: 0.0001 -> 0.0002", "ort: batch -> feature", "--name dmd-lr0.0002-ortfeature-"):
-        assert word in message or "0.001" in message, message
-    assert "--name dmd-lr0.0002" in message
+    for word in ("learning_rate: 0.001 -> 0.0002", "ort: batch -> feature", "--name dmd-lr0.0002-ortfeature-"):
+        assert word in message
     message = refused(capsys)
     assert "--resume" in message and "->" not in message
     message = refused(capsys, "--epochs", "3")  # which it may be continued with
@@ -97,13 +96,13 @@ def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
     refusals = [(["--set", "learning_rate=0.5"], "learning_rate"), (["--precision", "bf16"], "precision")]
     refusals += [(["--overwrite"], "--overwrite"), (["--epochs", "1"], "max_epochs")]
     refusals += [(["--model-save-dir", "elsewhere", "--epochs", "3"], "--model-save-dir")]
-    for finished in (True, False):
+    for _ in ("finished", "not finished"):
         for arguments, word in refusals:
             assert word in refused(capsys, "--resume", *arguments)
         Path(f"result/{RUN}/metrics.json").unlink(missing_ok=True)
     changed = {split: fields | {"audio": fields["audio"] + 1} for split, fields in corpus.items()}
     write_pickle(Path("dataset/SYNTHETIC/aligned_50.pkl"), changed)
-    assert "data" in refused(capsys, "--resume"), finished
+    assert "data" in refused(capsys, "--resume")
 
 
 @pytest.mark.parametrize(

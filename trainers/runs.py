@@ -68,7 +68,7 @@ class RunFolder(RunFiles):
         if not (self.exists and self.metrics_file.exists()):
             return None
         check_same_run(self.name, self.description, description)
-        with self.continuing():
+        with self.continuing_from(self.metrics_file):
             metrics = read_json(self.metrics_file)
             metrics["epoch"], started = int(metrics["epoch"]), self.description["settings"]
         return metrics if all(started.get(key) == description["settings"][key] for key in LIMITS) else None
@@ -148,7 +148,7 @@ class RunFolder(RunFiles):
             self.start(description)
             return None
         check_same_run(self.name, self.description, description)
-        with self.continuing():
+        with self.continuing_from(self.state_file):
             state = read_state(self.state_file)
             self.history = state["history"]
             load_weights(model, self.checkpoints / f"{state['epoch']}.pth")
@@ -158,14 +158,14 @@ class RunFolder(RunFiles):
         return state
 
     @contextlib.contextmanager
-    def continuing(self) -> Iterator[None]:
-        """Inside, files of the run that are missing, damaged or of another model raise CheckpointError."""
+    def continuing_from(self, file: Path) -> Iterator[None]:
+        """Inside, a file of the run that is missing, damaged or of another model raises CheckpointError."""
         try:
             yield
         except (CheckpointError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{error}"
             raise CheckpointError(
-                f"{self.name} cannot be continued; start over with --overwrite, or restore the file ({reason})."
+                f"{self.name} cannot be continued from {file} ({type(error).__name__}: {error}). Start over with "
+                "--overwrite, or restore the file."
             ) from error
 
     @_writing

@@ -100,7 +100,7 @@ def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: Run
             f"{trainer.args.keep_checkpoints}; --set keep_checkpoints=1 keeps the last and the best alone."
         )
         if state:
-            with run.continuing():
+            with run.continuing_from(run.state_file):
                 trainer.load_state(state)
             logger.info(f"Seed {seed}: resumed after epoch {state['epoch']}.")
         with tracked(options.track if run.writes else (), run, {"seed": seed} | description["settings"]) as send:
