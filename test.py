@@ -89,10 +89,8 @@ def _check_files(checkpoint: str | Path, predictions: str | Path, features: str 
     """What can be told before PyTorch is loaded."""
     if not os.path.isfile(checkpoint):
         raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
-    if predictions and (os.path.isdir(predictions) or not os.path.isdir(Path(predictions).parent)):
-        raise ConfigError(f"--predictions: {predictions} is a folder, or in none. Name a file in a folder that exists.")
-    if predictions and os.path.exists(predictions) and not overwrite:
-        raise ConfigError(f"--predictions: {predictions} is there. Replace it with --overwrite, or name another file.")
+    if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
+        raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
     if str(features) and not os.path.exists(features):
         raise ConfigError(f"--features: {features}: no such file. python -m dataset.build makes one.")
 

@@ -237,8 +237,7 @@ def test_bad_checkpoints(trained, capsys):
         (["alone.pth"], "-d mosi"),
         (["alone.pth", "-d", "synthetic"], "alone.pth"),  # trained with nlevels 1, the config says another
         ([BEST, "--predictions", "alone.pth/out.csv"], "--predictions"),
-        ([BEST, "--predictions", "none/out.csv"], "--predictions"),
-        ([BEST, "--predictions", "pt"], "--predictions"),
+        ([BEST, "--predictions", "pt", "--overwrite"], "--predictions"),
         ([BEST, "--predictions", "alone.pth"], "--overwrite"),
         ([str(Path(BEST).parent)], "best.pth"),
     ):

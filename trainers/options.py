@@ -67,8 +67,8 @@ class RunOptions:
         check(len(set(seeds)) == len(seeds), f"--seeds: {list(seeds)} names a seed twice; name each once.")
         check(
             Path(self.name).name == self.name and len(self.name.encode()) <= LONGEST_NAME,
-            f"--name: '{self.name[:LONGEST_NAME]}' is no name for a folder: it must be a plain name, not a path, of at "
-            f"most {LONGEST_NAME} characters, a suite's name and row included.",
+            f"--name: '{self.name[:LONGEST_NAME]}' is no name for a folder: give a plain name, not a path, of few "
+            f"characters: take at most {LONGEST_NAME}, a suite's name and row included.",
         )
         check(self.num_workers >= 0, f"--num-workers: {self.num_workers} is negative.")
         check(not (self.resume and self.overwrite), "--resume continues a run, --overwrite replaces it: give one.")

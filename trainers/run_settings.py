@@ -90,13 +90,17 @@ def check_earlier_runs(runs: Iterable[RunFiles], resume: bool, overwrite: bool, 
                 "it to another folder, or choose another --name."
             )
         if run.exists and not (resume or overwrite):
-            raise RunError(f"{run.results}: {_what_to_do(run, now or {})}")
+            raise RunError(f"{run.results}: {_what_to_do(run, now)}")
 
 
-def _what_to_do(run: RunFiles, now: dict) -> str:
-    different = list(different_settings(run.description, now, ("feature_dims",)))  # which are taken from the data
+def _what_to_do(run: RunFiles, now: dict | None) -> str:
+    # The widths are those of the data, which are not read yet.
+    different = list(different_settings(run.description, now, ("feature_dims",))) if now else []
     if not different:
-        return "this run is there. Continue it with --resume, replace it with --overwrite, or choose another --name."
+        return (
+            "a run of this name is there. Continue it with --resume, replace it with --overwrite, or choose another "
+            "--name."
+        )
     listed = "; ".join(f"{key}: {_shown(there)} -> {_shown(here)}" for key, there, here in different[:5])
     listed += "; …" if len(different) > 5 else ""
     words = [f"{SHORT.get(key, key)}{_shown(here)}" for key, _, here in different[:5]]

@@ -55,16 +55,15 @@ def build_model(args, features: FeatureSet) -> DMD:
     if args.use_bert:
         bert = model.text_model.model.config
         highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
-        if highest >= bert.vocab_size:
-            raise DataError(
-                f"{features.path}: 'text_bert' holds token id {highest}, but the vocabulary of pretrained "
-                f"'{args.pretrained}' has {bert.vocab_size}. Use the BERT that the text was tokenised for."
-            )
-        if features.seq_lens[0] > bert.max_position_embeddings:
-            raise DataError(
-                f"{features.path}: 'text_bert' has {features.seq_lens[0]} steps, but pretrained '{args.pretrained}' "
-                f"has {bert.max_position_embeddings} positions. Truncate the text, or use another BERT."
-            )
+        for what, value, limit in (
+            ("a token id", highest, bert.vocab_size - 1),
+            ("a number of steps", features.seq_lens[0], bert.max_position_embeddings),
+        ):
+            if value > limit:
+                raise DataError(
+                    f"{features.path}: 'text_bert' has {what} of {value}, but pretrained '{args.pretrained}' takes at "
+                    f"most {limit}. Use the BERT that the text was tokenised for, or truncate the text."
+                )
     return model
 
 
@@ -149,17 +148,13 @@ def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str |
     if sizes is None:
         return  # load_state says so
     widths, steps = ([size[m] for m in ARGUMENT_ORDER] for size in sizes)
-    if features.feature_dims[use_bert:] != widths[use_bert:]:  # with BERT the file has no text features
-        names = ", ".join(FIELDS[use_bert:])
-        raise DataError(
-            f"{features.path}: {names} are {features.feature_dims[use_bert:]} wide, but {checkpoint} is for "
-            f"{widths[use_bert:]}. Extract the features as for its training."
-        )
-    if features.seq_lens != steps:
+    own = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
+    if (features.feature_dims[own], features.seq_lens) != (widths[own], steps):
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
         raise DataError(
-            f"{features.path}: {', '.join(FIELDS)} have {features.seq_lens} steps, but {checkpoint} is for {steps}. "
-            f"Make the file with python -m dataset.build … {flags} (or --average, if training had it)."
+            f"{features.path}: {', '.join(FIELDS[own])} are {features.feature_dims[own]} wide and have "
+            f"{features.seq_lens} steps, but {checkpoint} is for {widths[own]} and {steps}. Extract the features as "
+            f"for its training: python -m dataset.build … {flags} (or --average, if training had it)."
         )
 
 
