@@ -56,7 +56,7 @@ class RunFiles:
                 found += folder.glob("[!.]*")
         epochs = self.epochs()
         if not found and (self.history_file.exists() or not self.state_file.exists()):
-            rows = len(self.history_file.read_text().splitlines()) - 1 if self.history_file.exists() else 0
+            rows = len(self.history_file.read_bytes().splitlines()) - 1 if self.history_file.exists() else 0
             found += [path for epoch, path in epochs.items() if epoch > rows + 1]  # written before its row
         return sorted(found)
 
@@ -143,10 +143,10 @@ def different_settings(one: dict, other: dict, but: Sequence[str] = ()) -> Itera
     A setting that one of them lacks has its default there. Precision, the files that replace features, and the data,
     by their SHA-256, are settings too, where both tell them.
     """
-    ours, theirs = _all_settings(one), _all_settings(other)
-    for key in sorted(ours.keys() & theirs.keys()):
-        if key not in but and ours[key] != theirs[key]:
-            yield key, ours[key], theirs[key]
+    first, second = _all_settings(one), _all_settings(other)
+    for key in sorted(first.keys() & second.keys()):
+        if key not in but and first[key] != second[key]:
+            yield key, first[key], second[key]
 
 
 def _all_settings(description: dict) -> dict:

@@ -63,7 +63,7 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
             continue
         trainer = make_trainer(options, args, features, device, ranks, seed, number)
         if options.overwrite and number == 1:
-            # All at once: a command that is interrupted and resumed must not take what they have left for its own.
+            # All at once: a command that is interrupted and resumed must not take them for its own results.
             for earlier in runs.values():
                 earlier.discard()
         results[seed] = train_seed(trainer, run, described, options, features.splits["test"].ids)

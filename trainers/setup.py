@@ -107,13 +107,13 @@ def settings_of(
 
 def warm_start(model: DMD, checkpoint: str | Path) -> None:
     """Load those weights of a checkpoint that fit the model by name and shape, and log which do not."""
-    own, state = model.state_dict(), read_checkpoint(checkpoint)
-    fit = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    new, state = model.state_dict(), read_checkpoint(checkpoint)
+    fit = {name: value for name, value in state.items() if name in new and value.shape == new[name].shape}
     if not fit:
         raise CheckpointError(f"--init: {checkpoint}: none of its weights fits the model.")
     model.load_state_dict(fit, strict=False)
-    rest = ", ".join(sorted(own.keys() - fit.keys())) or "none"
-    logger.info(f"{len(fit)} of {len(own)} tensors start from {checkpoint}; the others as always: {rest}.")
+    rest = ", ".join(sorted(new.keys() - fit.keys())) or "none"
+    logger.info(f"{len(fit)} of {len(new)} tensors start from {checkpoint}; the others as always: {rest}.")
 
 
 def restore(
@@ -148,12 +148,12 @@ def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str |
     if sizes is None:
         return  # load_state says so
     widths, steps = ([size[m] for m in ARGUMENT_ORDER] for size in sizes)
-    own = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
-    if (features.feature_dims[own], features.seq_lens) != (widths[own], steps):
+    inputs = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
+    if (features.feature_dims[inputs], features.seq_lens) != (widths[inputs], steps):
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
         raise DataError(
-            f"{features.path}: {', '.join(FIELDS[own])} are {features.feature_dims[own]} wide and have "
-            f"{features.seq_lens} steps, but {checkpoint} is for {widths[own]} and {steps}. Extract the features as "
+            f"{features.path}: {', '.join(FIELDS[inputs])} are {features.feature_dims[inputs]} wide and have "
+            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}. Extract the features as "
             f"for its training: python -m dataset.build … {flags} (or --average, if training had it)."
         )
 

@@ -133,7 +133,7 @@ class Trainer:
         return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | predictions.metrics(), predictions
 
     def state(self) -> dict:
-        """What decides how training goes on, besides the weights of the model."""
+        """What decides how training continues, besides the weights of the model."""
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -46,7 +46,7 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
 
 
 def _is_of_another_rank(error: Exception) -> bool:
-    """Whether a rank has failed because another one has ended, which has said why."""
+    """Whether a rank has failed because another one has ended, which tells why."""
     return "torch.distributed" in str(type(error)) or "Connection closed by peer" in str(error)
 
 
