@@ -47,14 +47,11 @@ class RunFolder(RunFiles):
     An epoch is complete once training-state.pt tells of it, which is written last: weights, best weights and
     history come before. A run that stops anywhere resumes from the epoch which that file names.
 
-    writes: False for a rank that only reads what the first one has written
+    names: as for RunFiles; writes: False for a rank that only reads what the first one has written
     """
 
-    def __init__(
-        self, name: str, dataset: str, seed: int, model_save_dir: str | Path, res_save_dir: str | Path,
-        writes: bool = True,
-    ):  # fmt: skip
-        super().__init__(name, dataset, seed, model_save_dir, res_save_dir)
+    def __init__(self, *names, writes: bool = True):
+        super().__init__(*names)
         self.writes = writes
         self.history: list[dict] = []
         self._writer = BackgroundWriter()
@@ -128,7 +125,8 @@ class RunFolder(RunFiles):
     def _remove_result(self) -> None:
         drawn = [self.results / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
         for old in (self.metrics_file, self.results / "predictions.csv", self.results / "report.html", *drawn):
-            old.unlink(missing_ok=True)
+            if old.exists():
+                old.unlink()
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
         """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None

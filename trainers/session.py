@@ -24,7 +24,7 @@ from utils.seed import set_seed
 def run_folders(options: RunOptions, dataset: str, writes: bool = True) -> dict[int, RunFolder]:
     """The run of each seed."""
     folders = (options.model_save_dir, options.res_save_dir)
-    return {seed: RunFolder(options.name, dataset, seed, *folders, writes) for seed in options.seeds}
+    return {seed: RunFolder(options.name, dataset, seed, *folders, writes=writes) for seed in options.seeds}
 
 
 def train(options: RunOptions) -> dict[int, dict[str, float]]:
