@@ -9,20 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from config import config_from_resolved, load_config, parse_overrides
-from dataset.features import SPLITS
-from trainers.checkpoint import read_checkpoint, settings_beside
-from trainers.evaluate import predict
+from config import parse_overrides
 from trainers.options import PRECISIONS
-from trainers.runs import write_csv
-from trainers.setup import differences, restore
-from trainers.trainer import log_metrics
 from utils.cli import run_command
-from utils.device import choose_device, keep_freed_memory
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError
 from utils.log import logger, start_log
+
+# What loads PyTorch is imported where it is used, as in run.py.
 
 
 def DMD_test(  # noqa: N802  (the sister of DMD_run)
@@ -35,8 +28,10 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     predictions: str | Path = "",
     log_dir: str | Path = "log",
     features: str | Path = "",
+    overwrite: bool = False,
 ) -> dict[str, float]:
-    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV.
+    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV, which
+    must not be there already unless `overwrite` says so.
 
     With `features`, the split is of that pickle, whatever the model was trained on. It may lack labels: then there is
     nothing to score, and the column `label` is empty.
@@ -44,18 +39,22 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     Settings and data set come from the run's config.json beside the checkpoint, unless `dataset_name` or
     `config_file` says otherwise; a checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
 
-    -> the metrics; {} without labels. Raises a DMDError for what the caller can mend.
+    -> the metrics; {} without labels. Raises a DMDError for what the caller can fix.
     """
-    if predictions and (os.path.isdir(predictions) or not os.path.isdir(Path(predictions).parent)):
-        raise ConfigError(f"--predictions: {predictions} is a folder, or in none. Name a file in a folder that exists.")
+    _check_files(checkpoint, predictions, features, overwrite)
+    import pandas as pd
+
+    from trainers.checkpoint import read_checkpoint, settings_beside
+    from trainers.evaluate import predict
+    from trainers.runs import write_csv
+    from trainers.setup import differences, restore, settings_of
+    from trainers.trainer import log_metrics
+    from utils.device import choose_device
+
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
-    beside = settings_beside(checkpoint)
-    as_trained = not dataset_name and not config_file
-    args, replaced = _settings(checkpoint, beside, dataset_name, config_file, config)
+    args, replaced = settings_of(checkpoint, dataset_name, config_file, config)
     other = bool(str(features))
     if other:
-        if not os.path.exists(features):
-            raise ConfigError(f"--features: {features}: no such file. python -m dataset.build makes one.")
         args.featurePath, replaced = str(features), {}
     chosen = choose_device(device)
     model, data, loader = restore(state, checkpoint, args, replaced, split, chosen, to_predict=other)
@@ -63,10 +62,12 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     if not part.labelled and not predictions:
         raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
-    for difference in differences(beside or {}, args, replaced, to_predict=other):
+    beside = settings_beside(checkpoint) or {}
+    for difference in differences(beside, args, replaced, to_predict=other):
         logger.warning(difference)
-    trained_in = (beside or {}).get("precision", "fp32")
-    precision = trained_in if as_trained and trained_in in PRECISIONS else "fp32"
+    trained_in = beside.get("precision", "fp32")
+    as_trained = not dataset_name and not config_file and trained_in in PRECISIONS
+    precision = trained_in if as_trained else "fp32"
     if precision != trained_in:
         logger.warning(f"precision is '{precision}' here, but was '{trained_in}' in training.")
     scored = predict(model, loader, chosen, split, precision)
@@ -84,39 +85,36 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     return metrics
 
 
-def _settings(checkpoint, beside: dict | None, dataset_name: str, config_file, config: dict | None):
-    """-> (settings of the model and data, the feature files that replaced a modality's)"""
-    if beside and not dataset_name and not config_file:
-        return config_from_resolved(beside["settings"], config), beside["features"]
-    if not dataset_name and not beside:
-        raise ConfigError(f"{checkpoint}: no config.json beside it says its data set. Name it: -d mosi or -d mosei.")
-    return load_config("dmd", dataset_name or beside["settings"]["dataset_name"], config_file, config), {}
+def _check_files(checkpoint: str | Path, predictions: str | Path, features: str | Path, overwrite: bool) -> None:
+    """What can be told before PyTorch is loaded."""
+    if not os.path.isfile(checkpoint):
+        raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
+    if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
+        raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
+    if str(features) and not os.path.exists(features):
+        raise ConfigError(f"--features: {features}: no such file. python -m dataset.build makes one.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Score a DMD checkpoint.")
-    parser.add_argument("checkpoint")
-    parser.add_argument("-d", "--dataset", default="", help="a data set of the config (default: as trained)")
-    parser.add_argument("-c", "--config", default="", help="JSON config (default: as trained)")
-    parser.add_argument("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labelled or not")
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
-    parser.add_argument("--predictions", default="", metavar="FILE.csv", help="write id, raw_text, label, prediction")
-    parser.add_argument("--log-dir", default="log")
-    options = parser.parse_args(argv)
-    keep_freed_memory()
-    DMD_test(
-        options.checkpoint,
-        options.dataset,
-        options.config,
-        parse_overrides(options.set),
-        options.split,
-        options.device,
-        options.predictions,
-        options.log_dir,
-        options.features,
-    )
+    add = parser.add_argument
+    add("checkpoint")
+    add("-d", "--dataset", default="", dest="dataset_name", help="a data set of the config (default: as trained)")
+    add("-c", "--config", default="", dest="config_file", help="JSON config (default: as trained)")
+    add("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labelled or not")
+    add("--split", choices=("train", "valid", "test"), default="test")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings")
+    add("--predictions", default="", metavar="FILE.csv", help="write id, raw_text, label, prediction")
+    add("--overwrite", action="store_true", help="replace the file of --predictions")
+    add("--log-dir", default="log")
+    options = vars(parser.parse_args(argv))
+    config = parse_overrides(options.pop("set"))
+    if os.path.isfile(options["checkpoint"]):
+        from utils.device import keep_freed_memory
+
+        keep_freed_memory()
+    DMD_test(config=config, **options)
 
 
 if __name__ == "__main__":

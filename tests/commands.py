@@ -1,6 +1,10 @@
 """Calling the commands on a small corpus."""
 
+import csv
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import run
@@ -9,6 +13,7 @@ from utils.cli import run_command
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--set", "nlevels=1", "--set", "batch_size=8", "--set", "update_epochs=2", "--set", "max_epochs=2"]
 SMALL = [*TINY, "--no-figures"]  # drawing takes longer than training so little
+CONFIG = {"nlevels": 1, "batch_size": 8, "update_epochs": 2}  # the same for DMD_run, but for max_epochs
 
 
 def write_pickle(path: Path, content) -> Path:
@@ -25,5 +30,25 @@ def train(*arguments: str) -> int:
     return call(run, "-d", "synthetic", *SMALL, *arguments)
 
 
+def launch(*command: str, **options) -> subprocess.CompletedProcess:
+    """A Python program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=180, **options,
+    )  # fmt: skip
+
+
 def files_below(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for name in ("pt", "result") for p in (folder / name).rglob("*") if p.is_file()}
+
+
+def rows_of(path: str | Path) -> list[dict[str, str]]:
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def one_line(capsys) -> str:
+    """What a command that has failed says."""
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1, message
+    return message

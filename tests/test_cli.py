@@ -1,12 +1,7 @@
 """The two commands end to end, on real files and, where it matters, in real processes."""
 
-import csv
 import json
-import os
 import re
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,81 +11,68 @@ from transformers import BertConfig, BertModel
 
 import run
 import test as test_command
-from tests.commands import ROOT, SMALL, call, files_below, train, write_pickle
+from tests.commands import CONFIG, ROOT, SMALL, call, files_below, launch, one_line, rows_of, train, write_pickle
+from trainers.setup import load_model
 from utils.errors import ConfigError
+
+BEST = "pt/dmd-synthetic-1111/best.pth"
 
 
 def test_train_then_test_in_processes_of_their_own(folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    trained = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL, "--name", "tiny", "-s", "7"],
-        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
-    assert trained.stderr == ""  # no bars, no warnings where the output is no terminal
+    trained = launch(str(ROOT / "run.py"), "-d", "synthetic", *SMALL, "--name", "tiny", "-s", "7")
+    assert (trained.returncode, trained.stderr) == (0, "")  # no bars, no warnings where the output is no terminal
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - MMSA \[INFO\] - "
     scores = r"Acc_2: \S+ F1_score: \S+ Acc_7: \S+ MAE: \S+"
     assert re.search(stamp + r"train samples: \(24,\)\n", trained.stdout)
     train_line = stamp + r">> Epoch: 1 TRAIN-\(dmd\) \[1/1/1\] >> total_loss: \S+ " + scores + "\n"
     assert re.search(train_line, trained.stdout), trained.stdout
     assert re.search(stamp + r"VAL-\(dmd\) >> " + scores + r" Loss: \S+\n", trained.stdout)
+    assert re.search(r"checkpoint takes \d+ MiB", trained.stdout)
     assert re.search(stamp + r"Results saved to result/normal/synthetic.csv\.\n", trained.stdout)
-    assert (folder / "log/tiny-synthetic.log").read_text() == trained.stdout
+    assert Path("log/tiny-synthetic.log").read_text() == trained.stdout
 
-    tested = subprocess.run(
-        [sys.executable, str(ROOT / "test.py"), "pt/tiny-synthetic-7/best.pth", "--predictions", "out.csv"],
-        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    tested = launch(str(ROOT / "test.py"), "pt/tiny-synthetic-7/best.pth", "--predictions", "out.csv")
     assert tested.returncode == 0, tested.stderr
-    last_test_line = re.findall(r"TEST-\(dmd\).*", trained.stdout)[-1]
-    assert re.findall(r"TEST-\(dmd\).*", tested.stdout) == [last_test_line]
-    rows = list(csv.DictReader((folder / "out.csv").open()))
+    for line in (r"TEST-\(dmd\).*", r"TEST: Corr.*"):
+        assert re.findall(line, tested.stdout) == re.findall(line, trained.stdout)[-1:]
+    rows = rows_of("out.csv")
     assert list(rows[0]) == ["id", "raw_text", "label", "prediction"] and len(rows) == 10
-    metrics = json.loads((folder / "result/tiny-synthetic-7/metrics.json").read_text())
+    metrics = json.loads(Path("result/tiny-synthetic-7/metrics.json").read_text())
     errors = [abs(float(row["label"]) - float(row["prediction"])) for row in rows]
     assert round(float(np.mean(errors)), 4) == pytest.approx(metrics["MAE"], abs=1e-4)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run(folder):
-    """The operating system refuses files of more than 1 MB; the checkpoint is larger."""
-    failed = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
-    )  # fmt: skip
-    assert failed.returncode == 2
-    assert re.fullmatch(r"RunError: pt/dmd-synthetic-1111: cannot be written .*\n", failed.stderr)
-    assert sorted(p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()) == [".lock", "config.json"]
+@pytest.mark.parametrize("command", [["run", "-h"], ["run", "-d", "synthetic"], ["test", "-h"], ["test", "none.pth"]])
+def test_what_is_answered_before_pytorch_is_loaded(trained, command):
+    """Help, an earlier run, and a missing checkpoint."""
+    name, *arguments = command
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport {name}\n"
+    program += f"try: {name}.main({arguments})\nfinally: print('torch' in sys.modules)"
+    done = launch("-c", program, cwd=trained)
+    assert done.stdout.splitlines()[-1] == "False" and done.returncode == (command[1] != "-h"), done.stderr
 
 
-def test_bf16_trains_and_is_recorded(folder):
-    assert train("--precision", "bf16", "--epochs", "1") == 0
-    config = json.loads((folder / "result/dmd-synthetic-1111/config.json").read_text())
-    assert (config["precision"], config["compile"]) == ("bf16", False)
-    with pytest.raises(ConfigError, match="--precision: 'fp8'"):
-        run.DMD_run(dataset_name="synthetic", precision="fp8")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"verbose_level": 3}, "--verbose: 3 is not one of 0, 1, 2"),
-        ({"gpu_ids": [0, 1]}, r"gpu_ids: \[0, 1\] are several GPUs"),
-        ({"seeds": -1}, "--seeds: -1 is not between"),
-    ],
-)
-def test_arguments_that_no_run_can_have(folder, arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        run.DMD_run(dataset_name="synthetic", **arguments)
+def test_arguments_that_no_run_can_have(folder):
+    for arguments, word in (
+        ({"verbose_level": 3}, "--verbose"),
+        ({"gpu_ids": [0, 1]}, "several GPUs"),
+        ({"seeds": -1}, "--seeds"),
+        ({"precision": "fp8"}, "--precision"),
+        ({"config": "my.json"}, "config_file="),
+        ({"no_figures": True}, "figures=False"),
+        ({"learning_rate": 1e-5}, "config="),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            run.DMD_run(dataset_name="synthetic", **arguments)
 
 
 def test_files_of_a_run_over_two_seeds(folder):
-    assert train("-s", "1", "2") == 0
+    assert train("-s", "1,2") == 0
     for seed in (1, 2):
         assert sorted(p.name for p in (folder / f"pt/dmd-synthetic-{seed}").iterdir()) == [
             ".lock", "1.pth", "2.pth", "best.pth", "config.json", "training-state.pt",
         ]  # fmt: skip
-        rows = list(csv.DictReader((folder / f"result/dmd-synthetic-{seed}/history.csv").open()))
+        rows = rows_of(f"result/dmd-synthetic-{seed}/history.csv")
         assert [row["epoch"] for row in rows] == ["1", "2"]
         edges = [name for name in rows[0] if name.startswith("edge/")]
         assert len(edges) == 12
@@ -101,46 +83,71 @@ def test_files_of_a_run_over_two_seeds(folder):
                 "learning_rate", "seconds"} <= set(rows[0])  # fmt: skip
         config = json.loads((folder / f"result/dmd-synthetic-{seed}/config.json").read_text())
         assert config["settings"]["nlevels"] == 1 and config["seed"] == seed and "torch" in config["versions"]
-    seeds = list(csv.DictReader((folder / "result/normal/synthetic-seeds.csv").open()))
+    seeds, table = rows_of("result/normal/synthetic-seeds.csv"), rows_of("result/normal/synthetic.csv")
     assert [row["seed"] for row in seeds] == ["1", "2"]
-    table = list(csv.reader((folder / "result/normal/synthetic.csv").open()))
-    assert table[0] == ["Model", "Acc_2", "F1_score", "Acc_7", "MAE", "Loss"]
+    assert list(table[0]) == ["Model", "Acc_2", "F1_score", "Acc_7", "MAE", "Loss"]
     values = [float(row["MAE"]) for row in seeds]
-    assert table[1][4] == str((round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2)))
-    assert train("-s", "1") == 2  # the run is there
+    assert table[0]["MAE"] == str((round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2)))
     assert train("-s", "1", "--overwrite") == 0
-    assert len(list(csv.reader((folder / "result/normal/synthetic.csv").open()))) == 3
+    assert len(rows_of("result/normal/synthetic.csv")) == 2
 
 
-def test_the_same_command_gives_the_same_bytes(folder):
-    assert train("--name", "a") == 0 and train("--name", "b", "--deterministic") == 0
+def timeless(path: str) -> list[dict]:
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows_of(path)]
+
+
+def test_the_same_run_by_another_name_and_from_python(trained):
+    """The same bytes; and the Python call is the command."""
+    assert train("--name", "b", "--deterministic") == 0
     for file in ("1.pth", "2.pth", "best.pth"):
-        first, second = (Path(f"pt/{name}-synthetic-1111/{file}").read_bytes() for name in "ab")
+        first, second = (Path(f"pt/{name}-synthetic-1111/{file}").read_bytes() for name in ("dmd", "b"))
         assert first == second, file
-    first, second = (list(csv.DictReader(open(f"result/{name}-synthetic-1111/history.csv"))) for name in "ab")  # noqa: SIM115
-    for one, other in zip(first, second, strict=True):
-        assert {k: v for k, v in one.items() if "seconds" not in k} == {
-            k: v for k, v in other.items() if "seconds" not in k
-        }
+    assert timeless("result/dmd-synthetic-1111/history.csv") == timeless("result/b-synthetic-1111/history.csv")
+    options = {"gpu_ids": [-1], "verbose_level": 0, "epochs": 2, "figures": False, "name": "c"}
+    results = run.DMD_run("dmd", "synthetic", config=CONFIG, **options)
+    assert json.loads(Path("result/dmd-synthetic-1111/metrics.json").read_text()) == results[1111]
 
 
-def test_the_python_call_is_the_command(folder):
-    settings = {"nlevels": 1, "batch_size": 8, "update_epochs": 2}
-    options = {"gpu_ids": [-1], "verbose_level": 0, "epochs": 2, "figures": False}
-    results = run.DMD_run("dmd", "synthetic", config=settings, seeds=3, **options)
-    assert train("-s", "3", "--overwrite") == 0
-    from_command = json.loads((folder / "result/dmd-synthetic-3/metrics.json").read_text())
-    assert from_command == results[3]
+def test_a_model_in_three_lines(trained):
+    """And what it says of an utterance is what the run has predicted; a file that stands alone needs its data set."""
+    model, settings = load_model(BEST)
+    Path("alone.pth").write_bytes(Path(BEST).read_bytes())
+    with pytest.raises(ConfigError, match="-d mosi"):
+        load_model("alone.pth")
+    alone, _ = load_model("alone.pth", "synthetic", config={"nlevels": 1})
+    assert not model.training and (settings.dataset_name, settings.seq_lens) == ("synthetic", [50, 50, 50])
+    test = np.load("dataset/SYNTHETIC/aligned_50.pkl", allow_pickle=True)["test"]
+    inputs = [torch.from_numpy(np.asarray(test[key][:1], np.float32)) for key in ("text_bert", "audio", "vision")]
+    with torch.inference_mode():
+        output, same = model(*inputs), alone(*inputs)
+    [predicted] = [row for row in rows_of("result/dmd-synthetic-1111/predictions.csv") if row["id"] == test["id"][0]]
+    assert output.output_logit.item() == pytest.approx(float(predicted["prediction"]), abs=1e-5)
+    assert {(m, output.specific[m].shape, output.common[m].ndim) for m in "lav"} == {
+        (m, output.common[m].shape, 3) for m in "lav"
+    }
+    assert torch.equal(output.output_logit, same.output_logit)
 
 
-def test_replaced_audio_and_text_features(folder, corpus):
+def test_training_from_the_weights_of_another_run(trained, corpus, capsys):
+    """Those that fit: with wider audio all but its projection."""
     wide = {split: fields | {"audio": np.repeat(fields["audio"], 2, axis=2)} for split, fields in corpus.items()}
-    write_pickle(folder / "wide.pkl", wide)
-    assert train("-Fa", "wide.pkl") == 0
-    assert torch.load("pt/dmd-synthetic-1111/best.pth")["proj_a.weight"].shape[1] == 10
-    assert call(test_command, "pt/dmd-synthetic-1111/best.pth") == 0  # finds the replaced features again
+    write_pickle(trained / "wide.pkl", wide)
+    tiny_steps = ("--set", "learning_rate=1e-20", "--epochs", "1", "--name", "wide", "-Fa", "wide.pkl")
+    assert train("--init", BEST, *tiny_steps) == 0
+    assert "proj_a.weight" in re.findall("start from .*", capsys.readouterr().out)[0]
+    before, after = torch.load(BEST), torch.load("pt/wide-synthetic-1111/best.pth")
+    differing = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert "proj_a.weight" in differing and "out_layer.weight" not in differing
+    assert after["proj_a.weight"].shape[1] == 10
+    assert call(test_command, "pt/wide-synthetic-1111/best.pth") == 0  # finds the replaced features again
+
+
+def test_text_features_instead_of_bert_and_bf16(folder, corpus):
     width = corpus["train"]["text"].shape[2]
-    assert train("--overwrite", "--set", "use_bert=false", "--set", f"feature_dims=[{width},5,20]") == 0
+    settings = ["--set", "use_bert=false", f"feature_dims=[{width},5,20]"]
+    assert train("--precision", "bf16", "--epochs", "1", *settings) == 0
+    config = json.loads(Path("result/dmd-synthetic-1111/config.json").read_text())
+    assert (config["precision"], config["compile"]) == ("bf16", False)
 
 
 def test_unaligned_lengths_and_a_dead_modality(folder, corpus):
@@ -152,10 +159,9 @@ def test_unaligned_lengths_and_a_dead_modality(folder, corpus):
     config = json.loads((ROOT / "config/config.json").read_text())
     aligned = config["datasetCommonParams"]["synthetic"]["aligned"]
     config["datasetCommonParams"]["synthetic"]["unaligned"] = aligned | {"featurePath": str(path)}
-    (folder / "own.json").write_text(json.dumps(config))
+    Path("own.json").write_text(json.dumps(config))
     assert train("-c", "own.json", "--set", "need_data_aligned=false") == 0
-    history = list(csv.DictReader((folder / "result/dmd-synthetic-1111/history.csv").open()))
-    assert all(np.isfinite(float(row["loss/total"])) for row in history)
+    assert all(np.isfinite(float(row["loss/total"])) for row in rows_of("result/dmd-synthetic-1111/history.csv"))
 
 
 def test_fewer_batches_than_update_epochs_warns_and_steps(folder, capsys):
@@ -177,80 +183,73 @@ def test_local_weights_are_used_and_frozen_bert_stays(folder):
 
 BAD_RUNS = {
     "no such data set": (["-d", "mossi"], "mossi"),
-    "no such config": (["-d", "synthetic", "-c", "none.json"], "none.json"),
-    "broken JSON": (["-d", "synthetic", "-c", "broken.json"], "broken.json"),
-    "unknown key": (["-d", "synthetic", "--set", "learning_rat=1"], "learning_rate"),
-    "wrong type": (["-d", "synthetic", "--set", "batch_size=many"], "batch_size"),
-    "override without a value": (["-d", "synthetic", "--set", "batch_size"], "batch_size"),
+    "no such config": (["-c", "none.json"], "none.json"),
+    "broken JSON": (["-c", "broken.json"], "broken.json"),
+    "unknown key": (["--set", "learning_rat=1"], "learning_rate"),
+    "wrong type": (["--set", "batch_size=many"], "batch_size"),
+    "override without a value": (["--set", "batch_size"], "batch_size"),
+    "a setting as a flag": (["--lr", "1e-3"], "--set learning_rate=1e-3"),
     "missing data": (["-d", "mosi"], "--dataset synthetic"),
-    "no such device": (["-d", "synthetic", "--device", "tpu"], "tpu"),
-    "heads do not divide": (["-d", "synthetic", "--set", "dst_feature_dim_nheads=[50,7]"], "dst_feature_dim_nheads"),
-    "no such BERT": (["-d", "synthetic", "--set", "pretrained=no-such/bert"], "pretrained"),
-    "folder without a BERT": (["-d", "synthetic", "--set", "pretrained=dataset/SYNTHETIC"], "no config.json there"),
-    "BERT of another width": (["-d", "synthetic", "--set", "feature_dims=[768,5,20]"], "feature_dims"),
-    "kernel longer than the data": (["-d", "synthetic", "--set", "conv1d_kernel_size_a=51"], "conv1d_kernel_size_a"),
-    "other audio width": (["-d", "synthetic", "--set", "feature_dims=[64,74,20]"], "aligned_50.pkl"),
-    "same seed twice": (["-d", "synthetic", "-s", "1", "1"], "--seeds"),
-    "negative seed": (["-d", "synthetic", "-s", "-1"], "--seeds"),
-    "name with a path": (["-d", "synthetic", "--name", "../x"], "--name"),
-    "zero epochs": (["-d", "synthetic", "--epochs", "0"], "max_epochs"),
-    "negative workers": (["-d", "synthetic", "-n", "-1"], "--num-workers"),
-    "own feature file that is missing": (["-d", "synthetic", "--set", "featurePath=own.pkl"], "own.pkl"),
-    "no folder for results": (["-d", "synthetic", "--res-save-dir", "broken.json/x"], "--res-save-dir"),
-    "no folder for the log": (["-d", "synthetic", "--log-dir", "broken.json/x"], "--log-dir"),
-    "damaged features": (["-d", "synthetic", "-Fv", "broken.json"], "broken.json"),
-}
+    "no such device": (["--device", "tpu"], "tpu"),
+    "heads do not divide": (["--set", "dst_feature_dim_nheads=[50,7]"], "dst_feature_dim_nheads"),
+    "no such BERT": (["--set", "pretrained=no-such/bert"], "pretrained"),
+    "folder without a BERT": (["--set", "pretrained=dataset/SYNTHETIC"], "no config.json there"),
+    "BERT of another width": (["--set", "feature_dims=[768,5,20]"], "feature_dims"),
+    "kernel longer than the data": (["--set", "conv1d_kernel_size_a=51"], "conv1d_kernel_size_a"),
+    "other audio width": (["--set", "feature_dims=[64,74,20]"], "aligned_50.pkl"),
+    "same seed twice": (["-s", "1", "1"], "--seeds"),
+    "negative seed": (["-s", "-1"], "--seeds"),
+    "no seed": (["-s", "one"], "--seeds"),
+    "name with a path": (["--name", "../x"], "--name"),
+    "name too long": (["--name", "n" * 300], "--name"),
+    "zero epochs": (["--epochs", "0"], "max_epochs"),
+    "negative workers": (["-n", "-1"], "--num-workers"),
+    "own feature file that is missing": (["--set", "featurePath=own.pkl"], "own.pkl"),
+    "no folder for results": (["--res-save-dir", "broken.json/x"], "--res-save-dir"),
+    "no folder for the log": (["--log-dir", "broken.json/x"], "--log-dir"),
+    "damaged features": (["-Fv", "broken.json"], "broken.json"),
+    "weights to start from that are missing": (["--init", "none.pth"], "none.pth"),
+}  # fmt: skip
 
 
-@pytest.fixture
-def earlier_run(folder) -> dict[str, bytes]:
-    assert train() == 0
-    (folder / "broken.json").write_text('{"datasetCommonParams": ')
-    return files_below(folder)
-
-
-def assert_one_line(capsys, word: str) -> None:
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and word in message, message
-
-
-def test_bad_input_is_one_line_and_leaves_everything_as_it_was(folder, earlier_run, capsys):
+def test_bad_input_is_one_line_and_leaves_everything_as_it_was(trained, capsys):
+    Path("broken.json").write_text('{"datasetCommonParams": ')
+    before = files_below(trained)
     capsys.readouterr()
     for case, (arguments, word) in BAD_RUNS.items():
-        assert call(run, *arguments, "--overwrite", *([] if "zero" in case else ["--epochs", "1"])) == 2, case
-        assert_one_line(capsys, word)
-        assert files_below(folder) == earlier_run, case
+        arguments = ["-d", "synthetic", "--overwrite", "--epochs", "1", *arguments]
+        assert call(run, *arguments) == 2, case
+        assert word in one_line(capsys), case
+        assert files_below(trained) == before, case
+    if not torch.cuda.is_available():
+        assert train("--device", "cuda", "--name", "gpu") == 2 and "cuda" in one_line(capsys)
+    with pytest.raises(SystemExit, match="2"):  # abbreviated: the command that resumes is made of whole words
+        train("--over")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-def test_cuda_asked_for_and_absent(folder, capsys):
-    assert train("--device", "cuda") == 2
-    assert_one_line(capsys, "cuda")
-
-
-def test_bad_checkpoints(folder, earlier_run, capsys):
-    checkpoint = Path("pt/dmd-synthetic-1111/best.pth")
-    Path("cut.pth").write_bytes(checkpoint.read_bytes()[:1000])
-    Path("alone.pth").write_bytes(checkpoint.read_bytes())
-    capsys.readouterr()
+def test_bad_checkpoints(trained, capsys):
+    before = files_below(trained)
+    Path("cut.pth").write_bytes(Path(BEST).read_bytes()[:1000])
+    Path("alone.pth").write_bytes(Path(BEST).read_bytes())
     for arguments, word in (
         (["none.pth"], "none.pth"),
         (["cut.pth"], "cut.pth"),
         (["alone.pth"], "-d mosi"),
         (["alone.pth", "-d", "synthetic"], "alone.pth"),  # trained with nlevels 1, the config says another
-        ([str(checkpoint), "--predictions", "alone.pth/out.csv"], "--predictions"),
-        ([str(checkpoint), "--predictions", "none/out.csv"], "--predictions"),
-        ([str(checkpoint), "--predictions", "pt"], "--predictions"),
-        ([str(checkpoint.parent)], "a folder. Name a checkpoint in it"),
+        ([BEST, "--predictions", "alone.pth/out.csv"], "--predictions"),
+        ([BEST, "--predictions", "pt", "--overwrite"], "--predictions"),
+        ([BEST, "--predictions", "alone.pth"], "--overwrite"),
+        ([str(Path(BEST).parent)], "best.pth"),
     ):
         assert call(test_command, *arguments) == 2, arguments
-        assert_one_line(capsys, word)
+        assert word in one_line(capsys)
     assert call(test_command, "alone.pth", "-d", "synthetic", "--set", "nlevels=1") == 0
-    assert files_below(folder) == earlier_run
+    assert files_below(trained) == before
+    assert call(test_command, BEST, "--predictions", "cut.pth", "--overwrite") == 0 and len(rows_of("cut.pth")) == 10
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_a_gpu(folder):
     assert train("--device", "cuda") == 0
-    assert call(test_command, "pt/dmd-synthetic-1111/best.pth", "--device", "cuda") == 0
+    assert call(test_command, BEST, "--device", "cuda") == 0

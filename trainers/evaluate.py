@@ -71,8 +71,8 @@ def joined(
     predicted: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], ranks: Ranks
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Predictions and labels (B, 1) of batches of these rows (B), of all ranks, as (N,) in the order of the rows."""
-    own = tuple(torch.cat(list(parts)).cpu() for parts in (predicted, labels, rows))
-    predicted, labels, rows = (torch.cat(parts) for parts in zip(*ranks.join(own), strict=True))
+    mine = tuple(torch.cat(list(parts)).cpu() for parts in (predicted, labels, rows))
+    predicted, labels, rows = (torch.cat(parts) for parts in zip(*ranks.join(mine), strict=True))
     order = rows.argsort()
     return predicted[order, 0].float(), labels[order, 0]
 

@@ -1,44 +1,157 @@
-"""In which settings two runs differ, and whether one may be gone on with by the other's."""
+"""What an earlier run has left: which files are its own, and in which settings another one differs from it.
+
+Imports neither PyTorch nor pandas, so that a command whose run is there already is answered at once.
+"""
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+from config.schema import PRESETS, DMDConfig
+from trainers.options import RunOptions
 from utils.errors import RunError
+from utils.reading import read_json
 
-LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have otherwise, to train longer or less long
+LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have larger
+REPLACEMENTS = ("feature_T", "feature_A", "feature_V")
 # Settings that change no number of a run, `fast` but for rounding and random draws; the data's SHA-256 counts.
-INCONSEQUENTIAL = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir")
-CHANGEABLE = (*LIMITS, *INCONSEQUENTIAL)
+INCONSEQUENTIAL = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir", *REPLACEMENTS)
+DEFAULTS = {key: field.default for key, field in DMDConfig.model_fields.items() if not field.is_required()}
+SHORT = {"learning_rate": "lr"}  # in the name that is suggested for a run with other settings
 
 
-def check_limits(name: str, started: dict, now: dict, epoch: int) -> None:
-    """Raise RunError where a run of so many epochs would have ended earlier by its new settings."""
-    if now["max_epochs"] is not None and now["max_epochs"] < epoch:
-        raise RunError(f"{name}: --resume with max_epochs {now['max_epochs']}, but the run has {epoch} epochs already.")
-    patience = started.get("early_stop")
-    if isinstance(patience, int) and now["early_stop"] < patience:
-        raise RunError(
-            f"{name}: --resume with early_stop {now['early_stop']}, but the run was started with {patience}, and might "
-            "have ended before. Give it the same or more."
+class RunFiles:
+    """The files of one seed: weights in `pt/<name>-<dataset>-<seed>/`, numbers in `result/<name>-<dataset>-<seed>/`."""
+
+    def __init__(self, name: str, dataset: str, seed: int, model_save_dir: str | Path, res_save_dir: str | Path):
+        self.prefix, self.dataset, self.name = name, dataset, f"{name}-{dataset}-{seed}"
+        self.checkpoints = Path(model_save_dir) / self.name
+        self.results = Path(res_save_dir) / self.name
+        self.best = self.checkpoints / "best.pth"
+        self.state_file = self.checkpoints / "training-state.pt"
+        self.history_file = self.results / "history.csv"
+        self.metrics_file = self.results / "metrics.json"
+
+    @property
+    def description(self) -> dict | None:
+        """The config.json of an earlier run; None where there is none."""
+        return _read_description(self.checkpoints) or _read_description(self.results)
+
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier run of this name has left anything."""
+        return self.description is not None
+
+    def epochs(self) -> dict[int, Path]:
+        """The checkpoints by their epoch."""
+        return {int(path.stem): path for path in self.checkpoints.glob("*.pth") if path.stem.isdecimal()}
+
+    def foreign(self) -> list[Path]:
+        """Files that no run has written here, and that one might replace or remove: all that lie in a folder without
+        a run's config.json, and checkpoints of later epochs than its history tells of."""
+        found = []
+        for folder in {self.checkpoints, self.results}:
+            if _read_description(folder) is None:
+                found += folder.glob("[!.]*")
+        epochs = self.epochs()
+        if not found and (self.history_file.exists() or not self.state_file.exists()):
+            rows = len(self.history_file.read_bytes().splitlines()) - 1 if self.history_file.exists() else 0
+            found += [path for epoch, path in epochs.items() if epoch > rows + 1]  # written before its row
+        return sorted(found)
+
+
+def _read_description(folder: Path) -> dict | None:
+    try:
+        content = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
+
+
+def earlier_runs(options: RunOptions, dataset: str) -> list[RunFiles]:
+    """What is there of the runs of a command."""
+    folders = (options.model_save_dir, options.res_save_dir)
+    return [RunFiles(options.name, dataset, seed, *folders) for seed in options.seeds]
+
+
+def check_earlier_runs(runs: Iterable[RunFiles], resume: bool, overwrite: bool, now: dict | None = None) -> None:
+    """Raise RunError where files are in the way that no run has written, or a run is there already and the command
+    does not say what to do with it.
+
+    now: what the run's config.json would say, as far as it is known, to tell what is different
+    """
+    for run in runs:
+        foreign = run.foreign()
+        if foreign:
+            names = ", ".join(path.name for path in foreign[:5]) + (", …" if len(foreign) > 5 else "")
+            raise RunError(
+                f"{foreign[0].parent}: holds what no run has written here ({names}), and a run might replace it. Move "
+                "it to another folder, or choose another --name."
+            )
+        if run.exists and not (resume or overwrite):
+            raise RunError(f"{run.results}: {_what_to_do(run, now)}")
+
+
+def _what_to_do(run: RunFiles, now: dict | None) -> str:
+    # The widths are those of the data, which are not read yet.
+    different = list(different_settings(run.description, now, ("feature_dims",))) if now else []
+    if not different:
+        return (
+            "a run of this name is there. Continue it with --resume, replace it with --overwrite, or choose another "
+            "--name."
         )
+    listed = "; ".join(f"{key}: {_shown(there)} -> {_shown(here)}" for key, there, here in different[:5])
+    listed += "; …" if len(different) > 5 else ""
+    words = [f"{SHORT.get(key, key)}{_shown(here)}" for key, _, here in different[:5]]
+    name = re.sub(r"[^\w.+-]+", "_", "-".join([run.prefix, *words]))[:80]
+    may_continue = all(key in (*LIMITS, *INCONSEQUENTIAL) for key, _, _ in different)
+    also = ", continue it with --resume," if may_continue else ""
+    return (
+        f"a run with other settings is there ({listed}). Keep both with --name {name}{also} or replace it with "
+        "--overwrite."
+    )
 
 
-def check_same_run(name: str, started: dict, description: dict) -> None:
-    """Raise RunError where a run is to go on with other settings or data than it was started with."""
-    now = json.loads(json.dumps(description))  # as it would be read back
-    for key, ours, theirs in different_settings(now, started, CHANGEABLE):
-        raise RunError(
-            f"{name}: --resume with {key} {ours!r}, but the run was started with {theirs!r}. "
-            "Give it the same settings and data, or choose another --name."
-        )
+def _shown(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def check_to_resume(runs: Sequence[RunFiles]) -> None:
+    """Raise RunError where none of the runs is there; of several seeds, those that have not begun will."""
+    if any(run.exists for run in runs):
+        return
+    folders = (runs[0].checkpoints.parent, runs[0].results.parent)
+    found = {f.parent.name for folder in folders for f in folder.glob(f"*-{runs[0].dataset}-[0-9]*/config.json")}
+    there = f"There are: {', '.join(sorted(found)[:20])}" if found else "There is none of this data set"
+    raise RunError(f"--resume: there is no run {runs[0].name} in {folders[0]} or {folders[1]}. {there}.")
+
+
+def check_same_run(name: str, started: dict, now: dict) -> None:
+    """Raise RunError where a run is to be continued with other settings or data than it was started with."""
+    for key, there, here in different_settings(started, now, INCONSEQUENTIAL):
+        if key not in LIMITS or (here is not None and (there is None or here < there)):
+            raise RunError(
+                f"{name}: --resume with {key} {here!r}, but the run was started with {there!r}. Give it the same "
+                f"settings and data ({' and '.join(LIMITS)} may be larger), or choose another --name."
+            )
 
 
 def different_settings(one: dict, other: dict, but: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:
     """(key, value, other value) of each setting in which two runs' config.json differ, leaving out the keys in `but`.
 
-    Precision and data, by their SHA-256, are settings too.
+    A setting that one of them lacks has its default there. Precision, the files that replace features, and the data,
+    by their SHA-256, are settings too, where both tell them.
     """
-    ours, theirs = (d.get("settings", {}) | {k: d.get(k) for k in ("precision", "data")} for d in (one, other))
-    for key in sorted(ours.keys() | theirs.keys()):
-        if key not in but and ours.get(key) != theirs.get(key):
-            yield key, ours.get(key), theirs.get(key)
+    first, second = _all_settings(one), _all_settings(other)
+    for key in sorted(first.keys() & second.keys()):
+        if key not in but and first[key] != second[key]:
+            yield key, first[key], second[key]
+
+
+def _all_settings(description: dict) -> dict:
+    settings = description.get("settings", {})
+    switches = PRESETS.get(settings.get("objective", DEFAULTS["objective"]), {})
+    others = {key: description[key] for key in ("precision", "init", "data") if key in description}
+    complete = DEFAULTS | switches | settings | description.get("features", {}) | others
+    return json.loads(json.dumps(complete))  # as config.json has it

@@ -1,19 +1,20 @@
 """The training of all seeds of a command."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch import nn
 
+from dataset.features import FeatureSet
 from dataset.loaders import make_loaders
 from trainers.distributed import Ranks, find_ranks
 from trainers.losses import Objective
 from trainers.options import RunOptions
-from trainers.runs import RunFolder, SilentRun, check_earlier_runs
-from trainers.setup import build_model, data_sha256, prepare_features
+from trainers.run_settings import check_earlier_runs
+from trainers.runs import RunFolder
+from trainers.setup import build_model, data_sha256, prepare_features, warm_start, with_sizes
 from trainers.tracking import check_installed, tracked
-from trainers.trainer import Trainer, count_parameters
+from trainers.trainer import Trainer
 from utils.device import choose_device, describe_device, use_deterministic_algorithms, versions
 from utils.errors import ConfigError
 from utils.log import logger, start_log
@@ -22,8 +23,8 @@ from utils.seed import set_seed
 
 def run_folders(options: RunOptions, dataset: str, writes: bool = True) -> dict[int, RunFolder]:
     """The run of each seed."""
-    kind, folders = RunFolder if writes else SilentRun, (options.model_save_dir, options.res_save_dir)
-    return {seed: kind(options.name, dataset, seed, *folders) for seed in options.seeds}
+    folders = (options.model_save_dir, options.res_save_dir)
+    return {seed: RunFolder(options.name, dataset, seed, *folders, writes=writes) for seed in options.seeds}
 
 
 def train(options: RunOptions) -> dict[int, dict[str, float]]:
@@ -38,10 +39,11 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
     if options.compile:
         torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
     runs = run_folders(options, args.dataset_name, writes=ranks.rank == 0)
-    check_earlier_runs(runs.values(), options.resume, options.overwrite)
+    check_earlier_runs(runs.values(), options.resume, options.overwrite, options.describe(args))
     ranks.wait()  # from here on the first rank writes
     use_deterministic_algorithms(options.deterministic)
     features = prepare_features(args, **options.replaced)
+    args = with_sizes(args, features.feature_dims, features.seq_lens)
     if ranks.size > min(args.batch_size, len(features.splits["train"])):
         raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
 
@@ -49,65 +51,61 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
     logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {args.featurePath}.")
     for split, part in features.splits.items():
         logger.info(f"{split} samples: {(len(part),)}")
-    description = {"settings": dict(args), "features": options.replaced, "seeds": list(options.seeds)}
-    description |= {"device": describe_device(device), "versions": versions()}
-    description |= {"data": data_sha256(args, options.replaced), "precision": options.precision}
-    description |= {"compile": options.compile, "deterministic": options.deterministic, "ranks": ranks.size}
-
-    def loaders(seed: int) -> dict[str, DataLoader]:
-        sizes = (args.batch_size, args.eval_batch_size)
-        return make_loaders(
-            features, *sizes, seed, options.num_workers, device, rank=ranks.rank, ranks=ranks.size
-        )  # fmt: skip
-
-    def trainer_of(seed: int, number: int) -> Trainer:
-        set_seed(seed)
-        model, objective = build_model(args, features), Objective(args)
-        if ranks.rank:  # the same weights on all ranks, then draws of its own
-            set_seed((seed + ranks.rank) % 2**32)
-        how = (options.precision, options.compile, ranks)
-        return Trainer(args, model, objective, loaders(seed), device, number, *how)
+    description = options.describe(args) | {"data": data_sha256(args, options.replaced), "versions": versions()}
+    description |= {"device": describe_device(device), "ranks": ranks.size}
 
     results = {}
     for number, (seed, run) in enumerate(runs.items(), start=1):
         described = {"seed": seed} | description
         results[seed] = finished = run.finished(described) if options.resume else None
-        if finished is not None:
+        if finished:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {finished['epoch']}.")
             continue
-        trainer = trainer_of(seed, number)
+        trainer = make_trainer(options, args, features, device, ranks, seed, number)
         if options.overwrite and number == 1:
-            # All at once: a command that is interrupted and resumed must not take what they have left for its own.
+            # All at once: a command that is interrupted and resumed must not take them for its own results.
             for earlier in runs.values():
                 earlier.discard()
-        callbacks = [options.after_epoch] if options.after_epoch else []
-        ids = features.splits["test"].ids
-        results[seed] = train_seed(trainer, run, described, options, ranks, ids, callbacks)
+        results[seed] = train_seed(trainer, run, described, options, features.splits["test"].ids)
     return results
 
 
-def train_seed(
-    trainer: Trainer,
-    run: RunFolder,
-    description: dict,
-    options: RunOptions,
-    ranks: Ranks,
-    test_ids: Sequence[str],
-    after_epoch: Sequence[Callable[[dict], None]],
-) -> dict:
+def make_trainer(
+    options: RunOptions, args, features: FeatureSet, device: torch.device, ranks: Ranks, seed: int, number: int
+) -> Trainer:
+    """A new model, its objective, and the loaders of one seed, the command's `number`th."""
+    set_seed(seed)
+    model, objective = build_model(args, features), Objective(args)
+    if options.init:
+        warm_start(model, options.init)
+    if ranks.rank:  # the same weights on all ranks, then draws of its own
+        set_seed((seed + ranks.rank) % 2**32)
+    sizes = (args.batch_size, args.eval_batch_size)
+    loaders = make_loaders(features, *sizes, seed, options.num_workers, device, ranks.rank, ranks.size)
+    return Trainer(args, model, objective, loaders, device, number, options.precision, options.compile, ranks)
+
+
+def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: RunOptions, test_ids: list[str]) -> dict:
     """Train with one seed, from the start or from where it has stopped.  -> seed, TEST metrics of the best epoch"""
     seed = description["seed"]
     with run.open():
-        if ranks.rank == 0:  # another process may have finished it since the command began
-            check_earlier_runs([run], options.resume, options.overwrite)
+        if run.writes:  # another process may have finished it since the command began
+            check_earlier_runs([run], options.resume, options.overwrite, description)
         state = run.resume(trainer.model, description) if options.resume else run.start(description)
-        parameters = count_parameters(trainer.model, trainer.objective)
-        logger.info(f"Seed {seed}: {parameters} parameters, checkpoints in {run.checkpoints}.")
+        trained = nn.ModuleList([trainer.model, trainer.objective]).parameters()
+        logger.info(f"Seed {seed}: {sum(p.numel() for p in trained)} parameters, checkpoints in {run.checkpoints}.")
+        size = sum(t.numel() * t.element_size() for t in trainer.model.state_dict().values())
+        logger.info(
+            f"Each epoch's checkpoint takes {size / 2**20:.0f} MiB there, and keep_checkpoints is "
+            f"{trainer.args.keep_checkpoints}; --set keep_checkpoints=1 keeps the last and the best alone."
+        )
         if state:
+            with run.continuing_from(run.state_file):
+                trainer.load_state(state)
             logger.info(f"Seed {seed}: resumed after epoch {state['epoch']}.")
-        trackers = options.track if ranks.rank == 0 else ()
-        with tracked(trackers, run, {"seed": seed} | description["settings"]) as send:
-            metrics, predictions = trainer.fit(run, state, [send, *after_epoch])
-        run.save_predictions(test_ids, predictions)
-        run.save_metrics({"seed": seed} | metrics)
-    return {"seed": seed} | metrics
+        with tracked(options.track if run.writes else (), run, {"seed": seed} | description["settings"]) as send:
+            callbacks = [send] if options.after_epoch is None else [send, options.after_epoch]
+            metrics, predictions = trainer.fit(run, state, callbacks)
+        result = {"seed": seed} | metrics
+        run.save_result(result, test_ids, predictions)
+    return result

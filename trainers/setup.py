@@ -5,16 +5,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from easydict import EasyDict
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from config import config_from_resolved, load_config
 from dataset.features import FIELDS, SPLITS, FeatureSet, load_features
 from dataset.loaders import make_loaders
 from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import ARGUMENT_ORDER, DMD
-from trainers.checkpoint import load_state, sizes_of
-from utils.errors import ConfigError, DataError
+from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import sha256_of
+from utils.log import logger
 from utils.seed import set_seed
 
 
@@ -26,13 +29,16 @@ def prepare_features(
     splits: Sequence[str] = SPLITS,
     to_predict: bool = False,
 ) -> FeatureSet:
-    """Read the features that `args` names (making the embedded data set where it is asked for and not there yet),
-    and tell `args` their widths and lengths. `to_predict` is as in load_features."""
+    """Read the features that `args` names, making the built-in synthetic data where they are asked for and not there
+    yet. `to_predict` is as in load_features."""
     if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
         ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
-    features = load_features(args, feature_T, feature_A, feature_V, splits, to_predict)
-    args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
-    return features
+    return load_features(args, feature_T, feature_A, feature_V, splits, to_predict)
+
+
+def with_sizes(args, feature_dims: list[int], seq_lens: list[int]) -> EasyDict:
+    """The settings with the widths and steps of text, audio and vision that the data have: what a DMD is made of."""
+    return EasyDict(args, feature_dims=feature_dims, seq_lens=seq_lens)
 
 
 def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
@@ -45,24 +51,69 @@ def build_model(args, features: FeatureSet) -> DMD:
 
     Raises ConfigError or DataError where config and features do not fit each other.
     """
-    try:
-        model = DMD(args)
-    except ValueError as error:
-        raise ConfigError(f"{features.path}: {error}.") from error
+    model = _make_model(with_sizes(args, features.feature_dims, features.seq_lens), features.path)
     if args.use_bert:
         bert = model.text_model.model.config
         highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
-        if highest >= bert.vocab_size:
-            raise DataError(
-                f"{features.path}: 'text_bert' holds token id {highest}, but the vocabulary of pretrained "
-                f"'{args.pretrained}' has {bert.vocab_size}. Use the BERT that the text was tokenised for."
-            )
-        if features.seq_lens[0] > bert.max_position_embeddings:
-            raise DataError(
-                f"{features.path}: 'text_bert' has {features.seq_lens[0]} steps, but pretrained '{args.pretrained}' "
-                f"has {bert.max_position_embeddings} positions. Truncate the text, or use another BERT."
-            )
+        for what, value, limit in (
+            ("a token id", highest, bert.vocab_size - 1),
+            ("a number of steps", features.seq_lens[0], bert.max_position_embeddings),
+        ):
+            if value > limit:
+                raise DataError(
+                    f"{features.path}: 'text_bert' has {what} of {value}, but pretrained '{args.pretrained}' takes at "
+                    f"most {limit}. Use the BERT that the text was tokenised for, or truncate the text."
+                )
     return model
+
+
+def _make_model(args: EasyDict, source: str | Path) -> DMD:
+    try:
+        return DMD(args)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}.") from error
+
+
+def load_model(
+    checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
+) -> tuple[DMD, EasyDict]:
+    """A trained model in eval mode on the CPU, and the settings that it is made of.
+
+    dataset, config_file, config: as for settings_of
+    Raises CheckpointError or ConfigError where file, settings and data set do not fit together.
+    """
+    state, (settings, _) = read_checkpoint(checkpoint), settings_of(checkpoint, dataset, config_file, config)
+    sizes = sizes_of(state)
+    if sizes is None:
+        raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
+    settings = with_sizes(settings, *([size[m] for m in ARGUMENT_ORDER] for size in sizes))
+    model = _make_model(settings, checkpoint)
+    load_state(model, state, checkpoint)
+    return model.eval(), settings
+
+
+def settings_of(
+    checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
+) -> tuple[EasyDict, dict[str, str]]:
+    """The settings of a checkpoint, from config.json beside it unless `dataset` or `config_file` says otherwise, with
+    the overrides `config`; and the feature files that replaced a modality's, by feature_T, feature_A, feature_V."""
+    beside = settings_beside(checkpoint)
+    if beside and not dataset and not config_file:
+        return config_from_resolved(beside["settings"], config), beside["features"]
+    if not dataset and not beside:
+        raise ConfigError(f"{checkpoint}: no config.json beside it says its data set. Name it: -d mosi or -d mosei.")
+    return load_config("dmd", dataset or beside["settings"]["dataset_name"], config_file, config), {}
+
+
+def warm_start(model: DMD, checkpoint: str | Path) -> None:
+    """Load those weights of a checkpoint that fit the model by name and shape, and log which do not."""
+    new, state = model.state_dict(), read_checkpoint(checkpoint)
+    fit = {name: value for name, value in state.items() if name in new and value.shape == new[name].shape}
+    if not fit:
+        raise CheckpointError(f"--init: {checkpoint}: none of its weights fits the model.")
+    model.load_state_dict(fit, strict=False)
+    rest = ", ".join(sorted(new.keys() - fit.keys())) or "none"
+    logger.info(f"{len(fit)} of {len(new)} tensors start from {checkpoint}; the others as always: {rest}.")
 
 
 def restore(
@@ -97,17 +148,13 @@ def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str |
     if sizes is None:
         return  # load_state says so
     widths, steps = ([size[m] for m in ARGUMENT_ORDER] for size in sizes)
-    if features.feature_dims[use_bert:] != widths[use_bert:]:  # with BERT the file has no text features
-        names = ", ".join(FIELDS[use_bert:])
-        raise DataError(
-            f"{features.path}: {names} are {features.feature_dims[use_bert:]} wide, but {checkpoint} is for "
-            f"{widths[use_bert:]}. Extract the features as for its training."
-        )
-    if features.seq_lens != steps:
+    inputs = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
+    if (features.feature_dims[inputs], features.seq_lens) != (widths[inputs], steps):
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
         raise DataError(
-            f"{features.path}: {', '.join(FIELDS)} have {features.seq_lens} steps, but {checkpoint} is for {steps}. "
-            f"Make the file with python -m dataset.build … {flags} (or --average, if training had it)."
+            f"{features.path}: {', '.join(FIELDS[inputs])} are {features.feature_dims[inputs]} wide and have "
+            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}. Extract the features as "
+            f"for its training: python -m dataset.build … {flags} (or --average, if training had it)."
         )
 
 

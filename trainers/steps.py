@@ -48,10 +48,6 @@ class TrainedEpoch:
         predictions = Predictions(predicted.numpy(), labels.numpy(), by_name["task/all"])
         return cls(by_name, dict(zip(edge_names, edges, strict=True)), predictions)
 
-    def columns(self) -> dict[str, float]:
-        """Losses and edges as columns of history.csv."""
-        return prefixed({"loss": self.losses, "edge": self.edges})
-
 
 def prefixed(groups: dict[str, dict[str, float]]) -> dict[str, float]:
     """{"valid": {"MAE": 1}} -> {"valid/MAE": 1}"""

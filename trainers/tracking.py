@@ -2,12 +2,11 @@
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
-from trainers.runs import TENSORBOARD, RunFolder
+from trainers.runs import TENSORBOARD, RunFolder, remove_events
 from utils.errors import ConfigError
 from utils.log import logger
 from utils.seed import random_state, set_random_state
@@ -29,16 +28,15 @@ def tracked(names: Sequence[str], run: RunFolder, settings: dict) -> Iterator[Ca
 
     A tracker that fails is warned about and left out from there on.
     """
-    trackers = [_Tracker(name, run) for name in dict.fromkeys(names)]
-    for tracker in trackers:
-        tracker.start(settings)
-        for row in run.history:
-            tracker.log(row)
+    trackers = [_Tracker(name, run, settings) for name in dict.fromkeys(names)]
 
     def log(row: dict) -> None:
+        values = {key: float(value) for key, value in row.items() if key != "epoch"}
         for tracker in trackers:
-            tracker.log(row)
+            tracker.attempt(lambda inner: inner.log(values, step=int(row["epoch"])))
 
+    for row in run.history:
+        log(row)
     try:
         yield log
     finally:
@@ -49,28 +47,19 @@ def tracked(names: Sequence[str], run: RunFolder, settings: dict) -> Iterator[Ca
 class _Tracker:
     """A tracker whose failures end with itself."""
 
-    def __init__(self, name: str, run: RunFolder):
-        self.name, self.run = name, run
-        self.inner: GeneralTracker | None = None
-
-    def start(self, settings: dict) -> None:
+    def __init__(self, name: str, run: RunFolder, settings: dict):
         """Open the tracker and hand it the settings; lists become texts, which all trackers take."""
-        kind = LOGGER_TYPE_TO_CLASS[self.name]
-        plain = (bool, int, float, str)
+        self.name, self.inner = name, None
+        kind, plain = LOGGER_TYPE_TO_CLASS[name], (bool, int, float, str)
         values = {k: v if isinstance(v, plain) else json.dumps(v) for k, v in settings.items()}
         with self._harmless():
-            if self.name == "tensorboard":
-                shutil.rmtree(self.run.results / TENSORBOARD, ignore_errors=True)
-                self.inner = kind(TENSORBOARD, logging_dir=self.run.results)
+            if name == "tensorboard":
+                remove_events(run.results / TENSORBOARD)
+                self.inner = kind(TENSORBOARD, logging_dir=run.results)
             else:
-                named = {"name": self.run.name} if self.name == "wandb" else {"run_name": self.run.name}
-                self.inner = kind(PROJECT, **named)
+                self.inner = kind(PROJECT, **{"name" if name == "wandb" else "run_name": run.name})
             self.inner.start()
             self.inner.store_init_configuration(values)
-
-    def log(self, row: dict) -> None:
-        values = {key: float(value) for key, value in row.items() if key != "epoch"}
-        self.attempt(lambda inner: inner.log(values, step=int(row["epoch"])))
 
     def attempt(self, action: Callable[[GeneralTracker], None]) -> None:
         """Do something with the tracker, if it has not failed before."""

@@ -16,7 +16,6 @@ from trainers.losses import LossTerms, Objective
 from trainers.runs import RunFolder
 from trainers.steps import Step, TrainedEpoch, check_finite, prefixed
 from utils.device import autocast
-from utils.errors import CheckpointError
 from utils.log import logger, progress
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
 from utils.seed import random_state, set_random_state
@@ -84,18 +83,15 @@ class Trainer:
     ) -> tuple[dict[str, float], Predictions]:
         """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
 
-        resumed: the training state of the last complete epoch, whose weights the model has, to go on from there
+        resumed: the training state of the last complete epoch, which model and trainer have loaded
         after_epoch: each is called with the epoch's row of history.csv, whose writing has begun; what one raises ends
         the training
         -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`; its TEST predictions
         """
         args = self.args
-        lower_is_better = args.KeyEval in LOWER_IS_BETTER
         keep = None if args.keep_checkpoints == "all" else args.keep_checkpoints
-        epoch, best_epoch, best_value = 0, 0, float("nan")
-        if resumed is not None:
-            epoch, best_epoch, best_value = (resumed[key] for key in ("epoch", "best_epoch", "best_value"))
-            self.load_state(resumed)
+        first = {"epoch": 0, "best_epoch": 0, "best_value": math.nan}
+        epoch, best_epoch, best_value = ((resumed or first)[key] for key in first)
         while epoch - best_epoch < args.early_stop and (args.max_epochs is None or epoch < args.max_epochs):
             epoch += 1
             started = time.perf_counter()
@@ -106,22 +102,21 @@ class Trainer:
                 f">> Epoch: {epoch} TRAIN-({args.model_name}) [{epoch - best_epoch}/{epoch}/{self.seed_number}] "
                 f">> total_loss: {round(trained.losses['total'], 4)} {format_metrics(train, CORE_METRICS)}"
             )
+            logger.debug(f"Loss terms: {format_metrics(trained.losses, tuple(trained.losses))}")
             metrics = {"train": train} | {split: self.evaluate(split).metrics() for split in ("valid", "test")}
             learning_rate = self.optimizer.param_groups[0]["lr"]
             self.scheduler.step(metrics["valid"]["Loss"])
 
             value = metrics["valid"][args.KeyEval]
-            improvement = best_value - value if lower_is_better else value - best_value
             if math.isnan(value) and epoch == 1:
-                logger.warning(
-                    f"{args.KeyEval} is not a number on valid: no epoch can be the best. Set another KeyEval."
-                )
+                logger.warning(f"{args.KeyEval} is not a number on valid: no epoch can be the best. Set KeyEval.")
+            improvement = best_value - value if args.KeyEval in LOWER_IS_BETTER else value - best_value
             # The first epoch is the best so far, whatever it is.
             if best_epoch == 0 or improvement >= args.min_improvement:
                 best_epoch, best_value = epoch, value
             seconds = {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
             row = {"epoch": epoch, "best_epoch": best_epoch, "learning_rate": learning_rate} | seconds
-            row |= trained.columns() | prefixed(metrics)
+            row |= prefixed({"loss": trained.losses, "edge": trained.edges} | metrics)
             state = {"epoch": epoch, "best_epoch": best_epoch, "best_value": best_value} | self.state()
             run.save_epoch(self.model, state, row, best_epoch, keep)  # returns at once; the next epoch trains meanwhile
             for call in after_epoch:
@@ -138,7 +133,7 @@ class Trainer:
         return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | predictions.metrics(), predictions
 
     def state(self) -> dict:
-        """What decides how training goes on, besides the weights of the model."""
+        """What decides how training continues, besides the weights of the model."""
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -148,16 +143,13 @@ class Trainer:
         }
 
     def load_state(self, state: dict) -> None:
-        """Go on from what `state` told. Raises CheckpointError where it belongs to another model."""
-        try:
-            self.objective.load_state_dict(state["objective"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            self.loaders["train"].generator.set_state(state["order"])
-            if self.ranks.rank < len(state["random"]):  # else there were fewer ranks: this one draws from its seed
-                set_random_state(state["random"][self.ranks.rank])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the training state does not fit the model ({error}). Use --overwrite.") from error
+        """Continue from what `state` told. Raises whatever PyTorch says where it belongs to another model."""
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.loaders["train"].generator.set_state(state["order"])
+        if self.ranks.rank < len(state["random"]):  # else there were fewer ranks: this one draws from its seed
+            set_random_state(state["random"][self.ranks.rank])
 
     def train_epoch(self, between_batches: Callable[[], None] = lambda: None, epoch: int = 1) -> TrainedEpoch:
         """One pass over the train split; `between_batches` is called before each batch.
@@ -244,11 +236,7 @@ def _add_gradients(parameters: Sequence[nn.Parameter], before: Sequence[torch.Te
 
 
 def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
-    """One VAL or TEST line in the release's form."""
+    """One VAL or TEST line in the release's form, and one with other metrics."""
     name = {"train": "TRAIN", "valid": "VAL", "test": "TEST"}[split]
     logger.info(f"{name}-({model_name}) >> {format_metrics(metrics, (*CORE_METRICS, 'Loss'))}")
-
-
-def count_parameters(*modules: nn.Module) -> int:
-    """The number of parameters of all modules together."""
-    return sum(p.numel() for module in modules for p in module.parameters())
+    logger.info(f"{name}: {format_metrics(metrics, ('Corr', 'Acc_5', 'Has0_Acc_2'))}")

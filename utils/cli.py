@@ -1,28 +1,23 @@
 """How a command ends."""
 
 import argparse
-import contextlib
 import logging
 import os
 import shlex
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from utils.errors import DMDError
 from utils.interrupts import Interrupted, orderly_interrupts
 from utils.log import is_first_rank, logger, stop_log
 
-REPEATABLE = ("set",)  # flags that stand once for each value
 
-
-def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
+def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = lambda: "") -> int:
     """Call `main`.  -> exit status
 
-    A mistake of the user's is one line on stderr and status 2. Any other failure is one line and status 1, with the
-    traceback in the log. SIGINT and SIGTERM are 130 and 143, with `after_interrupt` as a last word.
+    A mistake of the user's is one line on stderr and status 2. Any other failure is status 1, with the traceback in the
+    log if there is one yet. SIGINT and SIGTERM are 130 and 143, with what `after_interrupt` says as a last word.
     """
     try:
         with orderly_interrupts():
@@ -33,13 +28,17 @@ def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
         return 2
     except Interrupted as interruption:
         if is_first_rank():  # a launcher stops all its processes
-            print(f"Stopped by {interruption}. {after_interrupt}".rstrip(), file=sys.stderr)
+            print(f"Stopped by {interruption}. {after_interrupt()}".rstrip(), file=sys.stderr)
         return interruption.exit_status
     except Exception as error:
         if not is_first_rank() and _is_of_another_rank(error):
             return 1
-        file = log_traceback(error) or _emergency_log(error)
-        print(f"{_line(error)} (a fault of the program; its traceback is in {file})", file=sys.stderr)
+        file = log_traceback(error)
+        if file is None:
+            traceback.print_exception(error)
+        print(
+            f"{_line(error)} (an internal error; its traceback is {f'in {file}' if file else 'above'})", file=sys.stderr
+        )
         return 1
     finally:
         stop_log()
@@ -47,7 +46,7 @@ def run_command(main: Callable[[], None], after_interrupt: str = "") -> int:
 
 
 def _is_of_another_rank(error: Exception) -> bool:
-    """Whether a rank has failed because another one has ended, which has said why."""
+    """Whether a rank has failed because another one has ended, which tells why."""
     return "torch.distributed" in str(type(error)) or "Connection closed by peer" in str(error)
 
 
@@ -58,10 +57,8 @@ def script(file: str) -> str:
 
 
 def command_line(program: str, parser: argparse.ArgumentParser, options: dict) -> str:
-    """The command that gives a parser these options by their long flags; those with their default value are left out.
-
-    A list is a flag for each item where the flag is repeatable, and one flag with all items otherwise.
-    """
+    """The command that gives a parser these options by their long flags; those with their default value are left
+    out."""
     words = ["python", program]
     for action in parser._actions:
         value, flag = options.get(action.dest), action.option_strings[-1]
@@ -69,8 +66,6 @@ def command_line(program: str, parser: argparse.ArgumentParser, options: dict) -
             continue
         if action.nargs == 0:
             words.append(flag)
-        elif action.dest in REPEATABLE:
-            words += [word for item in value for word in (flag, item)]
         else:
             words += [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return shlex.join(words)
@@ -88,14 +83,3 @@ def log_traceback(error: Exception) -> str | None:
             handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), None))
             return handler.baseFilename
     return None
-
-
-def _emergency_log(error: Exception) -> str:
-    """The traceback of what failed before the log was open.  -> its file"""
-    for folder in (Path("log"), Path(tempfile.gettempdir())):
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / "failure.log", "a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
-            return file.name
-    return "no file, as none could be written"

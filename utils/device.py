@@ -32,12 +32,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ConfigError(f"--device: '{name}' is not one of auto, cpu, cuda, cuda:N.")
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"--device: '{name}' was asked for, but PyTorch sees no CUDA device. Use --device cpu.")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"--device: '{name}' was asked for, but there are {torch.cuda.device_count()} GPUs.")
+    device, gpus = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ConfigError(f"--device: '{name}' was asked for, but PyTorch sees {gpus} CUDA devices. Use --device cpu.")
     return device
 
 

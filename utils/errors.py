@@ -1,7 +1,7 @@
 """The mistakes a user can make, as exceptions with one-line messages.
 
 Every message says what is wrong, where, what was expected and what to do next. The command line
-prints it and exits with status 2; any other exception is a fault of the program and keeps its
+prints it and exits with status 2; any other exception is an internal error and keeps its
 traceback.
 """
 
@@ -23,7 +23,7 @@ class CheckpointError(DMDError):
 
 
 class RunError(DMDError):
-    """A run cannot start, go on or be resumed: its folder is taken, or cannot be written to."""
+    """A run cannot start or be continued: its folder is taken, or cannot be written to."""
 
 
 class NumericalError(DMDError):

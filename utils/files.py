@@ -49,12 +49,14 @@ def _temporary_name(path: Path) -> Path:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers that were killed have left in a folder."""
-    for temporary in folder.glob(TEMPORARY.format("*", "*")):
+    for temporary in folder.glob(TEMPORARY.format("*", "[0-9]*")):
         temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a renaming to the disk."""
+    """Bring a renaming to the disk, where the system can do that with a folder."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,27 +15,18 @@ LOGGER_NAME = "MMSA"  # the name that the log lines of this family carry
 logger = logging.getLogger(LOGGER_NAME)
 
 
+logging.raiseExceptions = False  # a full disk, or a reader of a pipe that has gone, ends the log but not the run
+
+
 class _TerminalHandler(logging.Handler):
     """Writes log lines above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         encoding = sys.stdout.encoding or "utf-8"
         text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
-        try:
+        with contextlib.suppress(OSError):
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
-        except OSError:  # the reader of a pipe has gone, or the disk is full: the log file goes on
-            self.setLevel(logging.CRITICAL + 1)  # removed amid a line, it would make the next handler miss that line
-            with open(os.devnull, "w") as nothing:  # else Python fails at its end, with what is still to be written
-                os.dup2(nothing.fileno(), sys.stdout.fileno())
-
-
-class _LogFile(logging.FileHandler):
-    """A log file whose disk may fill up: that is said once, and ends the log, not the run."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the name that logging calls)
-        logger.removeHandler(self)
-        logger.warning(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); the log ends here.")
 
 
 def start_log(log_file: Path, verbose_level: int) -> None:
@@ -50,7 +41,7 @@ def start_log(log_file: Path, verbose_level: int) -> None:
         return
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        terminal, file = _TerminalHandler(), _LogFile(log_file, encoding="utf-8")
+        terminal, file = _TerminalHandler(), logging.FileHandler(log_file, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--log-dir: cannot write {log_file} ({error.strerror}). Choose another folder.") from error
     formatter = logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s")

@@ -27,7 +27,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Go on from what `random_state` told; the GPUs' generators only where there are as many GPUs."""
+    """Continue from what `random_state` gave; the GPUs' generators only where there are as many GPUs."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
