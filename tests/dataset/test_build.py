@@ -17,7 +17,7 @@ from config import load_config
 from dataset import build
 from dataset.check import check_file
 from dataset.sequences import averaged
-from dataset.unpickling import load_pickle
+from dataset.pickles import load_pickle
 from tests.commands import ROOT, call, files_below, train
 from utils.errors import ConfigError
 

@@ -10,7 +10,7 @@ import pytest
 from dataset import glove
 from dataset.glove import read_vectors, words_of
 from dataset.synthetic import vocabulary
-from dataset.unpickling import load_pickle
+from dataset.pickles import load_pickle
 from tests.commands import call, files_below, train, write_pickle
 
 VECTORS = {"the": (1, 2), "The": (3, 4), "movie": (5, 6), "n't": (7, 8), "do": (9, 1), ". . .": (0, 5), ".": (2, 2)}

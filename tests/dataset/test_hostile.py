@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.unpickling import load_pickle
+from dataset.pickles import load_pickle
 from tests.dataset.hostile import CANARY, HOSTILE
 from tests.limits import BYTES, SECONDS
 from utils.errors import DataError

@@ -20,7 +20,7 @@ from dataset.synthetic import (
     vocabulary,
     write_synthetic,
 )
-from dataset.unpickling import load_pickle
+from dataset.pickles import load_pickle
 from utils.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "dataset/synthetic_bert"

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from dataset.unpickling import load_pickle
+from dataset.pickles import load_pickle
 from utils.errors import DataError
 
 HARMLESS = {
