@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from config.schema import DMDConfig
-from dataset.check import Finding, check_file
+from dataset.check import check_file
 from dataset.features import SPLITS
-from dataset.sequences import FeatureFolder, open_folder
-from dataset.table import Utterance, read_table
+from dataset.sources import open_folder, read_table
 from dataset.writing import check_output, write_checked
 from models.text_encoder import load_tokenizer
 from utils.cli import run_command
@@ -25,8 +24,7 @@ from utils.errors import ConfigError, DataError
 
 PRETRAINED = "bert-base-uncased"
 TEXT_STEPS = 50
-LONGEST = 500  # steps of audio and vision without a word of the user's; the longest in the published files
-MOST_STEPS = 2**16
+LONGEST = 500  # steps of audio and vision unless the user says otherwise; the longest in the published files
 
 
 @dataclass
@@ -68,52 +66,44 @@ def build(
 
     Raises ConfigError for the arguments, DataError for the files.
     """
-    steps = {"text": text_steps, "audio": audio_steps, "vision": vision_steps, "average": segments}
-    _check_steps(steps)
-    utterances = read_table(table, unlabelled)
-    ids = [utterance.id for utterance in utterances]
+    if min(text_steps, *(n for n in (audio_steps, vision_steps, segments) if n is not None), 1) < 1:
+        raise ConfigError("--text-steps, --audio-steps, --vision-steps and --average must be at least 1.")
+    if segments and (audio_steps or vision_steps):
+        raise ConfigError(
+            f"--average {segments} says how many steps there are: leave out --audio-steps, --vision-steps."
+        )
+    rows = read_table(table, unlabelled)
     folders = {"text": text_features, "audio": audio, "vision": vision}
-    opened = {key: open_folder(path, ids, table) for key, path in folders.items() if str(path)}
+    opened = {key: open_folder(path, rows["id"].tolist(), table) for key, path in folders.items() if str(path)}
+    steps = {"text": text_steps, "audio": segments or audio_steps, "vision": segments or vision_steps}
+    train = rows["id"][rows["split"] == "train"]
     for key in ("audio", "vision"):
-        steps[key] = segments or steps[key] or _longest(opened[key], utterances, key)
-    built = Built({}, [opened[key].width if key in opened else 0 for key in folders], [steps[key] for key in folders])
+        if not steps[key] and train.empty:
+            raise ConfigError(
+                f"--{key}-steps: say how many steps the checkpoint was trained on; without a train split it is not "
+                "known."
+            )
+        steps[key] = steps[key] or min(max(opened[key].lengths[name] for name in train), LONGEST)
+    built = Built({}, [opened[key].width if key in opened else 0 for key in folders], list(steps.values()))
 
-    parts = {split: [u for u in utterances if u.split == split] for split in SPLITS}
-    parts = {split: part for split, part in parts.items() if part}
-    for split, part in parts.items():
-        fields = {"id": [u.id for u in part], "raw_text": [u.text for u in part]}
+    for split in SPLITS:
+        part = rows[rows["split"] == split]
+        if part.empty:
+            continue
+        fields = built.content[split] = {"id": part["id"].tolist(), "raw_text": part["text"].tolist()}
         if not unlabelled:
-            fields["regression_labels"] = np.array([u.label for u in part], np.float32)
-        built.content[split] = fields
+            fields["regression_labels"] = part["label"].to_numpy(np.float32)
     if pretrained or not text_features:
         _add_tokens(built, pretrained or PRETRAINED, text_steps)
     for key, folder in opened.items():
+        averaged = segments if key != "text" else None
         for fields in built.content.values():
-            averaged = segments if key != "text" else None
             fields[key], lengths = folder.padded(fields["id"], steps[key], averaged, silence=key == "audio")
             if key != "text":
                 fields[f"{key}_lengths"] = lengths
-        if key == "text" or not segments:
+        if not averaged:
             built.cut[key] = sum(length > steps[key] for length in folder.lengths.values())
     return built
-
-
-def _check_steps(steps: dict[str, int | None]) -> None:
-    for key, value in steps.items():
-        flag = "--average" if key == "average" else f"--{key}-steps"
-        if value is not None and not 1 <= value <= MOST_STEPS:
-            raise ConfigError(f"{flag}: {value} is not between 1 and {MOST_STEPS}.")
-        if key in ("audio", "vision") and value and steps["average"]:
-            raise ConfigError(f"{flag}: --average {steps['average']} says how many steps there are; give one of them.")
-
-
-def _longest(folder: FeatureFolder, utterances: list[Utterance], key: str) -> int:
-    lengths = [folder.lengths[u.id] for u in utterances if u.split == "train"]
-    if not lengths:
-        raise ConfigError(
-            f"--{key}-steps: say how many steps the checkpoint was trained on; without a train split it is not known."
-        )
-    return min(max(lengths), LONGEST)
 
 
 def _add_tokens(built: Built, pretrained: str, steps: int) -> None:
@@ -129,24 +119,23 @@ def _add_tokens(built: Built, pretrained: str, steps: int) -> None:
     for fields in built.content.values():
         whole = tokenizer(fields["raw_text"], verbose=False)["input_ids"]
         built.cut["text_bert"] += sum(len(ids) > steps for ids in whole)
-        tokens = tokenizer(
-            fields["raw_text"], padding="max_length", truncation=True, max_length=steps, return_token_type_ids=True
-        )
-        rows = [tokens["input_ids"], tokens["attention_mask"], tokens["token_type_ids"]]
-        fields["text_bert"] = np.array(rows, np.float32).swapaxes(0, 1)
+        tokens = tokenizer(fields["raw_text"], padding="max_length", truncation=True, max_length=steps)
+        ids = np.array(tokens["input_ids"], np.float32)
+        segments = tokens.get("token_type_ids", np.zeros_like(ids))  # not every tokenizer has them
+        fields["text_bert"] = np.stack([ids, tokens["attention_mask"], segments], axis=1).astype(np.float32)
     built.feature_dims[0] = config.hidden_size
     built.vocabulary = (config.vocab_size, pretrained)
 
 
-def verify(path: str, built: Built, to_predict: bool) -> list[Finding]:
+def verify(path: str, built: Built, to_predict: bool) -> list[str]:
     """Read the pickle back as a user's would be.  -> what is odd about it. Raises DataError where it is wrong."""
     findings = check_file(path, "", to_predict, built.vocabulary)
     errors = [finding.text for finding in findings if finding.level == "error"]
     if errors:
         raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
-    # Of a file just made it is no news that it was not published, nor which fields nobody asked for.
-    dull = ("SHA-256", "no field")
-    return [finding for finding in findings if finding.level == "note" and not any(d in finding.text for d in dull)]
+    # That a new file was not published, and which fields were not asked for, is known.
+    known = ("SHA-256", "no field")
+    return [str(f) for f in findings if f.level == "note" and not any(words in f.text for words in known)]
 
 
 def config_entry(path: Path, built: Built) -> tuple[str, dict]:
@@ -167,9 +156,8 @@ def config_entry(path: Path, built: Built) -> tuple[str, dict]:
     return re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()), {variant: section}
 
 
-def _report(path: Path, built: Built, sizes: dict[str, int], notes: list[Finding], to_predict: bool) -> None:
-    for note in notes:
-        print(note)
+def _report(path: Path, built: Built, sizes: dict[str, int], notes: list[str], to_predict: bool) -> None:
+    print(*notes, sep="\n", end="\n" if notes else "")
     cut = ", ".join(f"{key} {count}" for key, count in built.cut.items() if count) or "none"
     print(f"{path}: {', '.join(f'{split} {n}' for split, n in sizes.items())} utterances.")
     print(f"Text, audio, vision: {built.seq_lens} steps, {built.feature_dims} wide; longer ones that were cut: {cut}.")
@@ -177,8 +165,8 @@ def _report(path: Path, built: Built, sizes: dict[str, int], notes: list[Finding
         print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
         return
     name, section = config_entry(path, built)
-    print("Add this to datasetCommonParams of config/config.json:")
-    print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)}")
+    print('Paste this line into config/config.json, right after "datasetCommonParams": {')
+    print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)},")
     print(f"Train on it: python run.py -d {name}{'' if built.vocabulary else ' --set use_bert=false'}")
 
 

@@ -25,11 +25,9 @@ from dataset.features import FIELDS, SPLITS, load_features, load_splits, strings
 from dataset.writing import check_output, write_checked
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
-from utils.reading import printable, regular_size
+from utils.reading import printable
 
 WIDTH = 300
-MOST_STEPS = 2**16
-LINE_BYTES = 2**20  # no line of a file of vectors is as long
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)
 
 
@@ -41,58 +39,30 @@ def words_of(text: str) -> list[str]:
 def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -> dict[str, np.ndarray]:
     """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else.
 
-    Raises DataError, with the number of the line, where one has other than a word and `width` numbers. Numbers of
-    words that are not asked for are counted, but not read.
+    Raises DataError, with the number of the line, where one of them has other than `width` numbers.
     """
-    wanted, vectors = {word.encode() for word in words}, {}
+    wanted, vectors = {word.encode(): word for word in words}, {}
     try:
-        regular_size(path)
         with open(path, "rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
-                word = _word_of(line, width)
-                if word is None:
-                    raise DataError(_wrong_width(line, width, path, number))
-                if word in wanted and word.decode() not in vectors:
-                    vectors[word.decode()] = _vector_of(line, width, f"{path}: line {number}")
+            for number, line in enumerate(file, 1):
+                if line.partition(b" ")[0] not in wanted:
+                    continue
+                name, *numbers = line.rstrip().rsplit(b" ", width)  # some words hold spaces
+                if name in wanted:
+                    vectors.setdefault(wanted[name], _vector_of(numbers, width, f"{path}: line {number}"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); expected GloVe vectors as text.") from error
     return vectors
 
 
-def _word_of(line: bytes, width: int) -> bytes | None:
-    """The word of a line, or None where it has not `width` numbers. Some words hold spaces."""
-    line = line.rstrip()
-    spaces = line.count(b" ")
-    if spaces == width:
-        return line[: line.index(b" ")]
-    word = line.rsplit(b" ", width)[0] if spaces > width else b""
-    return None if not word or _is_number(word.rsplit(b" ", 1)[-1]) else word
-
-
-def _wrong_width(line: bytes, width: int, path: str | Path, number: int) -> str:
-    found = max(len(line.split()) - 1, 0)
-    remedy = f"Say --width {found}, or name another file." if number == 1 else "Get the file again."
-    return f"{path}: line {number} has {found} numbers, but {width} are expected behind the word. {remedy}"
-
-
-def _is_number(text: bytes) -> bool:
+def _vector_of(numbers: list[bytes], width: int, where: str) -> np.ndarray:
     try:
-        float(text)
+        vector = np.array(numbers, np.float32)
+        if len(vector) == width and np.isfinite(vector).all():
+            return vector
     except ValueError:
-        return False
-    return True
-
-
-def _vector_of(line: bytes, width: int, where: str) -> np.ndarray:
-    try:
-        vector = np.array(line.rstrip().rsplit(b" ", width)[1:], np.float32)
-    except ValueError as error:
-        raise DataError(
-            f"{where} holds something else than numbers ({printable(error)}). Get the file again."
-        ) from error
-    if not np.isfinite(vector).all():
-        raise DataError(f"{where} holds a number that is not finite. Get the file again.")
-    return vector
+        pass
+    raise DataError(f"{where} has not {width} numbers after the word. Set --width, or get the file again.")
 
 
 @dataclass(frozen=True)
@@ -122,19 +92,21 @@ def add_glove(
 
     Raises DataError, or ConfigError where the pickle does not say the steps.
     """
-    splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
+    splits = {name: content[name] for name in SPLITS if "raw_text" in content.get(name, ())}
     if not splits:
-        raise DataError(f"{path}: has none of the splits {', '.join(SPLITS)}.")
-    steps = steps or _steps_of(splits, path)
-    texts = {}
-    for name, fields in splits.items():
-        if "raw_text" not in fields:
-            raise DataError(f"{path}: split '{name}' lacks the field 'raw_text', which the vectors are looked up for.")
-        texts[name] = [words_of(text) for text in strings_of(fields["raw_text"], str(path), name, "raw_text")]
+        raise DataError(f"{path}: has none of the splits {', '.join(SPLITS)} with a field 'raw_text'.")
+    steps = steps or _steps_of(next(iter(splits.values())), path)
+    texts = {
+        name: [words_of(text) for text in strings_of(fields["raw_text"], str(path), name, "raw_text")]
+        for name, fields in splits.items()
+    }
     counts = Counter(word for split in texts.values() for words in split for word in words)
     vectors = read_vectors(vectors_file, {form for word in counts for form in (word, word.lower())}, width)
     if not vectors:
-        raise DataError(f"{vectors_file}: none of the {len(counts)} words of {path} is listed. Name a file of vectors.")
+        raise DataError(
+            f"{vectors_file}: none of the {len(counts)} words of {path} is listed with {width} numbers. Name a file of "
+            "vectors, and its --width."
+        )
     for name, split in texts.items():
         array = np.zeros((len(split), steps, width), np.float32)
         for row, words in zip(array, split, strict=True):
@@ -145,15 +117,10 @@ def add_glove(
     return Coverage(counts, Counter(unknown), sum(len(words) > steps for split in texts.values() for words in split))
 
 
-def _steps_of(splits: dict[str, dict], path: str | Path) -> int:
-    fields = next(iter(splits.values()))
+def _steps_of(fields: dict, path: str | Path) -> int:
     for key, axis in (("text_bert", 2), ("text", 1)):
-        try:
-            shape = np.shape(fields.get(key, 0))
-        except ValueError:  # a list of lists of several lengths
-            continue
-        if len(shape) == 3 and shape[axis]:
-            return shape[axis]
+        if getattr(fields.get(key), "ndim", 0) == 3:
+            return fields[key].shape[axis]
     raise ConfigError(f"--steps: {path} has neither text_bert nor text to say how many steps; say how many.")
 
 
@@ -172,9 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=WIDTH, metavar="N", help=f"numbers a line (default: {WIDTH})")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     options = parser.parse_args(argv)
-    for flag, value in (("--steps", options.steps), ("--width", options.width)):
-        if value is not None and not 1 <= value <= MOST_STEPS:
-            raise ConfigError(f"{flag}: {value} is not between 1 and {MOST_STEPS}.")
+    if options.width < 1 or (options.steps is not None and options.steps < 1):
+        raise ConfigError("--steps and --width must be at least 1.")
     path = check_output(options.output, options.overwrite)
     content = load_splits(options.pickle)
     coverage = add_glove(content, options.pickle, options.vectors, options.steps, options.width)
