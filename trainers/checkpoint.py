@@ -149,7 +149,7 @@ def _describe(state: dict[str, Tensor]) -> dict[str, object]:
     sizes = sizes_of(state)
     if sizes is None:
         return {}
-    layers = {match[1] for name in state if (match := re.match(r"trans_l_mem\.layers\.(\d+)\.", name))}
+    layers = {match[1] for name in state if (match := re.match(r"trans_l_with_a\.layers\.(\d+)\.", name))}
     return {
         "use_bert": any(name.startswith("text_model.") for name in state),
         "feature_dims": [sizes[0][m] for m in "lav"],

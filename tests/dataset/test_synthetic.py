@@ -9,6 +9,7 @@ from sklearn.linear_model import Ridge
 from transformers import BertConfig, BertTokenizer
 
 import run
+from dataset.pickles import load_pickle
 from dataset.synthetic import (
     INTENSIFIERS,
     NEGATION,
@@ -20,7 +21,6 @@ from dataset.synthetic import (
     vocabulary,
     write_synthetic,
 )
-from dataset.pickles import load_pickle
 from utils.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "dataset/synthetic_bert"
