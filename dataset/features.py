@@ -139,46 +139,39 @@ def _take_split(
     raw: dict[str, dict], path: str, name: str, keys: Sequence[str], sources: Sequence[str], to_predict: bool
 ) -> Split:
     """Take one split out of the raw pickles (arrays are moved, not copied) and check it by itself."""
-    ids = strings_of(_take(raw[path], path, name, "id"), path, name, "id")
+    content, where = raw[path], f"{path}: split '{name}'"
+    ids = strings_of(_take(content, path, name, "id"), path, name, "id")
     arrays = []
     for key, source in zip(keys, sources, strict=True):
         array = numbers_of(_take(raw[source], source, name, key), source, name, key)
-        where = f"{source}: '{key}' of split '{name}'"
+        field = f"{source}: '{key}' of split '{name}'"
         if array.ndim != 3 or len(array) != len(ids) or 0 in array.shape:
-            raise DataError(f"{where} is {array.shape}; expected (N, steps, width) with N = {len(ids)}, as 'id' has.")
-        if source != path and "id" in raw[source][name]:
-            _check_same_utterances(strings_of(raw[source][name]["id"], source, name, "id"), ids, source, path, name)
+            raise DataError(f"{field} is {array.shape}; expected (N, steps, width) with N = {len(ids)}, as 'id' has.")
+        if source != path and strings_of(raw[source][name].get("id", ids), source, name, "id") != ids:
+            raise DataError(f"{field} is of other utterances than those of {path}, or in another order.")
         if key == "audio":  # published audio holds -inf (the logarithm of silence)
             array[np.isneginf(array)] = 0
         broken = ~np.isfinite(array).all(axis=(1, 2))
         if broken.any():
-            raise DataError(f"{where} is NaN or infinite in {_named(broken, ids)}. Repair or remove them.")
+            raise DataError(f"{field} is NaN or infinite in {_named(broken, ids)}. Repair or remove them.")
         if key == "text_bert" and not _are_tokens(array):
-            raise DataError(f"{where} is not (N, 3, steps) of token ids, attention masks (0, 1), segment ids (0, 1).")
+            raise DataError(f"{field} is not (N, 3, steps) of token ids, attention masks (0, 1), segment ids (0, 1).")
         arrays.append(array)
-    if to_predict and "regression_labels" not in raw[path][name]:
-        labels = np.full(len(ids), np.nan, np.float32)
-    else:
-        labels = _take_labels(raw[path], path, name, ids)
-    texts = raw[path][name].get("raw_text")
-    raw_text = [""] * len(ids) if texts is None else strings_of(texts, path, name, "raw_text")
+    labels, labelled = np.full(len(ids), np.nan, np.float32), "regression_labels" in content[name] or not to_predict
+    if labelled:
+        key = "regression_labels"
+        labels = numbers_of(_take(content, path, name, key), path, name, key).reshape(-1)
+    raw_text = strings_of(content[name].get("raw_text", [""] * len(ids)), path, name, "raw_text")
     if not len(labels) == len(raw_text) == len(ids):
         raise DataError(
-            f"{path}: split '{name}' has {len(ids)} 'id', but {len(labels)} 'regression_labels' and {len(raw_text)} "
-            "'raw_text'."
+            f"{where} has {len(ids)} 'id', but {len(labels)} 'regression_labels' and {len(raw_text)} 'raw_text'."
+        )
+    wrong = ~(np.abs(labels) <= LARGEST_LABEL)  # NaN too
+    if labelled and wrong.any():
+        raise DataError(
+            f"{where}: 'regression_labels' is no number in [-3, 3] in {_named(wrong, ids)}. Scale or repair the labels."
         )
     return Split(*arrays, labels=labels, ids=ids, raw_text=raw_text)
-
-
-def _take_labels(content: dict, path: str, name: str, ids: list[str]) -> np.ndarray:
-    labels = numbers_of(_take(content, path, name, "regression_labels"), path, name, "regression_labels").reshape(-1)
-    wrong = ~(np.abs(labels) <= LARGEST_LABEL)  # NaN too
-    if wrong.any() and len(labels) == len(ids):
-        raise DataError(
-            f"{path}: 'regression_labels' of split '{name}' is no number in [-3, 3] in {_named(wrong, ids)}. Scale the "
-            "labels to [-3, 3]."
-        )
-    return labels
 
 
 def _named(wrong: np.ndarray, ids: list[str]) -> str:
@@ -189,17 +182,13 @@ def _named(wrong: np.ndarray, ids: list[str]) -> str:
 
 def _take(content: dict, path: str, split: str, field: str):
     """A field of a split, removed from the content: what is converted need not be held twice."""
-    if not isinstance(content.get(split), dict):
-        raise DataError(f"{path}: the split '{split}' is missing or no dict; it has {_names(content)}.")
-    if field not in content[split]:
+    if not isinstance(content.get(split), dict) or field not in content[split]:
+        found = {printable(key): sorted(map(printable, value)) for key, value in content.items() if type(value) is dict}
         raise DataError(
-            f"{path}: split '{split}' lacks the field '{field}'; it has {_names(content[split])}.{HINTS.get(field, '')}"
+            f"{path}: split '{split}' lacks the field '{field}'; the file has {printable(found, 600)}."
+            f"{HINTS.get(field, '')}"
         )
     return content[split].pop(field)
-
-
-def _names(keys) -> list[str]:
-    return sorted(printable(key) for key in keys)[:16]
 
 
 def numbers_of(value, path: str, split: str, field: str) -> np.ndarray:
@@ -215,8 +204,6 @@ def numbers_of(value, path: str, split: str, field: str) -> np.ndarray:
 
 def strings_of(value, path: str, split: str, field: str) -> list[str]:
     """A list or array (N,) of texts, or of numbers, as strings that can be written to any file."""
-    if not isinstance(value, (list, tuple, np.ndarray)) or getattr(value, "ndim", 1) != 1:
-        raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings.")
     try:
         return [_string(item) for item in value]
     except (TypeError, ValueError, SystemError) as error:  # also an array of texts with bytes that are none
@@ -229,15 +216,6 @@ def _string(item) -> str:
     if not isinstance(item, (str, int, float, np.number, type(None))):
         raise TypeError(f"it holds a {type(item).__name__}")
     return str(item).encode("utf-8", "replace").decode()  # halves of surrogate pairs cannot be written
-
-
-def _check_same_utterances(others: list[str], ids: list[str], source: str, path: str, split: str) -> None:
-    for other, own in zip(others, ids, strict=False):
-        if other != own:
-            raise DataError(
-                f"{source}: split '{split}' has utterance {other!r} where {path} has {own!r}. Features that replace "
-                "others must list the same utterances in the same order."
-            )
 
 
 def _are_tokens(tokens: np.ndarray) -> bool:

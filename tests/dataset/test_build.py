@@ -181,7 +181,7 @@ def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
         ("have [50, 4, 4] steps", "new.pkl", "--predictions", "x.csv"),
         ("--text-steps 50 --audio-steps 5 --vision-steps 5", "new.pkl", "--predictions", "x.csv"),
         ("audio, vision are [4, 3] wide", "wide.pkl"),
-        ("split 'valid' is missing", "new.pkl", "--split", "valid"),
+        ("split 'valid' lacks the field", "new.pkl", "--split", "valid"),
         ("--features: none.pkl: no such file", "none.pkl"),
         ("lacks the field 'text'", "new.pkl", "--set", "use_bert=false"),
     ):

@@ -74,7 +74,7 @@ CASES = {
     "labels": (lambda c: c["train"]["regression_labels"].__setitem__(2, 3.5), "error", "train1$_$2"),
     "no tokens": (lambda c: c["train"].pop("text_bert"), "note", "no field 'text_bert', which use_bert=true needs"),
     "no vision": (lambda c: c["valid"].pop("vision"), "error", "lacks the field 'vision'"),
-    "no split": (lambda c: c.pop("test"), "error", "split 'test' is missing or no dict"),
+    "no split": (lambda c: c.pop("test"), "error", "split 'test' lacks the field 'id'"),
     "lists": (
         lambda c: c["train"].update(audio=c["train"]["audio"].tolist()),
         "ok",

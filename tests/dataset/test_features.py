@@ -79,7 +79,7 @@ def test_replaced_features_take_their_file_s_width_and_must_be_of_the_same_utter
     features = load_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
     assert features.feature_dims == [12, 9, 4]
     other["valid"]["id"][1] = "stranger$_$1"
-    with pytest.raises(DataError, match="b.pkl: split 'valid' has utterance 'stranger"):
+    with pytest.raises(DataError, match="b.pkl: 'audio' of split 'valid' is of other utterances"):
         load_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
 
 
@@ -99,8 +99,8 @@ def set_item(split, field, index, value):
 
 
 WRONG = {
-    "missing split": (lambda c: c.pop("valid"), "split 'valid' is missing"),
-    "split is no dict": (lambda c: c.update(valid=[1]), "split 'valid' is missing"),
+    "missing split": (lambda c: c.pop("valid"), "split 'valid' lacks the field 'id'"),
+    "split is no dict": (lambda c: c.update(valid=[1]), "split 'valid' lacks the field 'id'"),
     "missing field": (lambda c: c["test"].pop("vision"), "lacks the field 'vision'"),
     "N of a field": (change("train", "audio", lambda a: a[:-1]), "'audio' of split 'train' is .* N = 6"),
     "N of labels": (change("train", "regression_labels", lambda a: a[:-1]), "5 'regression_labels'"),
