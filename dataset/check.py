@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from easydict import EasyDict
@@ -25,15 +25,14 @@ BERT_BASE = (30522, "bert-base-uncased")  # size of its vocabulary, name
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing found: level is 'ok', 'note' (may be as it should) or 'error' (training would be wrong or fail)."""
 
     level: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.level:5} {self.text}"
+        return f"{self.level:5} {' '.join(self.text.split())}"
 
 
 def check_file(
@@ -71,18 +70,14 @@ def _digest(path: str, dataset_name: str) -> Finding:
 
 def _layout(split: str, fields: dict) -> Iterator[Finding]:
     """The fields of a split with shape and type, and those that some use needs and that are not there."""
-    shown = [f"{printable(key)} {_describe(value)}" for key, value in list(fields.items())[:32]]
+    shown = [
+        f"{printable(key)} {value.shape} {value.dtype}" if isinstance(value, np.ndarray) else
+        f"{printable(key)} {type(value).__name__}" for key, value in list(fields.items())[:32]
+    ]  # fmt: skip
     yield Finding("ok", f"{split}: {', '.join(shown)}.")
     uses = {"text": "use_bert=false", "text_bert": "use_bert=true", "raw_text": "a table of predictions with texts"}
-    for key, use in uses.items():
-        if key not in fields:
-            yield Finding("note", f"{split}: no field '{key}', which {use} needs.")
-
-
-def _describe(value) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.shape} {value.dtype}"
-    return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else type(value).__name__
+    for key in uses.keys() - fields.keys():
+        yield Finding("note", f"{split}: no field '{key}', which {uses[key]} needs.")
 
 
 def _array(path: str, split: str, fields: dict, key: str, ndim: int = 3) -> np.ndarray | None:
@@ -95,7 +90,7 @@ def _array(path: str, split: str, fields: dict, key: str, ndim: int = 3) -> np.n
 
 
 def _arrays(path: str, split: str, fields: dict) -> Iterator[Finding]:
-    """Numbers that are not finite, features that never change, lengths and the side of the padding; labels."""
+    """Silence, features that never change, lengths and the side of the padding; labels."""
     for key in FIELDS:
         array = _array(path, split, fields, key)
         if array is None:
@@ -108,10 +103,8 @@ def _arrays(path: str, split: str, fields: dict) -> Iterator[Finding]:
         if not array.any():
             yield Finding("note", f"{where} is all zero: a dead modality, from which nothing can be learned.")
         elif len(constant):
-            yield Finding(
-                "note",
-                f"{where} has {len(constant)} of {array.shape[2]} features that never change: {constant[:8].tolist()}.",
-            )
+            shown = f"{len(constant)} of {array.shape[2]} features that never change: {constant[:8].tolist()}"
+            yield Finding("note", f"{where} has {shown}.")
         yield _padding(where, (array != 0).any(axis=2))
     labels = _array(path, split, fields, "regression_labels", ndim=1)
     if labels is not None:
@@ -122,16 +115,14 @@ def _arrays(path: str, split: str, fields: dict) -> Iterator[Finding]:
 
 def _padding(where: str, real: np.ndarray) -> Finding:
     """real (N, T): steps that are not padding."""
-    steps, filled = real.shape[1], real.any(axis=1)
-    before = np.where(filled, real.argmax(axis=1), 0)
-    after = np.where(filled, real[:, ::-1].argmax(axis=1), 0)
-    lengths = np.where(filled, steps - before - after, 0)
-    n_before, n_after = int((before > 0).sum()), int((after > 0).sum())
+    filled = real.any(axis=1)
+    before, after = (np.where(filled, side.argmax(axis=1), 0) for side in (real, real[:, ::-1]))
+    lengths = np.where(filled, real.shape[1] - before - after, 0)
     text = (
-        f"{where}: {lengths.min()} to {lengths.max()} of {steps} steps, median {np.median(lengths):g}; padded in front "
-        f"in {n_before} and after in {n_after} utterances; {int((~filled).sum())} empty."
+        f"{where}: {lengths.min()} to {lengths.max()} of {real.shape[1]} steps, median {np.median(lengths):g}; padded "
+        f"in front in {(before > 0).sum()} and after in {(after > 0).sum()} utterances; {(~filled).sum()} empty."
     )
-    return Finding("note" if n_before and n_after else "ok", text)
+    return Finding("note" if before.any() and after.any() else "ok", text)
 
 
 def _vocabulary(pretrained: str) -> tuple[int | None, str]:
@@ -147,13 +138,13 @@ def _tokens(path: str, split: str, fields: dict, size: int | None, name: str) ->
     if tokens is None or tokens.shape[1] != 3:
         return
     yield _padding(f"{split}: 'text_bert'", tokens[:, 1] != 0)
-    text = f"{split}: token ids up to {tokens[:, 0].max():g}; the vocabulary of {name} "
+    text = f"{split}: token ids up to {tokens[:, 0].max():g}; the vocabulary of {name}"
     if size is None:
-        yield Finding("note", f"{text}is not known here.")
-        return
-    outside = int((tokens[:, 0] >= size).sum())
-    hint = f" {outside} are outside it: set pretrained to their BERT." if outside else ""
-    yield Finding("error" if outside else "ok", f"{text}has {size}.{hint}")
+        yield Finding("note", f"{text} is not known here.")
+    elif outside := int((tokens[:, 0] >= size).sum()):
+        yield Finding("error", f"{text} has {size}. {outside} are outside it: set pretrained to their BERT.")
+    else:
+        yield Finding("ok", f"{text} has {size}.")
 
 
 def _identities(path: str, content: dict) -> Iterator[Finding]:
@@ -169,20 +160,14 @@ def _identities(path: str, content: dict) -> Iterator[Finding]:
             yield Finding("note", f"{name}: {len(twice)} ids occur more than once ({shorten(twice)}); they weigh more.")
         seen[name] = set(counts)
     for (first, one), (second, other) in combinations(seen.items(), 2):
-        shared = one & other
+        both, shared = f"{first} and {second} share", one & other
         if shared:
-            yield Finding(
-                "error",
-                f"{first} and {second} share {len(shared)} utterances ({shorten(shared)}): scores would be of what was "
-                "trained on. Remove them from one of the two.",
-            )
+            remedy = "scores would be of what was trained on. Remove them from one of the two"
+            yield Finding("error", f"{both} {len(shared)} utterances ({shorten(shared)}): {remedy}.")
         # MOSI's and MOSEI's ids are video$_$clip.
         videos = set.intersection(*({i.split("$_$")[0] for i in ids - shared if "$_$" in i} for ids in (one, other)))
         if videos:
-            yield Finding(
-                "note",
-                f"{first} and {second} share {len(videos)} videos ({shorten(videos)}): the same speaker is in both.",
-            )
+            yield Finding("note", f"{both} {len(videos)} videos ({shorten(videos)}): the same speaker is in both.")
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -193,30 +178,23 @@ def shorten(names: Iterable[str]) -> str:
 
 def _verdict(path: str, content: dict, settings: EasyDict | None, to_predict: bool) -> Iterator[Finding]:
     """What reading the file for its use says, with BERT's tokens and with ready-made text features."""
-    present = _splits(content)
-    splits, use = (tuple(present) or SPLITS, "predicted on") if to_predict else (SPLITS, "trained on")
-    first = present.get(splits[0], {})
-    dims = [np.shape(first[key])[-1] if np.ndim(first.get(key)) == 3 else 1 for key in FIELDS]
-    errors = set()
-    for use_bert in (True, False):
-        if ("text_bert" if use_bert else "text") not in first and (use_bert or "text_bert" in first):
-            continue  # a note says so
-        args = EasyDict(
-            featurePath=path, use_bert=use_bert, need_data_aligned=False, dataset_name="", feature_dims=dims
-        )
-        if settings:
-            args.feature_dims = [dims[0], *settings.feature_dims[1:]]
+    splits = (tuple(_splits(content)) or SPLITS) if to_predict else SPLITS
+    first = _splits(content).get(splits[0], {})
+    dims = [first[key].shape[2] if getattr(first.get(key), "ndim", 0) == 3 else 1 for key in FIELDS]
+    args = EasyDict(featurePath=path, need_data_aligned=False, dataset_name="", feature_dims=dims)
+    if settings:
+        args.feature_dims = [dims[0], *settings.feature_dims[1:]]
+    modes = {True: "text_bert", False: "text"}
+    for use_bert in [mode for mode, key in modes.items() if key in first] or modes:
+        args.use_bert, mode = use_bert, f"use_bert={str(use_bert).lower()}"
         # Copied two levels deep: taking a field out leaves it to the next round.
         raw = {name: dict(fields) if isinstance(fields, dict) else fields for name, fields in content.items()}
-        mode = f"use_bert={str(use_bert).lower()}"
         try:
             take_features({path: raw}, args, [path] * 3, splits, to_predict)
             dims_needed = "" if use_bert else f", with feature_dims={dims}"
-            yield Finding("ok", f"{mode}: can be {use}{dims_needed}.")
+            yield Finding("ok", f"{mode}: can be {'predicted' if to_predict else 'trained'} on{dims_needed}.")
         except DataError as error:
-            if str(error) not in errors:
-                yield Finding("error", f"{mode}: {error}")
-            errors.add(str(error))
+            yield Finding("error", f"{mode}: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -226,8 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")
     options = parser.parse_args(argv)
     findings = check_file(options.file, options.dataset, options.to_predict)
-    for finding in findings:
-        print(" ".join(str(finding).split("\n")))
+    print(*findings, sep="\n")
     errors = sum(finding.level == "error" for finding in findings)
     if errors and not options.to_predict:
         print("note  a file to predict on, without train, valid or labels, is checked with --to-predict.")

@@ -1,4 +1,4 @@
-"""The embedded data set: its rules, its shapes, its reproducibility, and how much each modality tells."""
+"""The built-in synthetic data: its rules, its shapes, its reproducibility, and how much each modality tells."""
 
 import pickle
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_it_is_written_whole_and_once(content, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write the embedded data set"):
+    with pytest.raises(DataError, match="cannot write the synthetic data"):
         ensure_synthetic(tmp_path / "file/data.pkl")
 
 
