@@ -15,7 +15,7 @@ import numpy as np
 
 from config.schema import DMDConfig
 from dataset.check import check_file
-from dataset.features import SPLITS
+from dataset.features import FIELDS, SPLITS
 from dataset.sources import open_folder, read_table
 from dataset.writing import check_output, write_checked
 from models.text_encoder import load_tokenizer
@@ -29,79 +29,49 @@ LONGEST = 500  # steps of audio and vision unless the user says otherwise; the l
 
 @dataclass
 class Built:
-    """A data set in the MMSA layout, and what is to be said of it.
-
-    feature_dims, seq_lens  [text, audio, vision] widths and steps; with tokens the first width is BERT's
-    cut                     by field, how many utterances were longer than the steps there are
-    vocabulary              size and name of the tokens', or None without tokens
-    """
+    """A data set in the MMSA layout, and what is to be said of it. Lists are of text, audio and vision."""
 
     content: dict[str, dict]
-    feature_dims: list[int]
+    feature_dims: list[int]  # with tokens the first is BERT's
     seq_lens: list[int]
-    cut: dict[str, int] = field(default_factory=dict)
-    vocabulary: tuple[int, str] | None = None
+    cut: dict[str, int] = field(default_factory=dict)  # by field, how many utterances were longer than the steps
+    vocabulary: tuple[int, str] | None = None  # size and name of the tokens', or None without tokens
 
 
-def build(
-    table: str | Path,
-    audio: str | Path,
-    vision: str | Path,
-    text_features: str | Path = "",
-    pretrained: str = "",
-    unlabelled: bool = False,
-    text_steps: int = TEXT_STEPS,
-    audio_steps: int | None = None,
-    vision_steps: int | None = None,
-    segments: int | None = None,
-) -> Built:
-    """Read and check everything, tokenise, cut or pad.
+def build(options: argparse.Namespace) -> Built:
+    """Read and check everything, tokenise, cut or pad, as the options of the command say.
 
-    text_features  a folder of text features, for use_bert = false; then tokens are made only with `pretrained`
-    pretrained     whose tokenizer makes text_bert
-    unlabelled     leave the labels out: a file to predict on
-    *_steps        what is longer loses its end, what is shorter is padded with zeros behind. None, of audio and
-                   vision: as long as the longest of train, but no longer than LONGEST
-    segments       average each audio and vision sequence over so many about equal parts first
-
-    Raises ConfigError for the arguments, DataError for the files.
+    Raises ConfigError for the options, DataError for the files.
     """
-    if min(text_steps, *(n for n in (audio_steps, vision_steps, segments) if n is not None), 1) < 1:
+    folders = {"text": options.text_features, "audio": options.audio, "vision": options.vision}
+    steps = {key: vars(options)[f"{key}_steps"] for key in FIELDS}
+    if options.average and (steps["audio"] or steps["vision"]):
+        raise ConfigError(f"--average {options.average} says how many steps there are; leave the steps out.")
+    if any(n is not None and n < 1 for n in (options.average, *steps.values())):
         raise ConfigError("--text-steps, --audio-steps, --vision-steps and --average must be at least 1.")
-    if segments and (audio_steps or vision_steps):
-        raise ConfigError(
-            f"--average {segments} says how many steps there are: leave out --audio-steps, --vision-steps."
-        )
-    rows = read_table(table, unlabelled)
-    folders = {"text": text_features, "audio": audio, "vision": vision}
-    opened = {key: open_folder(path, rows["id"].tolist(), table) for key, path in folders.items() if str(path)}
-    steps = {"text": text_steps, "audio": segments or audio_steps, "vision": segments or vision_steps}
-    train = rows["id"][rows["split"] == "train"]
+    table = read_table(options.text, options.unlabelled)
+    opened = {key: open_folder(path, table["id"].tolist(), options.text) for key, path in folders.items() if path}
+    train = table["id"][table["split"] == "train"]
     for key in ("audio", "vision"):
-        if not steps[key] and train.empty:
-            raise ConfigError(
-                f"--{key}-steps: say how many steps the checkpoint was trained on; without a train split it is not "
-                "known."
-            )
-        steps[key] = steps[key] or min(max(opened[key].lengths[name] for name in train), LONGEST)
-    built = Built({}, [opened[key].width if key in opened else 0 for key in folders], list(steps.values()))
+        steps[key] = options.average or steps[key] or min(max(map(opened[key].lengths.get, train), default=0), LONGEST)
+        if not steps[key]:
+            raise ConfigError(f"--{key}-steps: without a train split, say how many the checkpoint was trained on.")
+    built = Built({}, [opened[key].width if key in opened else 0 for key in FIELDS], list(steps.values()))
 
-    for split in SPLITS:
-        part = rows[rows["split"] == split]
-        if part.empty:
-            continue
-        fields = built.content[split] = {"id": part["id"].tolist(), "raw_text": part["text"].tolist()}
-        if not unlabelled:
-            fields["regression_labels"] = part["label"].to_numpy(np.float32)
-    if pretrained or not text_features:
-        _add_tokens(built, pretrained or PRETRAINED, text_steps)
+    for split in [split for split in SPLITS if split in set(table["split"])]:
+        part = table[table["split"] == split]
+        built.content[split] = {"id": part["id"].tolist(), "raw_text": part["text"].tolist()}
+        if not options.unlabelled:
+            built.content[split]["regression_labels"] = part["label"].to_numpy(np.float32)
+    if options.pretrained or not options.text_features:
+        _add_tokens(built, options.pretrained or PRETRAINED, options.text_steps)
     for key, folder in opened.items():
-        averaged = segments if key != "text" else None
+        segments = options.average if key != "text" else None
         for fields in built.content.values():
-            fields[key], lengths = folder.padded(fields["id"], steps[key], averaged, silence=key == "audio")
+            fields[key], lengths = folder.padded(fields["id"], steps[key], segments, silence=key == "audio")
             if key != "text":
                 fields[f"{key}_lengths"] = lengths
-        if not averaged:
+        if not segments:
             built.cut[key] = sum(length > steps[key] for length in folder.lengths.values())
     return built
 
@@ -140,12 +110,9 @@ def verify(path: str, built: Built, to_predict: bool) -> list[str]:
 
 def config_entry(path: Path, built: Built) -> tuple[str, dict]:
     """-> name and section of the data set under datasetCommonParams, with everything that it needs to be trained on"""
-    root = Path("dataset").resolve()  # dataset_root_dir, seen from the folder that run.py is called in
-    inside = path.resolve().is_relative_to(root)
-    section = {
-        "featurePath": str(path.resolve().relative_to(root) if inside else path.resolve()),
-        "feature_dims": built.feature_dims,
-    }
+    path, root = path.resolve(), Path("dataset").resolve()  # dataset_root_dir, seen from where run.py is called
+    feature_path = str(path.relative_to(root) if path.is_relative_to(root) else path)
+    section = {"featurePath": feature_path, "feature_dims": built.feature_dims}
     if built.vocabulary:
         section["pretrained"] = built.vocabulary[1]
     for letter, steps in zip("lav", built.seq_lens, strict=True):
@@ -156,8 +123,7 @@ def config_entry(path: Path, built: Built) -> tuple[str, dict]:
     return re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()), {variant: section}
 
 
-def _report(path: Path, built: Built, sizes: dict[str, int], notes: list[str], to_predict: bool) -> None:
-    print(*notes, sep="\n", end="\n" if notes else "")
+def _report(path: Path, built: Built, sizes: dict[str, int], to_predict: bool) -> None:
     cut = ", ".join(f"{key} {count}" for key, count in built.cut.items() if count) or "none"
     print(f"{path}: {', '.join(f'{split} {n}' for split, n in sizes.items())} utterances.")
     print(f"Text, audio, vision: {built.seq_lens} steps, {built.feature_dims} wide; longer ones that were cut: {cut}.")
@@ -187,14 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     options = parser.parse_args(argv)
     path = check_output(options.output, options.overwrite)
-    built = build(
-        options.text, options.audio, options.vision, options.text_features, options.pretrained, options.unlabelled,
-        options.text_steps, options.audio_steps, options.vision_steps, options.average,
-    )  # fmt: skip
+    built = build(options)
     sizes = {split: len(fields["id"]) for split, fields in built.content.items()}
     to_predict = options.unlabelled or "train" not in sizes
-    notes = write_checked(path, built.content, lambda written: verify(written, built, to_predict))
-    _report(path, built, sizes, notes, to_predict)
+    for note in write_checked(path, built.content, lambda written: verify(written, built, to_predict)):
+        print(note)
+    _report(path, built, sizes, to_predict)
 
 
 if __name__ == "__main__":
