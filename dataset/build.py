@@ -45,10 +45,9 @@ def build(options: argparse.Namespace) -> Built:
     """
     folders = {"text": options.text_features, "audio": options.audio, "vision": options.vision}
     steps = {key: vars(options)[f"{key}_steps"] for key in FIELDS}
-    if options.average and (steps["audio"] or steps["vision"]):
-        raise ConfigError(f"--average {options.average} says how many steps there are; leave the steps out.")
-    if any(n is not None and n < 1 for n in (options.average, *steps.values())):
-        raise ConfigError("--text-steps, --audio-steps, --vision-steps and --average must be at least 1.")
+    given = [n for n in (options.average, *steps.values()) if n is not None]
+    if min(given) < 1 or (options.average and (steps["audio"] or steps["vision"])):
+        raise ConfigError("--text-steps, --audio-steps and --vision-steps, or --average for the two, are at least 1.")
     table = read_table(options.text, options.unlabelled)
     opened = {key: open_folder(path, table["id"].tolist(), options.text) for key, path in folders.items() if path}
     train = table["id"][table["split"] == "train"]

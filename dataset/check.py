@@ -83,8 +83,8 @@ def _layout(split: str, fields: dict) -> Iterator[Finding]:
 def _array(path: str, split: str, fields: dict, key: str, ndim: int = 3) -> np.ndarray | None:
     """The field as an array, if it can be one; what else is wrong with it, the verdict says."""
     try:
-        fields[key] = numbers_of(fields.get(key), path, split, key)
-    except DataError:
+        fields[key] = numbers_of(fields[key], path, split, key)
+    except (DataError, KeyError):
         return None
     return fields[key] if fields[key].ndim == ndim and fields[key].size else None
 

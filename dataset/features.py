@@ -194,28 +194,19 @@ def _take(content: dict, path: str, split: str, field: str):
 def numbers_of(value, path: str, split: str, field: str) -> np.ndarray:
     """An array or a list of numbers as a writable float32 array, copied only where its type differs."""
     try:
-        if not isinstance(value, (list, tuple)) and value.dtype.kind not in "fiub":
-            raise ValueError(f"its type is {value.dtype}")
         with np.errstate(over="ignore"):
             return np.require(value, np.float32, ["C", "W"])
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: '{field}' of split '{split}' is no array of numbers ({printable(error)}).") from error
 
 
 def strings_of(value, path: str, split: str, field: str) -> list[str]:
     """A list or array (N,) of texts, or of numbers, as strings that can be written to any file."""
     try:
-        return [_string(item) for item in value]
+        texts = [item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in value]
     except (TypeError, ValueError, SystemError) as error:  # also an array of texts with bytes that are none
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings ({printable(error)}).") from error
-
-
-def _string(item) -> str:
-    if isinstance(item, bytes):
-        return item.decode("utf-8", "replace")
-    if not isinstance(item, (str, int, float, np.number, type(None))):
-        raise TypeError(f"it holds a {type(item).__name__}")
-    return str(item).encode("utf-8", "replace").decode()  # halves of surrogate pairs cannot be written
+    return [text.encode("utf-8", "replace").decode() for text in texts]  # halves of surrogate pairs cannot be written
 
 
 def _are_tokens(tokens: np.ndarray) -> bool:

@@ -27,7 +27,7 @@ from utils.cli import run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import printable
 
-WIDTH = 300
+WIDTH, STEPS = 300, 50
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)
 
 
@@ -39,30 +39,22 @@ def words_of(text: str) -> list[str]:
 def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -> dict[str, np.ndarray]:
     """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else.
 
-    Raises DataError, with the number of the line, where one of them has other than `width` numbers.
+    Raises DataError where one of them has other than `width` numbers.
     """
     wanted, vectors = {word.encode(): word for word in words}, {}
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            for line in file:
                 if line.partition(b" ")[0] not in wanted:
                     continue
                 name, *numbers = line.rstrip().rsplit(b" ", width)  # some words hold spaces
                 if name in wanted:
-                    vectors.setdefault(wanted[name], _vector_of(numbers, width, f"{path}: line {number}"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected GloVe vectors as text.") from error
+                    vectors.setdefault(wanted[name], np.array(numbers, np.float32).reshape(width))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a word and {width} numbers a line ({error}). Set --width, or get the file again."
+        ) from error
     return vectors
-
-
-def _vector_of(numbers: list[bytes], width: int, where: str) -> np.ndarray:
-    try:
-        vector = np.array(numbers, np.float32)
-        if len(vector) == width and np.isfinite(vector).all():
-            return vector
-    except ValueError:
-        pass
-    raise DataError(f"{where} has not {width} numbers after the word. Set --width, or get the file again.")
 
 
 @dataclass(frozen=True)
@@ -87,17 +79,15 @@ def add_glove(
 ) -> Coverage:
     """Give each split of a pickle's content a field `text` (N, steps, width), in place of one that it may have.
 
-    steps  None: as many as the pickle's text_bert, or text, has
+    steps  None: as many as the pickle's text_bert, or text, has, or 50
     path   where the content is from, for messages
 
-    Raises DataError, or ConfigError where the pickle does not say the steps.
+    Raises DataError.
     """
-    splits = {name: content[name] for name in SPLITS if "raw_text" in content.get(name, ())}
-    if not splits:
-        raise DataError(f"{path}: has none of the splits {', '.join(SPLITS)} with a field 'raw_text'.")
-    steps = steps or _steps_of(next(iter(splits.values())), path)
+    splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
+    steps = steps or _steps_of(splits)
     texts = {
-        name: [words_of(text) for text in strings_of(fields["raw_text"], str(path), name, "raw_text")]
+        name: [words_of(text) for text in strings_of(fields.get("raw_text"), str(path), name, "raw_text")]
         for name, fields in splits.items()
     }
     counts = Counter(word for split in texts.values() for words in split for word in words)
@@ -117,11 +107,12 @@ def add_glove(
     return Coverage(counts, Counter(unknown), sum(len(words) > steps for split in texts.values() for words in split))
 
 
-def _steps_of(fields: dict, path: str | Path) -> int:
-    for key, axis in (("text_bert", 2), ("text", 1)):
-        if getattr(fields.get(key), "ndim", 0) == 3:
-            return fields[key].shape[axis]
-    raise ConfigError(f"--steps: {path} has neither text_bert nor text to say how many steps; say how many.")
+def _steps_of(splits: dict[str, dict]) -> int:
+    for fields in splits.values():
+        for key, axis in (("text_bert", 2), ("text", 1)):
+            if getattr(fields.get(key), "ndim", 0) == 3:
+                return fields[key].shape[axis]
+    return STEPS
 
 
 def verify(path: str, splits: Sequence[str]) -> list[int]:

@@ -101,10 +101,8 @@ class _Reader(pickle._Unpickler):
         array = _array(buffer, dtype, shape, "C" if order == "K" else order)
         return array if axes is None else array.transpose(axes)
 
-    def _encode(self, text: str, encoding: str) -> bytes:
-        if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError("bytes encoded otherwise than as latin1")
-        return _encoded(text)
+    def _encode(self, text: str, _: str) -> bytes:
+        return _encoded(text)  # in latin1, as all that pickle writes
 
 
 def _encoded(data: bytes | str) -> bytes:
@@ -114,8 +112,7 @@ def _encoded(data: bytes | str) -> bytes:
 def _array(values, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
     """A writable array; float64 as float32. numpy checks that bytes, dtype and shape agree."""
     if dtype.hasobject:
-        if not all(isinstance(value, PLAIN) for value in values):
-            raise pickle.UnpicklingError("an array of other than numbers and texts")
+        _check_plain(values)
         array = np.empty(len(values), object)
         array[:] = values
     elif values:
@@ -127,10 +124,14 @@ def _array(values, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
     return array.reshape(shape, order=order)
 
 
+def _check_plain(values: list) -> None:
+    if not all(isinstance(value, PLAIN) for value in values):
+        raise pickle.UnpicklingError("other than texts and numbers as keys, or in an array")
+
+
 def _checking_keys(load: Callable, keys_of: Callable) -> Callable:
     def checked(reader: _Reader) -> None:
-        if not all(isinstance(key, PLAIN) for key in keys_of(reader)):  # the hash of a deep tuple crashes Python
-            raise pickle.UnpicklingError("a key other than a text or number")
+        _check_plain(keys_of(reader))  # the hash of a deep tuple crashes Python
         load(reader)
 
     return checked
@@ -165,8 +166,6 @@ def load_pickle(path: str | Path) -> object:
             f"{path}: the pickle contains {printable(error)}, which is forbidden: a feature file holds numpy arrays "
             "and plain lists and dicts only. Do not use this file."
         ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
         reason = printable(error, 120) or type(error).__name__
         raise DataError(

@@ -132,7 +132,7 @@ def read_sequence(file: Path) -> np.ndarray:
     """
     try:
         if file.suffix == ".csv":
-            array = pd.read_csv(file, header=None, dtype=np.float32, float_precision="round_trip").to_numpy()
+            array = pd.read_csv(file, header=None, dtype=np.float32).to_numpy()
         else:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         if array.dtype.kind not in "fiub" or array.ndim != 2 or 0 in array.shape:

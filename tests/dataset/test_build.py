@@ -251,7 +251,7 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "too few steps": (lambda: None, ["--text-steps", "2"], "--text-steps: 2"),
     "too many steps": (lambda: None, ["--text-steps", "2000"], "takes 3 to "),
     "no steps at all": (lambda: None, ["--vision-steps", "0"], "--vision-steps"),
-    "steps twice": (lambda: None, ["--average", "5", "--audio-steps", "5"], "--average 5 says"),
+    "steps twice": (lambda: None, ["--average", "5", "--audio-steps", "5"], "--average"),
     "steps unknown": (lambda: write_table([[r[0], "test", *r[2:]] for r in ROWS]), [], "--audio-steps: without a train split"),
     "no output folder": (lambda: None, ["-o", "none/my.pkl"], "--output: there is no folder none"),
     "output is a folder": (lambda: None, ["-o", "audio", "--overwrite"], "--output: audio is there"),
