@@ -126,13 +126,11 @@ def load_splits(path: str) -> dict:
 def _missing(path: str, args) -> str:
     digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
     published = (
-        f" The published file is among those that the MMSA project shares (a Google Drive and a Baidu folder, "
-        f"linked from the README of MMSA and MMSA-FET on GitHub); its SHA-256 is {digest}."
-        if digest
-        else ""
+        " It is among the files that the MMSA project shares (linked from the README of MMSA on GitHub); its SHA-256 "
+        f"is {digest}."
     )
     hint = " To try the program without a download: --dataset synthetic." if args.dataset_name != "synthetic" else ""
-    return f"{path}: no such feature file.{published}{hint}"
+    return f"{path}: no such feature file.{published if digest else ''}{hint}"
 
 
 def _take_split(

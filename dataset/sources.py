@@ -69,9 +69,7 @@ class FeatureFolder:
     lengths: dict[str, int]
     width: int
 
-    def padded(
-        self, ids: Sequence[str], steps: int, segments: int | None = None, silence: bool = False
-    ) -> tuple[np.ndarray, list[int]]:
+    def padded(self, ids: Sequence[str], steps: int, segments: int | None, silence: bool) -> tuple[np.ndarray, list]:
         """The sequences of these utterances as (N, steps, d) float32, and how many steps of each are its own.
 
         What is longer loses its end, what is shorter gets zeros after it. With `segments`, each is averaged first.
@@ -105,7 +103,7 @@ def open_folder(path: str | Path, ids: Sequence[str], table: str | Path) -> Feat
     Raises DataError where the folder has other utterances, or a file is no array (T, d) of the others' width.
     """
     path = Path(path)
-    found = sorted([*path.glob("*.npy"), *path.glob("*.csv")])
+    found = sorted(file for file in path.glob("[!.]*") if file.suffix in (".npy", ".csv"))
     files = {file.stem: file for file in found}
     missing, surplus = set(ids) - files.keys(), files.keys() - set(ids)
     if missing or surplus or len(files) < len(found):

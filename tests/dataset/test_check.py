@@ -1,6 +1,5 @@
 """What python -m dataset.check says of files with known oddities."""
 
-import hashlib
 import os
 import pickle
 import subprocess
@@ -14,7 +13,6 @@ from config import load_config
 from dataset.check import check_file, main
 from dataset.synthetic import write_synthetic
 from utils.cli import run_command
-from utils.files import sha256_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +103,7 @@ def test_against_the_settings_of_a_data_set(said):
     assert level_of(said("mosi"), "[4, 4, 4] wide") == "error"
 
 
-def test_the_embedded_data_set_passes_and_a_leak_ends_with_status_2(tmp_path, content, capsys):
+def test_the_synthetic_data_pass_and_a_leak_ends_with_status_2(tmp_path, content, capsys):
     write_synthetic(tmp_path / "synthetic.pkl")
     done = subprocess.run(
         [sys.executable, "-m", "dataset.check", str(tmp_path / "synthetic.pkl"), "-d", "synthetic"],
@@ -136,8 +134,3 @@ def test_a_vocabulary_that_only_the_hub_knows(tmp_path, content, monkeypatch):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
     findings = {finding.text: finding.level for finding in check_file(tmp_path / "a.pkl", "mosi")}
     assert level_of(findings, "the vocabulary of bert-base-cased is not known here") == "note"
-
-
-def test_the_digest_is_that_of_the_bytes(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc" * 10**6)
-    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc" * 10**6).hexdigest()
