@@ -4,9 +4,8 @@ python -m dataset.glove --vectors vectors/glove.840B.300d.txt --pickle IN.pkl -o
 
 A text is split much as the texts were that GloVe learned from: at spaces, with every punctuation mark by itself and
 English contractions in two ("don't" is do, n't). A word takes the vector that is listed for it as it is written, or
-else the one of its lower case, or else zeros, which count as padding. One word is one step; what is longer than the
-steps there are loses its end, what is shorter is padded with zeros behind. All else in the pickle stays as it is, but
-large arrays of 64-bit floats are written as the 32-bit ones that they are read as.
+else the one of its lower case, or else zeros, which count as padding. One word is one step; what is longer loses its
+end, what is shorter is padded with zeros after it. All else in the pickle stays, with float64 written as float32.
 """
 
 import argparse
@@ -15,7 +14,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,27 +55,11 @@ def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -
     return vectors
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How many words of the texts have a vector: `unknown` counts those that have none, `cut` longer texts."""
-
-    words: Counter
-    unknown: Counter
-    cut: int
-
-    def __str__(self) -> str:
-        total, lost = self.words.total(), self.unknown.total()
-        frequent = ", ".join(f"{printable(word)} {count}" for word, count in self.unknown.most_common(10))
-        return (
-            f"Without a vector: {lost} of {total} words ({lost / total:.1%}), {len(self.unknown)} of {len(self.words)} "
-            f"distinct ones; most frequent: {frequent or 'none'}.\nTexts longer than the steps, and cut: {self.cut}."
-        )
-
-
 def add_glove(
     content: dict, path: str | Path, vectors_file: str | Path, steps: int | None = None, width: int = WIDTH
-) -> Coverage:
+) -> str:
     """Give each split of a pickle's content a field `text` (N, steps, width), in place of one that it may have.
+    -> how many words of the texts have no vector, and how many texts were cut
 
     steps  None: as many as the pickle's text_bert, or text, has, or 50
     path   where the content is from, for messages
@@ -103,8 +85,14 @@ def add_glove(
             for step, word in enumerate(words[:steps]):
                 row[step] = vectors.get(word, vectors.get(word.lower(), 0))
         splits[name]["text"] = array
-    unknown = {word: n for word, n in counts.items() if word not in vectors and word.lower() not in vectors}
-    return Coverage(counts, Counter(unknown), sum(len(words) > steps for split in texts.values() for words in split))
+    unknown = Counter({word: n for word, n in counts.items() if not {word, word.lower()} & vectors.keys()})
+    lost, total = unknown.total(), counts.total()
+    frequent = ", ".join(f"{printable(word)} {count}" for word, count in unknown.most_common(10)) or "none"
+    cut = sum(len(words) > steps for split in texts.values() for words in split)
+    return (
+        f"Without a vector: {lost} of {total} words ({lost / total:.1%}), {len(unknown)} of {len(counts)} distinct "
+        f"ones; most frequent: {frequent}.\nTexts longer than the steps, and cut: {cut}."
+    )
 
 
 def _steps_of(splits: dict[str, dict]) -> int:

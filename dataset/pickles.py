@@ -146,7 +146,7 @@ for code, keys_of in (
     (pickle.SETITEM, lambda reader: reader.stack[-2:-1]),
     (pickle.SETITEMS, lambda reader: reader.stack[::2]),
     (pickle.DICT, lambda reader: reader.stack[::2]),
-    (pickle.ADDITEMS, lambda reader: reader.stack),
+    (pickle.ADDITEMS, lambda reader: reader.stack),  # of a set
     (pickle.FROZENSET, lambda reader: reader.stack),
 ):
     _Reader.dispatch[code[0]] = _checking_keys(_Reader.dispatch[code[0]], keys_of)
