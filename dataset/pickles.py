@@ -90,8 +90,8 @@ class _Reader(pickle._Unpickler):
         return _Pending(lambda state: _array(state[-1], state[-3], state[-4], "F" if state[-2] else "C"))
 
     def _dtype(self, code: str, *_) -> _Pending:
-        if not re.fullmatch(r"[biufcSUO]\d{0,9}", code):
-            raise pickle.UnpicklingError(f"an array type other than numbers and texts: {code!r}")
+        if not re.fullmatch(r"[biufSUO]\d{0,9}", code):
+            raise pickle.UnpicklingError(f"an array of other than real numbers and texts: {code!r}")
         return _Pending(lambda state: np.dtype(code).newbyteorder(state[1]))  # of its state only the byte order
 
     def _scalar(self, dtype: np.dtype, data: bytes | str = b"") -> np.generic:

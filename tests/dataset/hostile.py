@@ -84,6 +84,7 @@ CRASH = {
     "type with fields": dtype("f4,O"),
     "nested type": dtype("(1000000,1000000)f4"),
     "date": dtype("M8"),
+    "complex numbers": dtype("c8"),
     "huge array": array(MANY, dtype("f4"), b"U\x04aaaa"),
     "array of no size": array(MANY, dtype("S0"), b"U\x01a"),
     "scalar of an object": call("numpy._core.multiarray", "scalar", dtype("O"), EIGHT),
