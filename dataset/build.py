@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from config.schema import DMDConfig
-from dataset.check import Finding, check_file
-from dataset.features import SPLITS
-from dataset.sequences import FeatureFolder, open_folder
-from dataset.table import Utterance, read_table
+from dataset.check import check_file
+from dataset.features import FIELDS, SPLITS
+from dataset.sources import open_folder, read_table
 from dataset.writing import check_output, write_checked
 from models.text_encoder import load_tokenizer
 from utils.cli import run_command
@@ -25,95 +24,55 @@ from utils.errors import ConfigError, DataError
 
 PRETRAINED = "bert-base-uncased"
 TEXT_STEPS = 50
-LONGEST = 500  # steps of audio and vision without a word of the user's; the longest in the published files
-MOST_STEPS = 2**16
+LONGEST = 500  # steps of audio and vision unless the user says otherwise; the longest in the published files
 
 
 @dataclass
 class Built:
-    """A data set in the MMSA layout, and what is to be said of it.
-
-    feature_dims, seq_lens  [text, audio, vision] widths and steps; with tokens the first width is BERT's
-    cut                     by field, how many utterances were longer than the steps there are
-    vocabulary              size and name of the tokens', or None without tokens
-    """
+    """A data set in the MMSA layout, and what is to be said of it. Lists are of text, audio and vision."""
 
     content: dict[str, dict]
-    feature_dims: list[int]
+    feature_dims: list[int]  # with tokens the first is BERT's
     seq_lens: list[int]
-    cut: dict[str, int] = field(default_factory=dict)
-    vocabulary: tuple[int, str] | None = None
+    cut: dict[str, int] = field(default_factory=dict)  # by field, how many utterances were longer than the steps
+    vocabulary: tuple[int, str] | None = None  # size and name of the tokens', or None without tokens
 
 
-def build(
-    table: str | Path,
-    audio: str | Path,
-    vision: str | Path,
-    text_features: str | Path = "",
-    pretrained: str = "",
-    unlabelled: bool = False,
-    text_steps: int = TEXT_STEPS,
-    audio_steps: int | None = None,
-    vision_steps: int | None = None,
-    segments: int | None = None,
-) -> Built:
-    """Read and check everything, tokenise, cut or pad.
+def build(options: argparse.Namespace) -> Built:
+    """Read and check everything, tokenise, cut or pad, as the options of the command say.
 
-    text_features  a folder of text features, for use_bert = false; then tokens are made only with `pretrained`
-    pretrained     whose tokenizer makes text_bert
-    unlabelled     leave the labels out: a file to predict on
-    *_steps        what is longer loses its end, what is shorter is padded with zeros behind. None, of audio and
-                   vision: as long as the longest of train, but no longer than LONGEST
-    segments       average each audio and vision sequence over so many about equal parts first
-
-    Raises ConfigError for the arguments, DataError for the files.
+    Raises ConfigError for the options, DataError for the files.
     """
-    steps = {"text": text_steps, "audio": audio_steps, "vision": vision_steps, "average": segments}
-    _check_steps(steps)
-    utterances = read_table(table, unlabelled)
-    ids = [utterance.id for utterance in utterances]
-    folders = {"text": text_features, "audio": audio, "vision": vision}
-    opened = {key: open_folder(path, ids, table) for key, path in folders.items() if str(path)}
+    folders = {"text": options.text_features, "audio": options.audio, "vision": options.vision}
+    steps = {key: vars(options)[f"{key}_steps"] for key in FIELDS}
+    given = [n for n in (options.average, *steps.values()) if n is not None]
+    if min(given) < 1 or (options.average and (steps["audio"] or steps["vision"])):
+        raise ConfigError("--text-steps, --audio-steps and --vision-steps, or --average for the two, are at least 1.")
+    table = read_table(options.text, options.unlabelled)
+    opened = {key: open_folder(path, table["id"].tolist(), options.text) for key, path in folders.items() if path}
+    train = table["id"][table["split"] == "train"]
     for key in ("audio", "vision"):
-        steps[key] = segments or steps[key] or _longest(opened[key], utterances, key)
-    built = Built({}, [opened[key].width if key in opened else 0 for key in folders], [steps[key] for key in folders])
+        steps[key] = options.average or steps[key] or min(max(map(opened[key].lengths.get, train), default=0), LONGEST)
+        if not steps[key]:
+            raise ConfigError(f"--{key}-steps: without a train split, say how many the checkpoint was trained on.")
+    built = Built({}, [opened[key].width if key in opened else 0 for key in FIELDS], list(steps.values()))
 
-    parts = {split: [u for u in utterances if u.split == split] for split in SPLITS}
-    parts = {split: part for split, part in parts.items() if part}
-    for split, part in parts.items():
-        fields = {"id": [u.id for u in part], "raw_text": [u.text for u in part]}
-        if not unlabelled:
-            fields["regression_labels"] = np.array([u.label for u in part], np.float32)
-        built.content[split] = fields
-    if pretrained or not text_features:
-        _add_tokens(built, pretrained or PRETRAINED, text_steps)
+    for split in [split for split in SPLITS if split in set(table["split"])]:
+        part = table[table["split"] == split]
+        built.content[split] = {"id": part["id"].tolist(), "raw_text": part["text"].tolist()}
+        if not options.unlabelled:
+            built.content[split]["regression_labels"] = part["label"].to_numpy(np.float32)
+    if options.pretrained or not options.text_features:
+        _add_tokens(built, options.pretrained or PRETRAINED, options.text_steps)
     for key, folder in opened.items():
+        segments = options.average if key != "text" else None
         for fields in built.content.values():
-            averaged = segments if key != "text" else None
-            fields[key], lengths = folder.padded(fields["id"], steps[key], averaged, silence=key == "audio")
+            fields[key], lengths = folder.padded(fields["id"], steps[key], segments, silence=key == "audio")
             if key != "text":
                 fields[f"{key}_lengths"] = lengths
-        if key == "text" or not segments:
+        if not segments:
             built.cut[key] = sum(length > steps[key] for length in folder.lengths.values())
     return built
-
-
-def _check_steps(steps: dict[str, int | None]) -> None:
-    for key, value in steps.items():
-        flag = "--average" if key == "average" else f"--{key}-steps"
-        if value is not None and not 1 <= value <= MOST_STEPS:
-            raise ConfigError(f"{flag}: {value} is not between 1 and {MOST_STEPS}.")
-        if key in ("audio", "vision") and value and steps["average"]:
-            raise ConfigError(f"{flag}: --average {steps['average']} says how many steps there are; give one of them.")
-
-
-def _longest(folder: FeatureFolder, utterances: list[Utterance], key: str) -> int:
-    lengths = [folder.lengths[u.id] for u in utterances if u.split == "train"]
-    if not lengths:
-        raise ConfigError(
-            f"--{key}-steps: say how many steps the checkpoint was trained on; without a train split it is not known."
-        )
-    return min(max(lengths), LONGEST)
 
 
 def _add_tokens(built: Built, pretrained: str, steps: int) -> None:
@@ -129,34 +88,30 @@ def _add_tokens(built: Built, pretrained: str, steps: int) -> None:
     for fields in built.content.values():
         whole = tokenizer(fields["raw_text"], verbose=False)["input_ids"]
         built.cut["text_bert"] += sum(len(ids) > steps for ids in whole)
-        tokens = tokenizer(
-            fields["raw_text"], padding="max_length", truncation=True, max_length=steps, return_token_type_ids=True
-        )
-        rows = [tokens["input_ids"], tokens["attention_mask"], tokens["token_type_ids"]]
-        fields["text_bert"] = np.array(rows, np.float32).swapaxes(0, 1)
+        tokens = tokenizer(fields["raw_text"], padding="max_length", truncation=True, max_length=steps)
+        ids = np.array(tokens["input_ids"], np.float32)
+        segments = tokens.get("token_type_ids", np.zeros_like(ids))  # not every tokenizer has them
+        fields["text_bert"] = np.stack([ids, tokens["attention_mask"], segments], axis=1).astype(np.float32)
     built.feature_dims[0] = config.hidden_size
     built.vocabulary = (config.vocab_size, pretrained)
 
 
-def verify(path: str, built: Built, to_predict: bool) -> list[Finding]:
+def verify(path: str, built: Built, to_predict: bool) -> list[str]:
     """Read the pickle back as a user's would be.  -> what is odd about it. Raises DataError where it is wrong."""
     findings = check_file(path, "", to_predict, built.vocabulary)
     errors = [finding.text for finding in findings if finding.level == "error"]
     if errors:
         raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
-    # Of a file just made it is no news that it was not published, nor which fields nobody asked for.
-    dull = ("SHA-256", "no field")
-    return [finding for finding in findings if finding.level == "note" and not any(d in finding.text for d in dull)]
+    # That a new file was not published, and which fields were not asked for, is known.
+    known = ("SHA-256", "no field")
+    return [str(f) for f in findings if f.level == "note" and not any(words in f.text for words in known)]
 
 
 def config_entry(path: Path, built: Built) -> tuple[str, dict]:
     """-> name and section of the data set under datasetCommonParams, with everything that it needs to be trained on"""
-    root = Path("dataset").resolve()  # dataset_root_dir, seen from the folder that run.py is called in
-    inside = path.resolve().is_relative_to(root)
-    section = {
-        "featurePath": str(path.resolve().relative_to(root) if inside else path.resolve()),
-        "feature_dims": built.feature_dims,
-    }
+    path, root = path.resolve(), Path("dataset").resolve()  # dataset_root_dir, seen from where run.py is called
+    feature_path = str(path.relative_to(root) if path.is_relative_to(root) else path)
+    section = {"featurePath": feature_path, "feature_dims": built.feature_dims}
     if built.vocabulary:
         section["pretrained"] = built.vocabulary[1]
     for letter, steps in zip("lav", built.seq_lens, strict=True):
@@ -167,9 +122,7 @@ def config_entry(path: Path, built: Built) -> tuple[str, dict]:
     return re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()), {variant: section}
 
 
-def _report(path: Path, built: Built, sizes: dict[str, int], notes: list[Finding], to_predict: bool) -> None:
-    for note in notes:
-        print(note)
+def _report(path: Path, built: Built, sizes: dict[str, int], to_predict: bool) -> None:
     cut = ", ".join(f"{key} {count}" for key, count in built.cut.items() if count) or "none"
     print(f"{path}: {', '.join(f'{split} {n}' for split, n in sizes.items())} utterances.")
     print(f"Text, audio, vision: {built.seq_lens} steps, {built.feature_dims} wide; longer ones that were cut: {cut}.")
@@ -177,8 +130,8 @@ def _report(path: Path, built: Built, sizes: dict[str, int], notes: list[Finding
         print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
         return
     name, section = config_entry(path, built)
-    print("Add this to datasetCommonParams of config/config.json:")
-    print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)}")
+    print('Paste this line into config/config.json, right after "datasetCommonParams": {')
+    print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)},")
     print(f"Train on it: python run.py -d {name}{'' if built.vocabulary else ' --set use_bert=false'}")
 
 
@@ -199,14 +152,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     options = parser.parse_args(argv)
     path = check_output(options.output, options.overwrite)
-    built = build(
-        options.text, options.audio, options.vision, options.text_features, options.pretrained, options.unlabelled,
-        options.text_steps, options.audio_steps, options.vision_steps, options.average,
-    )  # fmt: skip
+    built = build(options)
     sizes = {split: len(fields["id"]) for split, fields in built.content.items()}
     to_predict = options.unlabelled or "train" not in sizes
-    notes = write_checked(path, built.content, lambda written: verify(written, built, to_predict))
-    _report(path, built, sizes, notes, to_predict)
+    for note in write_checked(path, built.content, lambda written: verify(written, built, to_predict)):
+        print(note)
+    _report(path, built, sizes, to_predict)
 
 
 if __name__ == "__main__":

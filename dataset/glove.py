@@ -4,9 +4,8 @@ python -m dataset.glove --vectors vectors/glove.840B.300d.txt --pickle IN.pkl -o
 
 A text is split much as the texts were that GloVe learned from: at spaces, with every punctuation mark by itself and
 English contractions in two ("don't" is do, n't). A word takes the vector that is listed for it as it is written, or
-else the one of its lower case, or else zeros, which count as padding. One word is one step; what is longer than the
-steps there are loses its end, what is shorter is padded with zeros behind. All else in the pickle stays as it is, but
-large arrays of 64-bit floats are written as the 32-bit ones that they are read as.
+else the one of its lower case, or else zeros, which count as padding. One word is one step; what is longer loses its
+end, what is shorter is padded with zeros after it. All else in the pickle stays, with float64 written as float32.
 """
 
 import argparse
@@ -15,7 +14,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +23,9 @@ from dataset.features import FIELDS, SPLITS, load_features, load_splits, strings
 from dataset.writing import check_output, write_checked
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
-from utils.reading import printable, regular_size
+from utils.reading import printable
 
-WIDTH = 300
-MOST_STEPS = 2**16
-LINE_BYTES = 2**20  # no line of a file of vectors is as long
+WIDTH, STEPS = 300, 50
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)
 
 
@@ -41,120 +37,70 @@ def words_of(text: str) -> list[str]:
 def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -> dict[str, np.ndarray]:
     """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else.
 
-    Raises DataError, with the number of the line, where one has other than a word and `width` numbers. Numbers of
-    words that are not asked for are counted, but not read.
+    Raises DataError where one of them has other than `width` numbers.
     """
-    wanted, vectors = {word.encode() for word in words}, {}
+    wanted, vectors = {word.encode(): word for word in words}, {}
     try:
-        regular_size(path)
         with open(path, "rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
-                word = _word_of(line, width)
-                if word is None:
-                    raise DataError(_wrong_width(line, width, path, number))
-                if word in wanted and word.decode() not in vectors:
-                    vectors[word.decode()] = _vector_of(line, width, f"{path}: line {number}")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected GloVe vectors as text.") from error
-    return vectors
-
-
-def _word_of(line: bytes, width: int) -> bytes | None:
-    """The word of a line, or None where it has not `width` numbers. Some words hold spaces."""
-    line = line.rstrip()
-    spaces = line.count(b" ")
-    if spaces == width:
-        return line[: line.index(b" ")]
-    word = line.rsplit(b" ", width)[0] if spaces > width else b""
-    return None if not word or _is_number(word.rsplit(b" ", 1)[-1]) else word
-
-
-def _wrong_width(line: bytes, width: int, path: str | Path, number: int) -> str:
-    found = max(len(line.split()) - 1, 0)
-    remedy = f"Say --width {found}, or name another file." if number == 1 else "Get the file again."
-    return f"{path}: line {number} has {found} numbers, but {width} are expected behind the word. {remedy}"
-
-
-def _is_number(text: bytes) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _vector_of(line: bytes, width: int, where: str) -> np.ndarray:
-    try:
-        vector = np.array(line.rstrip().rsplit(b" ", width)[1:], np.float32)
-    except ValueError as error:
+            for line in file:
+                if line.partition(b" ")[0] not in wanted:
+                    continue
+                name, *numbers = line.rstrip().rsplit(b" ", width)  # some words hold spaces
+                if name in wanted:
+                    vectors.setdefault(wanted[name], np.array(numbers, np.float32).reshape(width))
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{where} holds something else than numbers ({printable(error)}). Get the file again."
+            f"{path}: not a word and {width} numbers a line ({error}). Set --width, or get the file again."
         ) from error
-    if not np.isfinite(vector).all():
-        raise DataError(f"{where} holds a number that is not finite. Get the file again.")
-    return vector
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How many words of the texts have a vector: `unknown` counts those that have none, `cut` longer texts."""
-
-    words: Counter
-    unknown: Counter
-    cut: int
-
-    def __str__(self) -> str:
-        total, lost = self.words.total(), self.unknown.total()
-        frequent = ", ".join(f"{printable(word)} {count}" for word, count in self.unknown.most_common(10))
-        return (
-            f"Without a vector: {lost} of {total} words ({lost / total:.1%}), {len(self.unknown)} of {len(self.words)} "
-            f"distinct ones; most frequent: {frequent or 'none'}.\nTexts longer than the steps, and cut: {self.cut}."
-        )
+    return vectors
 
 
 def add_glove(
     content: dict, path: str | Path, vectors_file: str | Path, steps: int | None = None, width: int = WIDTH
-) -> Coverage:
+) -> str:
     """Give each split of a pickle's content a field `text` (N, steps, width), in place of one that it may have.
+    -> how many words of the texts have no vector, and how many texts were cut
 
-    steps  None: as many as the pickle's text_bert, or text, has
+    steps  None: as many as the pickle's text_bert, or text, has, or 50
     path   where the content is from, for messages
 
-    Raises DataError, or ConfigError where the pickle does not say the steps.
+    Raises DataError.
     """
     splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
-    if not splits:
-        raise DataError(f"{path}: has none of the splits {', '.join(SPLITS)}.")
-    steps = steps or _steps_of(splits, path)
-    texts = {}
-    for name, fields in splits.items():
-        if "raw_text" not in fields:
-            raise DataError(f"{path}: split '{name}' lacks the field 'raw_text', which the vectors are looked up for.")
-        texts[name] = [words_of(text) for text in strings_of(fields["raw_text"], str(path), name, "raw_text")]
+    steps = steps or _steps_of(splits)
+    texts = {
+        name: [words_of(text) for text in strings_of(fields.get("raw_text"), str(path), name, "raw_text")]
+        for name, fields in splits.items()
+    }
     counts = Counter(word for split in texts.values() for words in split for word in words)
     vectors = read_vectors(vectors_file, {form for word in counts for form in (word, word.lower())}, width)
     if not vectors:
-        raise DataError(f"{vectors_file}: none of the {len(counts)} words of {path} is listed. Name a file of vectors.")
+        raise DataError(
+            f"{vectors_file}: none of the {len(counts)} words of {path} is listed with {width} numbers. Name a file of "
+            "vectors, and its --width."
+        )
     for name, split in texts.items():
         array = np.zeros((len(split), steps, width), np.float32)
         for row, words in zip(array, split, strict=True):
             for step, word in enumerate(words[:steps]):
                 row[step] = vectors.get(word, vectors.get(word.lower(), 0))
         splits[name]["text"] = array
-    unknown = {word: n for word, n in counts.items() if word not in vectors and word.lower() not in vectors}
-    return Coverage(counts, Counter(unknown), sum(len(words) > steps for split in texts.values() for words in split))
+    unknown = Counter({word: n for word, n in counts.items() if not {word, word.lower()} & vectors.keys()})
+    lost, total = unknown.total(), counts.total()
+    frequent = ", ".join(f"{printable(word)} {count}" for word, count in unknown.most_common(10)) or "none"
+    cut = sum(len(words) > steps for split in texts.values() for words in split)
+    return (
+        f"Without a vector: {lost} of {total} words ({lost / total:.1%}), {len(unknown)} of {len(counts)} distinct "
+        f"ones; most frequent: {frequent}.\nTexts longer than the steps, and cut: {cut}."
+    )
 
 
-def _steps_of(splits: dict[str, dict], path: str | Path) -> int:
-    fields = next(iter(splits.values()))
-    for key, axis in (("text_bert", 2), ("text", 1)):
-        try:
-            shape = np.shape(fields.get(key, 0))
-        except ValueError:  # a list of lists of several lengths
-            continue
-        if len(shape) == 3 and shape[axis]:
-            return shape[axis]
-    raise ConfigError(f"--steps: {path} has neither text_bert nor text to say how many steps; say how many.")
+def _steps_of(splits: dict[str, dict]) -> int:
+    for fields in splits.values():
+        for key, axis in (("text_bert", 2), ("text", 1)):
+            if getattr(fields.get(key), "ndim", 0) == 3:
+                return fields[key].shape[axis]
+    return STEPS
 
 
 def verify(path: str, splits: Sequence[str]) -> list[int]:
@@ -172,9 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=WIDTH, metavar="N", help=f"numbers a line (default: {WIDTH})")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     options = parser.parse_args(argv)
-    for flag, value in (("--steps", options.steps), ("--width", options.width)):
-        if value is not None and not 1 <= value <= MOST_STEPS:
-            raise ConfigError(f"{flag}: {value} is not between 1 and {MOST_STEPS}.")
+    if options.width < 1 or (options.steps is not None and options.steps < 1):
+        raise ConfigError("--steps and --width must be at least 1.")
     path = check_output(options.output, options.overwrite)
     content = load_splits(options.pickle)
     coverage = add_glove(content, options.pickle, options.vectors, options.steps, options.width)

@@ -1,4 +1,4 @@
-"""The embedded data set: sentences whose sentiment follows from stated rules, with audio and vision to match.
+"""Built-in synthetic data: sentences whose sentiment follows from stated rules, with audio and vision to match.
 
 It needs no download, and is an ordinary pickle in the MMSA layout at MOSI's shapes, read like any other.
 
@@ -125,7 +125,7 @@ def _tokenise(sentence: str, token_ids: dict[str, int]) -> tuple[np.ndarray, int
 
 
 def _on_steps(vector: np.ndarray, length: int) -> np.ndarray:
-    """The vector on every real step, zero on the padding behind them.  -> (STEPS, width)"""
+    """The vector on every real step, zero on the padding after them.  -> (STEPS, width)"""
     return np.where(np.arange(STEPS)[:, None] < length, vector, 0)
 
 
@@ -170,16 +170,12 @@ def _as_arrays(fields: dict[str, list], vectors: np.ndarray) -> dict:
 
 
 def write_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, making its folder where there is none; a file that is there is replaced whole.
-
-    Raises DataError where that cannot be done.
-    """
+    """Write the data set to `path`, making its folder where there is none. Raises DataError where it cannot."""
     try:
         write_atomically(Path(path), lambda file: pickle.dump(generate(), file))
     except OSError as error:
         raise DataError(
-            f"{path}: cannot write the embedded data set ({error.strerror}). Set dataset_root_dir to a folder that "
-            "can be written to."
+            f"{path}: cannot write the synthetic data ({error.strerror}). Set dataset_root_dir to a writable folder."
         ) from error
 
 

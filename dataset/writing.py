@@ -15,14 +15,10 @@ Result = TypeVar("Result")
 def check_output(path: str | Path, overwrite: bool) -> Path:
     """The path, if a file can be written there. Raises ConfigError where one is there already, or no folder for it."""
     path = Path(path)
-    if path.exists() and not path.is_file():  # a folder or a device must not be replaced
-        raise ConfigError(f"--output: {path} is there, and no file. Name another.")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"--output: {path} is there already. Replace it with --overwrite, or name another.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output: there is no folder {path.parent}. Make it, or name another.")
+    if path.exists() and not (overwrite and path.is_file()):
+        raise ConfigError(f"--output: {path} is there already. Replace a file with --overwrite, or name another.")
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--output: {path.parent} cannot be written to. Name another folder.")
+        raise ConfigError(f"--output: there is no folder {path.parent} that can be written to. Name another.")
     return path
 
 

@@ -3,7 +3,6 @@
 Each test makes a few of them, and hundreds where the slow tests run. All are seeded.
 """
 
-import copy
 import io
 import json
 import pickle
@@ -13,23 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 import run
 import test as test_command
-from config.schema import SETTING_NAMES
 from dataset import check
 from tests.dataset.hostile import CANARY, HOSTILE
 from utils.cli import run_command
 
-FIELDS = ("text", "audio", "vision", "id", "raw_text", "regression_labels")
 TINY = {
-    "use_bert": False, "feature_dims": [4, 4, 4], "dst_feature_dim_nheads": [4, 2], "nlevels": 1, "batch_size": 4,
-    "update_epochs": 1, "max_epochs": 1, "conv1d_kernel_size_l": 1, "conv1d_kernel_size_a": 1,
-    "conv1d_kernel_size_v": 1, "homo_gd_size": 4, "hetero_gd_size": 4,
+    "use_bert": False, "dst_feature_dim_nheads": [4, 2], "nlevels": 1, "batch_size": 4, "update_epochs": 1,
+    "conv1d_kernel_size_l": 1, "conv1d_kernel_size_a": 1, "conv1d_kernel_size_v": 1, "homo_gd_size": 4,
+    "hetero_gd_size": 4,
 }  # fmt: skip
-AMOUNTS = [pytest.param(20, id="some"), pytest.param(400, marks=pytest.mark.slow, id="many")]
+CONFIG = {
+    "datasetCommonParams": {
+        "dataset_root_dir": ".", "own": {"aligned": {"featurePath": "own.pkl", "feature_dims": [4, 4, 4]}},
+    },
+    "dmd": {"commonParams": TINY, "datasetParams": {"own": {"learning_rate": 1e-3}}},
+}  # fmt: skip
+TRAIN = ["-d", "own", "-c", "own.json", "--epochs", "1", "--device", "cpu", "--no-figures"]
+TRAINED = Path("pt/dmd-own-1111")
+AMOUNTS = [pytest.param(16, id="some"), pytest.param(200, marks=pytest.mark.slow, id="many")]
 
 
 def make_content() -> dict:
@@ -42,58 +45,25 @@ def make_content() -> dict:
     }  # fmt: skip
 
 
-def make_config() -> dict:
-    return {
-        "datasetCommonParams": {
-            "dataset_root_dir": ".", "own": {"aligned": {"featurePath": "own.pkl", "feature_dims": [4, 4, 4]}},
-        },
-        "dmd": {"commonParams": dict(TINY), "datasetParams": {"own": {"learning_rate": 1e-3}}},
-    }  # fmt: skip
-
-
 @pytest.fixture
-def folder(tmp_path, monkeypatch, capsys) -> Path:
-    """A working folder with features, a config, and a trained run."""
+def record(tmp_path, monkeypatch, capsys) -> Iterator[Callable]:
+    """In a folder with features, a config, and a trained run: call a command, and note what it makes of a file."""
     monkeypatch.chdir(tmp_path)
     Path("own.pkl").write_bytes(pickle.dumps(make_content()))
-    Path("own.json").write_text(json.dumps(make_config()))
+    Path("own.json").write_text(json.dumps(CONFIG))
     assert run_command(lambda: run.main(TRAIN)) == 0
-    return tmp_path
+    wrong = {}
 
+    def call(what: str, command: Callable, *arguments: str) -> None:
+        capsys.readouterr()
+        status = run_command(lambda: command(list(arguments)))
+        message = capsys.readouterr().err
+        if status not in (0, 2) or "Traceback" in message or message.count("\n") != (status == 2):
+            wrong[what] = message
 
-TRAIN = ["-d", "own", "-c", "own.json", "--epochs", "1", "--device", "cpu"]
-TRAINED = Path("pt/dmd-own-1111")
-
-
-class Outcomes:
-    """What the commands made of the files so far."""
-
-    def __init__(self, capsys):
-        self.capsys, self.wrong, self.statuses = capsys, {}, []
-
-    def record(self, what: str, command: Callable, *arguments: str) -> None:
-        self.capsys.readouterr()
-        try:
-            status = run_command(lambda: command(list(arguments)))
-        except BaseException as error:  # a traceback on the terminal
-            self.wrong[f"{what}: {type(error).__name__}: {error}"[:300]] = error
-            return
-        said = self.capsys.readouterr().err
-        self.statuses.append(status)
-        if status not in (0, 2) or "Traceback" in said or said.count("\n") != (status == 2) or len(said) > 1500:
-            self.wrong[what] = said
-
-    def all_well(self) -> None:
-        print(len(self.statuses), "files,", self.statuses.count(2), "refused")
-        assert not Path(CANARY).exists()
-        assert not self.wrong, "\n".join(self.wrong)
-
-
-@pytest.fixture
-def outcomes(folder, capsys) -> Iterator[Outcomes]:
-    outcomes = Outcomes(capsys)
-    yield outcomes
-    outcomes.all_well()
+    yield call
+    assert not Path(CANARY).exists()
+    assert not wrong, "\n".join(f"{what}: {message}" for what, message in wrong.items())
 
 
 def damaged(content: bytes, amount: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -110,130 +80,54 @@ def damaged(content: bytes, amount: int, seed: int) -> Iterator[tuple[str, bytes
             changed[at : at + 3] = rng.bytes(3)
         else:
             changed[at:other], changed[other:] = changed[other:], changed[at:other]
-        yield f"damage {number}", bytes(changed)
+        yield f"seed {seed}, damage {number}", bytes(changed)
 
 
-def everything(examples: int, *strategies: st.SearchStrategy) -> Callable:
-    """Call the test with so many examples, the same every time, and all of them whatever happens."""
-
-    def decorate(test: Callable) -> None:
-        chosen = settings(max_examples=examples, derandomize=True, deadline=None, database=None,
-                          phases=[Phase.generate], suppress_health_check=list(HealthCheck))  # fmt: skip
-        chosen(given(*strategies)(test))()
-
-    return decorate
-
-
-def train_on(outcomes: Outcomes, what: str, content: bytes) -> None:
-    Path("damaged.pkl").write_bytes(content)
-    outcomes.record(what, run.main, *TRAIN, "--set", "featurePath=damaged.pkl")
-
-
-@pytest.mark.parametrize("amount", AMOUNTS)
-def test_damaged_bytes_of_features(outcomes, amount):
-    whole = [pickle.dumps(make_content(), protocol) for protocol in (2, 4, 5)]
-    evil = [HOSTILE[name] for name in ("os.system", "protocol 0, nested", "protocol 4, in an array")]
-    for number, content in enumerate(whole + evil):
-        for what, changed in damaged(content, amount // 6, seed=number):
-            train_on(outcomes, f"file {number}, {what}", changed)
-
-
-numbers = st.one_of(st.floats(), st.integers(-(2**70), 2**70), st.booleans(), st.none())
-values = st.recursive(
-    st.one_of(numbers, st.text(max_size=5), st.binary(max_size=5)),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=6,
-)
-
-
-def odd_array(draw_shape: tuple, dtype: str, fill: float) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return np.full(draw_shape, fill, np.float64).astype(dtype)
-
-
-arrays = st.builds(
-    odd_array,
-    st.sampled_from(
-        [(), (0,), (8,), (4, 6), (8, 6, 4), (4, 6, 4), (8, 1, 4), (8, 6, 0), (8, 0, 4), (8, 1), (8, 6, 4, 1)]
-    ),
-    st.sampled_from(["f2", "f4", "f8", "i8", "u1", "?", "c8", "S3", "U3", "O"]),
-    st.sampled_from([0.0, 1.0, -1.0, 3.5, 1e30, -1e38, np.nan, np.inf, -np.inf]),
-)
+VALUES = [None, 1, "text", b"\xff", [], [[]], ["a"] * 8, [None] * 8, {"a": 1}, np.zeros(()), np.zeros((8, 6, 0)),
+          np.zeros((8, 6, 4), complex), np.full((8, 6, 4), 1e39), np.zeros((8, 6, 4), "S3"), np.zeros((8, 6, 4), "O"),
+          np.zeros((4, 6)), np.full(8, np.nan), [10**400] * 8]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_wrong_values_in_features(outcomes, amount):
-    @everything(amount, st.sampled_from(["train", "valid", "test"]), st.sampled_from(FIELDS), values | arrays)
-    def _(split, field, value):
+def test_features(record, amount):
+    files = [pickle.dumps(make_content(), protocol) for protocol in (2, 4, 5)]
+    files += [HOSTILE[name] for name in ("os.system", "protocol 0, nested", "protocol 4, in an array")]
+    changed = [pair for seed, content in enumerate(files) for pair in damaged(content, amount // 4, seed)]
+    for number, value in enumerate(VALUES * (amount // 16)):
         content = make_content()
-        content[split][field] = value
-        train_on(outcomes, f"{split} {field} {value!r}", pickle.dumps(content))
-        outcomes.record(f"check {split} {field} {value!r}", check.main, "damaged.pkl")
-
-    content = make_content()
-    for one, other in zip(FIELDS, FIELDS[1:] + FIELDS[:1], strict=True):
-        swapped = copy.deepcopy(content)
-        fields = swapped["train"]
-        fields[one], fields[other] = fields[other], fields[one]
-        train_on(outcomes, f"{one} and {other} swapped", pickle.dumps(swapped))
+        fields = list(content["train"])
+        content[["train", "test"][number % 2]][fields[(number * 7 // 2) % len(fields)]] = value
+        changed.append((f"value {number}", pickle.dumps(content)))
+    for what, content in changed:
+        Path("damaged.pkl").write_bytes(content)
+        record(what, check.main, "damaged.pkl")
+        record(what, run.main, *TRAIN, "--overwrite", "--set", "featurePath=damaged.pkl")
 
 
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_damaged_checkpoints(outcomes, amount):
-    whole = (TRAINED / "best.pth").read_bytes()
+def test_checkpoints(record, amount):
     state = torch.load(TRAINED / "best.pth")
-
-    def wrong_values(rng) -> bytes:
-        changed = dict(state)
-        name, other = rng.choice(list(state), 2)
-        value = state[name]
-        odd = [
-            value.double(), value.long(), value * np.nan, value[..., None], value.flatten()[:1], value[:0],
-            value.to(torch.complex64), state[other], None, 1.0, "text", [value], value.numpy(), value.to_sparse(),
-            torch.tensor(1.0),
-        ]  # fmt: skip
-        changed[rng.choice([name, "new", ""])] = odd[rng.integers(len(odd))]
+    name, value = next(iter(state.items()))
+    changed = list(damaged((TRAINED / "best.pth").read_bytes(), amount, 0))
+    for odd in (value * np.nan, value[..., None], value[:0], value.long(), None, 1.0, [value], value.to_sparse()):
         buffer = io.BytesIO()
-        torch.save(changed if rng.random() < 0.9 else {1: value}, buffer)
-        return buffer.getvalue()
-
-    rng = np.random.default_rng(0)
-    files = [*damaged(whole, amount, 0), *((f"values {i}", wrong_values(rng)) for i in range(amount))]
-    for what, content in files:
+        torch.save(state | {name: odd}, buffer)
+        changed.append((f"{odd!r}"[:50], buffer.getvalue()))
+    for what, content in changed:
         (TRAINED / "damaged.pth").write_bytes(content)
-        outcomes.record(what, test_command.main, str(TRAINED / "damaged.pth"), "--predictions", "out.csv")
-
-
-json_numbers = st.one_of(st.floats(), st.integers(-2, 40), st.sampled_from([10**30, 10**400, -1, 0, True, None]))
-json_values = st.recursive(
-    st.one_of(json_numbers, st.text(max_size=5)),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
+        record(what, test_command.main, str(TRAINED / "damaged.pth"), "--predictions", "out.csv")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_damaged_configs(outcomes, amount):
-    @everything(amount, st.sampled_from(SETTING_NAMES), json_values)
-    def _(key, value):
-        config = make_config()
-        config["dmd"]["datasetParams"]["own"][key] = value
-        Path("damaged.json").write_text(json.dumps(config))
-        arguments = [argument.replace("own.json", "damaged.json") for argument in TRAIN]
-        outcomes.record(f"{key} = {value!r}", run.main, *arguments)
-
-    @everything(amount, st.sampled_from(["settings", "features", "seed"]), st.sampled_from(SETTING_NAMES), json_values)
-    def _(section, key, value):
-        description = json.loads((TRAINED / "config.json").read_text())
-        description[section] = value if section != "settings" else description[section] | {key: value}
-        (TRAINED / "1").mkdir(exist_ok=True)
-        (TRAINED / "1/config.json").write_text(json.dumps(description))
-        (TRAINED / "1/best.pth").write_bytes((TRAINED / "best.pth").read_bytes())
-        outcomes.record(f"{section} {key} = {value!r}", test_command.main, str(TRAINED / "1/best.pth"))
-
-    text = Path("own.json").read_bytes()
-    for what, content in damaged(text, amount, 0):
+def test_configs(record, amount):
+    for what, content in damaged(json.dumps(CONFIG).encode(), amount, 0):
         Path("damaged.json").write_bytes(content)
-        outcomes.record(what, run.main, *[argument.replace("own.json", "damaged.json") for argument in TRAIN])
+        record(what, run.main, *[argument.replace("own.json", "damaged.json") for argument in TRAIN], "--overwrite")
+    folder = TRAINED / "1"
+    folder.mkdir()
+    (folder / "best.pth").write_bytes((TRAINED / "best.pth").read_bytes())
+    for what, content in damaged((TRAINED / "config.json").read_bytes(), amount, 0):
+        (folder / "config.json").write_bytes(content)
+        record(what, test_command.main, str(folder / "best.pth"))

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from utils.errors import CheckpointError
 from utils.files import write_atomically
 from utils.reading import printable, read_json
-from utils.weights import NoStateDict, check_sizes, check_weights
 
 # A buffer of older BERT versions; its values are 0, 1, 2, … in every file.
 OBSOLETE = "text_model.model.embeddings.position_ids"
-PUBLISHED_WIDTHS = {(768, 5, 20): "MOSI's", (768, 74, 35): "MOSEI's"}  # (text, audio, vision)
 
 
 def save_state(state: dict, path: Path) -> None:
@@ -66,29 +64,36 @@ class BackgroundWriter:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a state_dict, ours or a published one, without running anything the file might contain.
 
+    Also what Lightning saves around one, and names that DataParallel has put "module." before.
+
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
-    if os.path.isdir(path):
-        raise CheckpointError(f"{path}: a folder. Name a checkpoint in it, such as best.pth.")
     if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
-    state = dict(read_state(path, check_weights))
-    state.pop(OBSOLETE, None)
-    return state
+        what = "a folder. Name a checkpoint in it, such as best.pth" if os.path.isdir(path) else "no such checkpoint"
+        raise CheckpointError(f"{path}: {what}. run.py writes checkpoints to pt/<name>-<dataset>-<seed>/.")
+    state = read_state(path)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
+        raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return {name: value for name, value in state.items() if name != OBSOLETE}
 
 
-def read_state(path: str | Path, check: Callable[[str | Path], object] = check_sizes):
-    """Read what `save_state` wrote, without running anything the file might contain, once `check` has passed it.
+def _is_weight(name, value) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
+def read_state(path: str | Path):
+    """Read what `save_state` wrote, without running anything the file might contain.
 
     Raises CheckpointError if that cannot be done.
     """
     try:
-        check(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except NoStateDict as error:
-        raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).") from error
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
         reason = f"{type(error).__name__}: {printable(error, 120)}"
         raise CheckpointError(
@@ -105,29 +110,23 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Load a state_dict strictly; `path` is where it came from, for the message.
 
-    Raises CheckpointError that says what the checkpoint was made for where it does not fit the model.
+    Raises CheckpointError that says in what the checkpoint's model differs where it does not fit.
     """
     expected = model.state_dict()
+    other = [name for name, value in state.items() if name in expected and value.shape != expected[name].shape]
+    kinds = {"missing": sorted(expected.keys() - state.keys()), "unknown": sorted(state.keys() - expected.keys()),
+             "of another shape": other}  # fmt: skip
+    if not any(kinds.values()):
+        model.load_state_dict(state, strict=True)
+        return
     theirs, ours = _describe(state), _describe(expected)
-    wrong = [name for name, value in state.items() if name in expected and value.shape != expected[name].shape]
-    missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if wrong or missing or surplus:
-        details = [f"{n} is {tuple(state[n].shape)}, expected {tuple(expected[n].shape)}" for n in wrong[:1]]
-        details += [f"{len(names)} parameters {kind} ({printable(names[0])}, …)" for kind, names in
-                    (("missing", missing), ("unknown", surplus)) if names]  # fmt: skip
-        raise CheckpointError(
-            f"{path}: the checkpoint is of {theirs}, but config and data ask for {ours}: {'; '.join(details)}. "
-            f"{_how_to_match(path)}"
-        )
-    model.load_state_dict(state, strict=True)
-
-
-def _how_to_match(path: str | Path) -> str:
+    details = [f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key]]
+    details += [f"{len(names)} parameters {kind} ({printable(names[0])}, …)" for kind, names in kinds.items() if names]
     if (Path(path).parent / "config.json").exists():
-        return (
-            "The config.json beside it says what it was trained on: leave out -d, -c and --set, and give it those data."
-        )
-    return "Name the data set it was trained on with -d, and its settings with -c or --set."
+        remedy = "The config.json beside it says what it was trained on: leave out -d, -c and --set, and give it those"
+    else:
+        remedy = "Name the data set it was trained on with -d, and its settings with -c or --set"
+    raise CheckpointError(f"{path}: not a checkpoint of this model: it has {'; '.join(details)}. {remedy}.")
 
 
 def sizes_of(state: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, int]] | None:
@@ -145,18 +144,19 @@ def sizes_of(state: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, int]] 
     return widths, {m: steps[m] + (kernels[m] - 1 if widths[m] != d else 0) for m in "lav"}
 
 
-def _describe(state: dict[str, Tensor]) -> str:
-    """'MOSI's sizes, aligned, with BERT (text/audio/vision widths 768/5/20, steps 50/50/50)' from the shapes alone."""
+def _describe(state: dict[str, Tensor]) -> dict[str, object]:
+    """The settings and data that show in names and shapes of weights; {} where these are not the weights of a DMD."""
     sizes = sizes_of(state)
     if sizes is None:
-        return "no DMD model"
-    widths, steps = sizes
-    whose = PUBLISHED_WIDTHS.get((widths["l"], widths["a"], widths["v"]), "other")
-    bert = "with BERT" if any(name.startswith("text_model.") for name in state) else "without BERT"
-    return (
-        f"{whose} sizes, {'aligned' if len(set(steps.values())) == 1 else 'unaligned'}, {bert} (text/audio/vision "
-        f"widths {widths['l']}/{widths['a']}/{widths['v']}, steps {steps['l']}/{steps['a']}/{steps['v']})"
-    )
+        return {}
+    layers = {match[1] for name in state if (match := re.match(r"trans_l_with_a\.layers\.(\d+)\.", name))}
+    return {
+        "use_bert": any(name.startswith("text_model.") for name in state),
+        "feature_dims": [sizes[0][m] for m in "lav"],
+        "steps": [sizes[1][m] for m in "lav"],
+        "nlevels": len(layers),
+        "width (of dst_feature_dim_nheads)": state["proj_l.weight"].shape[0],
+    }
 
 
 def settings_beside(checkpoint: str | Path) -> dict | None:
@@ -165,27 +165,21 @@ def settings_beside(checkpoint: str | Path) -> dict | None:
     Raises CheckpointError if it is there and something else.
     """
     path = Path(checkpoint).parent / "config.json"
-    if not os.path.exists(path):
+    if not path.exists():
         return None
     try:
         content = read_json(path)
         check_description(content)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}). Use -d and -c.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a run's config.json ({printable(error)}). Use -d and -c.") from error
     return content
 
 
 def check_description(content) -> None:
     """Raise ValueError, KeyError or TypeError where a run's config.json is not as run.py writes it, in what is not
-    checked as settings: the name of the data set, which names files, the feature files, and their SHA-256."""
-    name, features, data = content["settings"]["dataset_name"], content["features"], content.get("data", {})
-    if type(name) is not str or not re.fullmatch(r"[\w-]+", name):
-        raise ValueError("its dataset_name is no plain name")
-    if not isinstance(features, dict) or not set(features) <= {"feature_T", "feature_A", "feature_V"}:
-        raise ValueError("its features are no feature_T, feature_A, feature_V")
-    if not all(type(file) is str for file in features.values()):
-        raise ValueError("its features are no names of files")
-    if not isinstance(data, dict):
-        raise ValueError("its data are no SHA-256 of files")
+    checked as settings: the name of the data set, which names files, and the feature files."""
+    features, data = dict(content["features"]), dict(content.get("data", {}))
+    plain = re.fullmatch(r"[\w-]+", content["settings"]["dataset_name"])
+    known = {"feature_T", "feature_A", "feature_V"}.issuperset(features)
+    if not plain or not known or not all(isinstance(value, str) for value in (features | data).values()):
+        raise ValueError("its dataset_name, features or data are not as run.py writes them")

@@ -12,6 +12,7 @@ from easydict import EasyDict
 from dataset.features import PUBLISHED_SHA256, load_features
 from utils.errors import DataError
 
+ROOT = Path(__file__).parents[2]
 SIZES = {"train": 6, "valid": 3, "test": 4}
 
 
@@ -78,7 +79,7 @@ def test_replaced_features_take_their_file_s_width_and_must_be_of_the_same_utter
     features = load_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
     assert features.feature_dims == [12, 9, 4]
     other["valid"]["id"][1] = "stranger$_$1"
-    with pytest.raises(DataError, match="b.pkl: split 'valid' has utterance 'stranger"):
+    with pytest.raises(DataError, match="b.pkl: 'audio' of split 'valid' is of other utterances"):
         load_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
 
 
@@ -98,25 +99,31 @@ def set_item(split, field, index, value):
 
 
 WRONG = {
-    "missing split": (lambda c: c.pop("valid"), "split 'valid' is missing"),
+    "missing split": (lambda c: c.pop("valid"), "split 'valid' lacks the field 'id'"),
+    "split is no dict": (lambda c: c.update(valid=[1]), "split 'valid' lacks the field 'id'"),
     "missing field": (lambda c: c["test"].pop("vision"), "lacks the field 'vision'"),
-    "missing ids": (lambda c: c["test"].pop("id"), "lacks the field 'id'"),
-    "N of a field": (change("train", "audio", lambda a: a[:-1]), "'audio' of split 'train' has 5 utterances"),
-    "N of labels": (change("train", "regression_labels", lambda a: a[:-1]), "'regression_labels'"),
-    "N of raw_text": (change("train", "raw_text", lambda a: a[:-1]), "'raw_text'"),
-    "width of a split": (change("valid", "audio", lambda a: np.repeat(a, 2, 2)), "but .train. is 5 wide"),
-    "length of a split": (change("test", "vision", lambda a: a[:, :7]), "'train' is 8 steps long"),
+    "N of a field": (change("train", "audio", lambda a: a[:-1]), "'audio' of split 'train' is .* N = 6"),
+    "N of labels": (change("train", "regression_labels", lambda a: a[:-1]), "5 'regression_labels'"),
+    "N of raw_text": (change("train", "raw_text", lambda a: a[:-1]), "5 'raw_text'"),
+    "width of a split": (change("valid", "audio", lambda a: np.repeat(a, 2, 2)), "'audio' has other sizes"),
+    "length of a split": (change("test", "vision", lambda a: a[:, :7]), "'vision' has other sizes"),
     "NaN": (set_item("train", "vision", (2, 0, 0), np.nan), r"'vision' of split 'train' .* 1 utterances: train\$_\$2"),
-    "+inf in audio": (set_item("train", "audio", (2, 0, 0), np.inf), "'audio' of split 'train' is not finite"),
-    "-inf in vision": (set_item("train", "vision", (2, 0, 0), -np.inf), "'vision' of split 'train' is not finite"),
-    "label": (set_item("valid", "regression_labels", 1, np.nan), r"'regression_labels' .* valid\$_\$1"),
-    "too few axes": (change("train", "audio", lambda a: a[:, 0]), "expected 3 axes"),
-    "no numbers": (change("train", "audio", lambda a: a.astype(str)), "no array of numbers"),
+    "+inf in audio": (set_item("train", "audio", (2, 0, 0), np.inf), "'audio' of split 'train' is NaN or infinite"),
+    "-inf in vision": (set_item("train", "vision", (2, 0, 0), -np.inf), "'vision' of split 'train' is NaN or infinite"),
+    "NaN label": (set_item("valid", "regression_labels", 1, np.nan), r"'regression_labels' .* valid\$_\$1"),
+    "label": (set_item("valid", "regression_labels", 2, 3.5), r"'regression_labels' .* valid\$_\$2"),
+    "too few axes": (change("train", "audio", lambda a: a[:, 0]), "expected .N, steps, width"),
+    "empty axis": (change("train", "audio", lambda a: a[:, :0]), "expected .N, steps, width"),
+    "no numbers": (change("train", "audio", ["x"] * 6), "no array of numbers"),
     "ragged": (change("train", "audio", [[1.0], [1.0, 2.0]]), "no array of numbers"),
-    "empty axis": (change("train", "audio", lambda a: a[:, :0]), "an axis is empty"),
-    "empty split": (lambda c: c.update(valid={k: v[:0] for k, v in c["valid"].items()}), "'valid' has no utterance"),
-    "split is no dict": (lambda c: c.update(valid=[1]), "split 'valid' is missing"),
-}  # fmt: skip
+    "None": (change("train", "audio", None), "expected .N, steps, width"),
+    "empty split": (lambda c: c.update(valid={k: v[:0] for k, v in c["valid"].items()}), "N = 0"),
+    "no texts": (change("test", "raw_text", None), "no list of strings"),
+    "an id over two lines": (
+        lambda c: (c["train"]["id"].__setitem__(2, "a\nb"), c["train"]["vision"].fill(np.nan)),
+        "6 utterances: .* a b",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -133,7 +140,7 @@ def test_a_wrong_file_is_one_clear_line(case, tmp_path):
     ("content", "changes", "pattern"),
     [
         (make_content(t_audio=9), {}, "unaligned"),
-        (make_content(), {"feature_dims": [12, 74, 4]}, "'audio' is 5 wide, but feature_dims says 74"),
+        (make_content(), {"feature_dims": [12, 74, 4]}, r"Set feature_dims=\[12,5,4\]"),
         ([1, 2], {}, "holds a list"),
         (pickle.dumps(make_content())[:-200], {}, "not a readable pickle"),
         (b"", {}, "not a readable pickle"),
@@ -146,10 +153,11 @@ def test_a_wrong_file_as_a_whole(content, changes, pattern, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_tokens_must_be_ids(tmp_path):
+@pytest.mark.parametrize(("index", "value"), [((0, 0, 0), 1.5), ((0, 0, 0), -1), ((0, 2, 0), 7)])
+def test_tokens_must_be_ids(index, value, tmp_path):
     content = make_content()
-    content["train"]["text_bert"][0, 0, 0] = 1.5
-    with pytest.raises(DataError, match="other numbers than token ids"):
+    content["train"]["text_bert"][index] = value
+    with pytest.raises(DataError, match="token ids"):
         load_features(settings(write(tmp_path / "a.pkl", content), use_bert=True))
 
 
@@ -158,22 +166,8 @@ def test_a_missing_file_says_where_to_get_it(tmp_path):
         load_features(settings(tmp_path / "none.pkl"))
     for word in (str(tmp_path / "none.pkl"), PUBLISHED_SHA256["mosi", True], "MMSA", "--dataset synthetic"):
         assert word in str(error.value)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="not a readable pickle"):
         load_features(settings(tmp_path))
-
-
-def test_an_utterance_named_over_two_lines_keeps_the_message_on_one(tmp_path):
-    content, other = make_content(), make_content()
-    content["train"]["vision"][0, 0, 0] = np.nan
-    content["train"]["id"][0] = "a\nb"
-    with pytest.raises(DataError, match=r"1 utterances: a\\nb") as error:
-        load_features(settings(write(tmp_path / "a.pkl", content)))
-    assert "\n" not in str(error.value)
-    other["train"]["id"][0] = "a\nb"
-    path = write(tmp_path / "b.pkl", make_content())
-    with pytest.raises(DataError, match="has utterance") as error:
-        load_features(settings(path), feature_V=write(tmp_path / "c.pkl", other))
-    assert "\n" not in str(error.value)
 
 
 def test_three_replacements_may_come_from_one_file(tmp_path):
@@ -182,31 +176,35 @@ def test_three_replacements_may_come_from_one_file(tmp_path):
     assert features.feature_dims == [12, 9, 4]
 
 
+def test_features_are_read_without_torch():
+    """It takes seconds to import, and a wrong file is told before."""
+    code = "import sys, dataset.features; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 MEASURE = """
 import sys
 from easydict import EasyDict
 from dataset.features import load_features
-from dataset.loaders import make_loaders
 # Not ru_maxrss, which begins with the peak of the process that started this one.
 peak = lambda: 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 args = EasyDict(dataset_name="mosei", featurePath=sys.argv[1], feature_dims=[300, 74, 35], use_bert=False,
                 need_data_aligned=False)
 before = peak()
 features = load_features(args)
-next(iter(make_loaders(features, 16, 64, seed=1)["train"]))
 arrays = [a for s in features.splits.values() for a in (s.text, s.audio, s.vision)]
 assert all(a.dtype == "float32" for a in arrays)
-print((peak() - before) / sum(a.size for a in arrays) / int(sys.argv[2]))
+print((peak() - before) / sum(a.nbytes for a in arrays))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "dtype"), [(2, "f4"), (4, "f4"), (5, "f4"), (4, "f8"), (5, "f8")])
+@pytest.mark.parametrize(("protocol", "dtype"), [(2, "f4"), (4, "f4"), (2, "f8"), (5, "f8")])
 def test_a_large_file_is_held_once(tmp_path, protocol, dtype):
-    """250 million numbers in MOSEI's unaligned shapes: the peak of memory while loading, over the file's arrays."""
+    """100 million numbers in MOSEI's unaligned shapes: the peak of memory while loading, over the file's arrays."""
     rng = np.random.default_rng(0)
     content = {}
-    for split, n in (("train", 2800), ("valid", 300), ("test", 800)):
+    for split, n in (("train", 1120), ("valid", 120), ("test", 320)):
         shapes = {"text": (n, 50, 300), "audio": (n, 500, 74), "vision": (n, 500, 35)}
         arrays = {field: rng.standard_normal(shape, dtype="f4").astype(dtype) for field, shape in shapes.items()}
         arrays["audio"][0, 0] = -np.inf
@@ -214,9 +212,8 @@ def test_a_large_file_is_held_once(tmp_path, protocol, dtype):
     path = tmp_path / "large.pkl"
     with open(path, "wb") as file:
         pickle.dump(content, file, protocol=protocol)
-    root = Path(__file__).parents[2]
     measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, path, dtype[1]], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, path], cwd=ROOT, capture_output=True, text=True, check=True
     )
     path.unlink()
-    assert float(measured.stdout) <= 1.3
+    assert float(measured.stdout) <= 1.6

@@ -1,4 +1,4 @@
-"""The embedded data set: its rules, its shapes, its reproducibility, and how much each modality tells."""
+"""The built-in synthetic data: its rules, its shapes, its reproducibility, and how much each modality tells."""
 
 import pickle
 from pathlib import Path
@@ -9,6 +9,7 @@ from sklearn.linear_model import Ridge
 from transformers import BertConfig, BertTokenizer
 
 import run
+from dataset.pickles import load_pickle
 from dataset.synthetic import (
     INTENSIFIERS,
     NEGATION,
@@ -20,7 +21,6 @@ from dataset.synthetic import (
     vocabulary,
     write_synthetic,
 )
-from dataset.unpickling import load_pickle
 from utils.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "dataset/synthetic_bert"
@@ -46,14 +46,6 @@ def test_the_rules_by_hand(sentence, label):
     assert label_of(sentence) == pytest.approx(label)
 
 
-def test_labels_follow_from_the_sentences_and_spread_as_mosi_s(content):
-    for fields in content.values():
-        expected = [label_of(sentence) for sentence in fields["raw_text"]]
-        assert np.allclose(fields["regression_labels"], expected)
-    labels = content["train"]["regression_labels"]
-    assert labels.min() == -3 and labels.max() == 3 and abs(labels.mean()) < 0.2 and 1.4 < labels.std() < 1.9
-
-
 def test_labels_agree_with_a_second_reading_of_the_rules(content):
     """Written apart from label_of: it looks back from each sentiment word to the words right before it."""
     for fields in content.values():
@@ -67,10 +59,13 @@ def test_labels_agree_with_a_second_reading_of_the_rules(content):
                     start -= 1
                 factors = [NEGATION if w == "not" else INTENSIFIERS[w] for w in words[start:end]]
                 valences.append(np.prod([VALENCES[word], *factors]))
+            assert label == pytest.approx(label_of(sentence))
             exact = max(-3.0, min(3.0, sum(valences) / len(valences)))
             assert abs(label - exact) <= 0.1 + 1e-6  # half a step of 0.2
             assert label * 5 == pytest.approx(round(label * 5), abs=1e-5)
             assert 1 <= len(valences) <= 3 and 5 <= len(words) <= 25
+    labels = content["train"]["regression_labels"]  # they spread as MOSI's
+    assert labels.min() == -3 and labels.max() == 3 and abs(labels.mean()) < 0.2 and 1.4 < labels.std() < 1.9
 
 
 def test_every_call_gives_the_same(content):
@@ -79,29 +74,23 @@ def test_every_call_gives_the_same(content):
             assert np.array_equal(value, content[split][name]), name
 
 
-def test_shapes_of_mosi(content):
-    for split, n in SIZES.items():
-        shapes = {name: content[split][name].shape for name in ("text_bert", "audio", "vision", "regression_labels")}
-        assert shapes == {"text_bert": (n, 3, 50), "audio": (n, 50, 5), "vision": (n, 50, 20),
-                          "regression_labels": (n,)}  # fmt: skip
-        padding = content[split]["text_bert"][:, 1] == 0
-        for name in ("audio", "vision"):
-            assert (content[split][name][padding] == 0).all() and (content[split][name][~padding] != 0).all()
-
-
-def test_fields_and_types_of_the_published_layout(content):
+def test_fields_shapes_and_types_of_the_published_layout(content):
     for split, n in SIZES.items():
         fields = content[split]
         assert set(fields) == {
             "raw_text", "audio", "vision", "id", "text", "text_bert", "audio_lengths", "vision_lengths",
             "annotations", "classification_labels", "regression_labels",
         }  # fmt: skip
-        for name in ("audio", "vision", "text", "text_bert", "regression_labels"):
-            assert fields[name].dtype == np.float32 and np.isfinite(fields[name]).all(), name
-        assert fields["text"].shape == (n, 50, 300)
-        assert (fields["text"][fields["text_bert"][:, 1] == 0] == 0).all()
         assert all(len(values) == n for values in fields.values())
-        assert isinstance(fields["audio_lengths"], list) and isinstance(fields["vision_lengths"], list)
+        shapes = {"text_bert": (n, 3, 50), "text": (n, 50, 300), "audio": (n, 50, 5), "vision": (n, 50, 20),
+                  "regression_labels": (n,)}  # fmt: skip
+        for name, shape in shapes.items():
+            assert fields[name].shape == shape and fields[name].dtype == np.float32 and np.isfinite(fields[name]).all()
+        padding = fields["text_bert"][:, 1] == 0
+        assert (fields["text"][padding] == 0).all()
+        for name in ("audio", "vision"):
+            assert (fields[name][padding] == 0).all() and (fields[name][~padding] != 0).all()
+            assert isinstance(fields[f"{name}_lengths"], list)
 
 
 def test_it_is_written_whole_and_once(content, tmp_path):
@@ -119,7 +108,7 @@ def test_it_is_written_whole_and_once(content, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write the embedded data set"):
+    with pytest.raises(DataError, match="cannot write the synthetic data"):
         ensure_synthetic(tmp_path / "file/data.pkl")
 
 

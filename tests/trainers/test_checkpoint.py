@@ -1,16 +1,20 @@
 """Checkpoints: strict, safe, exchangeable with published files."""
 
+import json
+import os
 import pickle
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig
 
-from config import load_config
+from config import config_from_resolved, load_config
 from models.dmd import DMD
+from tests.dataset.hostile import SHELL, Call
 from tests.reference import Reference
-from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state
-from utils.errors import CheckpointError
+from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state, settings_beside
+from utils.errors import CheckpointError, ConfigError
 
 
 def build(dataset: str = "mosi", seq_lens=(50, 50, 50), **overrides) -> DMD:
@@ -37,40 +41,61 @@ def test_an_old_position_ids_buffer_is_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (lambda: build("mosei"), ("of MOSEI's sizes, aligned", "ask for MOSI's sizes, aligned")),
-        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False),
-         ("of MOSI's sizes, unaligned", "MOSI's sizes, aligned")),
-        (lambda: build(feature_dims=[300, 5, 20]), ("300/5/20", "768/5/20")),
-        (lambda: build(nlevels=2), ("unknown",)),
+        (lambda: build("mosei"), "feature_dims [768, 74, 35] instead of [768, 5, 20]"),
+        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), "steps [50, 375, 500] instead of [50, 50"),
+        (lambda: build(nlevels=2), "nlevels 2 instead of 1; 108 parameters unknown ("),
+        (lambda: build(dst_feature_dim_nheads=[40, 10]), "dst_feature_dim_nheads) 40 instead of 50"),
+        (lambda: torch.nn.Linear(2, 3), "parameters missing (align_c_a.bias, …); 2 parameters unknown (bias, …)"),
     ],
 )  # fmt: skip
-def test_a_checkpoint_of_another_model_is_described(tmp_path, other, words):
+def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, words):
     save_state(other().state_dict(), tmp_path / "other.pth")
     with pytest.raises(CheckpointError) as error:
         load_weights(build(), tmp_path / "other.pth")
-    assert all(word in str(error.value) for word in words), error.value
-    assert "\n" not in str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value), error.value
 
 
-class Malicious:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return open, (str(self.canary), "w")
-
-
-def test_an_unsafe_file_is_refused_and_runs_nothing(tmp_path):
-    canary = tmp_path / "canary"
-    torch.save({"weight": Malicious(canary)}, tmp_path / "evil.pth")
-    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malicious(canary)))
-    for name in ("evil.pth", "evil.pkl"):
-        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-            read_checkpoint(tmp_path / name)
-    assert not canary.exists()
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_save_writes_around_weights_is_read(zipped, tmp_path):
+    """By itself in several types, by DataParallel, by Lightning, and in the format before PyTorch 1.6."""
+    base = torch.arange(12.0).reshape(3, 4)
+    state = {str(dtype): base.to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool)} | {
+        "parameter": nn.Parameter(base.clone()), "transposed": base.T, "part": base[1:, 2:], "scalar": torch.tensor(2.0)
+    }  # fmt: skip
+    prefixed = {f"module.{name}": value for name, value in state.items()}
+    for number, content in enumerate((state, prefixed, {"epoch": 3, "state_dict": state}, {"state_dict": prefixed})):
+        path = tmp_path / f"{number}.pth"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        read = read_checkpoint(path)
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[name], value) for name, value in state.items())
 
 
-def test_missing_truncated_and_foreign_files(tmp_path):
+BAD = {  # content of the file, a word of the error
+    "a call": ({"weight": Call(os.system, SHELL)}, "not a readable checkpoint"),
+    "a call beside the weights": ({"state_dict": {"w": torch.ones(1)}, "x": Call(os.system, SHELL)}, "not a readable"),
+    "a pickle that calls": (pickle.dumps(Call(os.system, SHELL)), "not a readable checkpoint"),
+    "nothing": (b"", "not a readable checkpoint"),
+    "a list": ([1, 2], "not a state_dict"),
+    "numbers": ({"weight": 1.0}, "not a state_dict"),
+    "no weights": ({}, "not a state_dict"),
+    "a tensor without numbers": ({"weight": torch.empty(10**12, device="meta")}, "not a state_dict"),
+    "a sparse tensor": ({"weight": torch.eye(3).to_sparse()}, "not a state_dict"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_other_files_are_refused_in_one_line_and_run_nothing(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content, words = BAD[case]
+    with open("bad.pth", "wb") as file:
+        file.write(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(CheckpointError, match=words) as error:
+        read_checkpoint("bad.pth")
+    assert "\n" not in str(error.value) and os.listdir() == ["bad.pth"]
+
+
+def test_a_missing_or_truncated_file(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_checkpoint(tmp_path / "none.pth")
     save_state(build().state_dict(), tmp_path / "whole.pth")
@@ -78,9 +103,28 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         read_checkpoint(tmp_path / "cut.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="not a state_dict"):
-        read_checkpoint(tmp_path / "list.pth")
+
+
+GOOD = {"settings": {"dataset_name": "mosi"}, "features": {"feature_T": "", "feature_A": "", "feature_V": ""}}
+
+
+@pytest.mark.parametrize("content", [
+    "no JSON", [1], {"features": {}}, GOOD | {"settings": []}, GOOD | {"settings": {"dataset_name": "../../x"}},
+    GOOD | {"features": {"splits": "train"}}, GOOD | {"features": {"feature_T": 1}},
+])  # fmt: skip
+def test_a_config_beside_the_checkpoint_is_checked(content, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GOOD))
+    assert settings_beside(tmp_path / "1.pth") == GOOD
+    (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(CheckpointError, match="config.json") as error:
+        settings_beside(tmp_path / "1.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_the_synthetic_data_set_is_not_made_where_another_s_file_says(tmp_path):
+    settings = dict(load_config("dmd", "synthetic"), featurePath=str(tmp_path / "SYNTHETIC/aligned_50.pkl"))
+    with pytest.raises(ConfigError, match="where no file is"):
+        config_from_resolved(settings)
 
 
 @pytest.mark.slow

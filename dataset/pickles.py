@@ -1,0 +1,174 @@
+"""Reading feature pickles without running what is in them.
+
+A pickle is a program that can call whatever it names. Here it can name numpy's array, dtype and scalar only, and these
+names stand for methods that check what they are given and make the value by np.frombuffer.
+
+Built on the Python version of the standard library's reader, not the C one, as that keeps all that an array is made of
+until the end (a file of float64 would take three times its result), and can be crashed by a tuple as a key.
+"""
+
+import codecs
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import DataError
+from utils.reading import printable
+
+LARGE = 2**20  # bytes
+PLAIN = (str, bytes, bool, int, float, np.generic, type(None))  # what an array of objects, or a key, may be
+NAMES = {
+    ("numpy", "ndarray"): "_reconstruct",  # only ever an argument
+    ("numpy", "dtype"): "_dtype",
+    ("_codecs", "encode"): "_encode",  # protocols below 3 make bytes with it
+}
+for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
+    NAMES[f"{core}.multiarray", "_reconstruct"] = "_reconstruct"
+    NAMES[f"{core}.multiarray", "scalar"] = "_scalar"
+    NAMES[f"{core}.numeric", "_frombuffer"] = "_from_buffer"
+
+
+class ForbiddenContent(Exception):
+    """The pickle names something that is no data."""
+
+
+class _Pending:
+    """A value that `make` builds from the state that follows; `numbers` are those the pickle may refer to it by."""
+
+    def __init__(self, make: Callable):
+        self.make, self.numbers = make, []
+
+
+class _Memo(dict):
+    """What the pickle may refer back to, by number, but for large texts and bytes: an array holds its own copy."""
+
+    def __setitem__(self, number: int, value) -> None:
+        if isinstance(value, _Pending):
+            value.numbers.append(number)
+        parts = value if isinstance(value, tuple) else (value,)
+        large = any(isinstance(part, (str, bytes, bytearray)) and len(part) >= LARGE for part in parts)
+        super().__setitem__(number, None if large else value)
+
+
+class _Reader(pickle._Unpickler):
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file):
+        super().__init__(file, encoding="latin1")
+        self.memo = _Memo()
+
+    def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) not in NAMES:
+            raise ForbiddenContent(f"{module}.{name}")
+        return getattr(self, NAMES[module, name])
+
+    def load_build(self) -> None:
+        """Put what is made of a state in the place of the value that waited for it."""
+        state, pending = self.stack.pop(), self.stack[-1]
+        self.stack[-1] = value = pending.make(state)
+        for number in pending.numbers:
+            self.memo[number] = value
+
+    def load_bytearray8(self) -> None:
+        self.append(self.read(int.from_bytes(self.read(8), "little")))  # as bytes: one copy less
+
+    def load_binunicode(self) -> None:
+        """A text; a large one is an array of protocol 2, kept as the bytes that it stands for."""
+        size = int.from_bytes(self.read(4), "little")
+        if size < LARGE:
+            self.append(str(self.read(size), "utf-8", "surrogatepass"))
+            return
+        decoder, data = codecs.getincrementaldecoder("utf-8")(), bytearray()
+        for start in range(0, size, LARGE):
+            data += decoder.decode(self.read(min(LARGE, size - start))).encode("latin1")
+        self.append(data)
+
+    def _reconstruct(self, *_) -> _Pending:
+        return _Pending(lambda state: _array(state[-1], state[-3], state[-4], "F" if state[-2] else "C"))
+
+    def _dtype(self, code: str, *_) -> _Pending:
+        if not re.fullmatch(r"[biufSUO]\d{0,9}", code):
+            raise pickle.UnpicklingError(f"an array of other than real numbers and texts: {code!r}")
+        return _Pending(lambda state: np.dtype(code).newbyteorder(state[1]))  # of its state only the byte order
+
+    def _scalar(self, dtype: np.dtype, data: bytes | str = b"") -> np.generic:
+        return np.frombuffer(_encoded(data), dtype)[0] if data else dtype.type()
+
+    def _from_buffer(self, buffer, dtype: np.dtype, shape: tuple, order: str, axes: tuple | None = None) -> np.ndarray:
+        array = _array(buffer, dtype, shape, "C" if order == "K" else order)
+        return array if axes is None else array.transpose(axes)
+
+    def _encode(self, text: str, _: str) -> bytes:
+        return _encoded(text)  # in latin1, as all that pickle writes
+
+
+def _encoded(data: bytes | str) -> bytes:
+    return data.encode("latin1") if isinstance(data, str) else data  # text: from Python 2
+
+
+def _array(values, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """A writable array; float64 as float32. numpy checks that bytes, dtype and shape agree."""
+    if dtype.hasobject:
+        _check_plain(values)
+        array = np.empty(len(values), object)
+        array[:] = values
+    elif values:
+        array = np.frombuffer(_encoded(values), dtype)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32 if dtype == np.float64 else dtype, copy=not isinstance(values, bytearray))
+    else:
+        array = np.zeros(0, dtype)
+    return array.reshape(shape, order=order)
+
+
+def _check_plain(values: list) -> None:
+    if not all(isinstance(value, PLAIN) for value in values):
+        raise pickle.UnpicklingError("other than texts and numbers as keys, or in an array")
+
+
+def _checking_keys(load: Callable, keys_of: Callable) -> Callable:
+    def checked(reader: _Reader) -> None:
+        _check_plain(keys_of(reader))  # the hash of a deep tuple crashes Python
+        load(reader)
+
+    return checked
+
+
+_Reader.dispatch |= {
+    pickle.BUILD[0]: _Reader.load_build,
+    pickle.BYTEARRAY8[0]: _Reader.load_bytearray8,
+    pickle.BINUNICODE[0]: _Reader.load_binunicode,
+}
+for code, keys_of in (
+    (pickle.SETITEM, lambda reader: reader.stack[-2:-1]),
+    (pickle.SETITEMS, lambda reader: reader.stack[::2]),
+    (pickle.DICT, lambda reader: reader.stack[::2]),
+    (pickle.ADDITEMS, lambda reader: reader.stack),  # of a set
+    (pickle.FROZENSET, lambda reader: reader.stack),
+):
+    _Reader.dispatch[code[0]] = _checking_keys(_Reader.dispatch[code[0]], keys_of)
+
+
+def load_pickle(path: str | Path) -> object:
+    """Read a pickle of numpy arrays, numpy scalars, lists, tuples, dicts and sets, of any protocol; arrays of float64
+    come as float32.
+
+    Raises DataError if the file cannot be read, is damaged, or asks for anything else; nothing of it is run.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _Reader(file).load()
+    except ForbiddenContent as error:
+        raise DataError(
+            f"{path}: the pickle contains {printable(error)}, which is forbidden: a feature file holds numpy arrays "
+            "and plain lists and dicts only. Do not use this file."
+        ) from error
+    except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
+        reason = printable(error, 120) or type(error).__name__
+        raise DataError(
+            f"{path}: not a readable pickle ({reason}): truncated, damaged, or another kind of file. "
+            "Download or make it again."
+        ) from error
