@@ -1,15 +1,14 @@
 """The command that trains the rows of a suite, and writes one table of them."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from config.loading import check_names
-from config.override_files import resolve
-from config.suite import Suite, load_suite
+from config.variations import Suite, load_suite, resolve
 from models.dmd import MODALITIES
 from trainers.checkpoint import read_checkpoint
 from trainers.distributed import find_ranks
@@ -24,11 +23,6 @@ from utils.files import write_atomically
 from utils.log import logger
 from utils.metrics import CORE_METRICS, METRICS
 
-EXPLANATION = """\
-An output named `logits_<m>_homo` reads the common part of text (l), vision (v) or audio (a), `logits_<m>_hetero` its
-specific part after it has read the two others', `logits_c` the three common parts, and `output_logit`, the prediction,
-everything. Of a modality that is not there all features are 0; the model was trained with all three."""
-
 
 def run_suite(options: RunOptions, suite_name: str) -> Path:
     """Train every row over the seeds, and write the table anew after each.
@@ -42,22 +36,20 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     suite, dataset = load_suite(suite_name), options.settings().dataset_name
     check_names(dict.fromkeys(suite.heads), HEADS, f"heads of {suite_name}", suite_name, "head")
     name = f"{options.name}-{Path(suite_name).stem}"
-    rows, settings = {}, {}
-    for row, overrides in suite.rows.items():
-        rows[row] = replace(options, config=options.config | overrides, name=f"{name}-{row}")
-        where = f"{suite_name}: rows.{row}"
-        settings[row] = resolve(where, overrides, options.config, lambda _, of_row=rows[row]: of_row.settings())
+    settings = {row: resolve(f"{suite_name}: rows.{row}", own, options) for row, own in suite.rows.items()}
+    rows = {row: replace(options, config=options.config | own, name=f"{name}-{row}") for row, own in suite.rows.items()}
     runs = {row: run_folders(of_row, dataset) for row, of_row in rows.items()}
-    for of_row in runs.values():
-        check_earlier_runs(of_row.values(), options.resume, options.overwrite)
+    every_run = [run for of_row in runs.values() for run in of_row.values()]
+    check_earlier_runs(every_run, options.resume, options.overwrite)
     table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset}.md"
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")
     ranks = find_ranks(options.device)
-    _check_models(settings.values(), options.replaced)
+    for args in map(copy.deepcopy, settings.values()):  # reading the features tells them their sizes
+        build_model(args, prepare_features(args, **options.replaced))
     if options.overwrite and ranks.rank == 0:  # as for the seeds of a run
-        for run_of_seed in (r for of_row in runs.values() for r in of_row.values()):
-            run_of_seed.discard()
+        for run in every_run:
+            run.discard()
     ranks.wait()
     results, scores = [], []
     for number, (row, of_row) in enumerate(rows.items(), start=1):
@@ -69,18 +61,6 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
         ranks.wait()
     logger.info(f"The table of {len(suite.rows)} rows is in {table}.")
     return table
-
-
-def _check_models(settings: Iterable, replaced: dict[str, str]) -> None:
-    """Raise a DMDError where data or model of a row cannot be had."""
-    features, read = None, None
-    for args in settings:
-        args = copy.deepcopy(args)  # reading the features tells them their sizes
-        asked = [args[key] for key in ("featurePath", "feature_dims", "use_bert", "need_data_aligned")]
-        if asked != read:
-            features, read = prepare_features(args, **replaced), asked
-        args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
-        build_model(args, features)
 
 
 def _score_heads(suite: Suite, row: str, args, runs: dict[int, RunFolder], options: RunOptions) -> list[dict]:
@@ -99,36 +79,34 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
 
     results: TEST metrics of the best epoch, by row and seed; scores: those of the heads, by row, kept, head and seed
     """
-    of_seeds = results.rename(columns={"seed": "of"}).assign(of=results["seed"].map("seed {}".format))
-    grouped = results.groupby("row", sort=False)[list(METRICS)]
-    mean, std = grouped.mean(skipna=False), grouped.agg(lambda values: values.std(ddof=0, skipna=False))
-    lines, compared = [], []
-    for row, shown in _mean_and_std(results, "row").iterrows():
-        published = [
-            {"row": row, "of": p.source} | p.rows[row]
-            for p in suite.published
-            if row in p.rows and all(settings[row].get(key) == value for key, value in p.when.items())
-        ]
-        lines += of_seeds[of_seeds["row"] == row].to_dict("records")
-        lines += [{"row": row, "of": "mean"} | dict(mean.loc[row]), {"row": row, "of": "std"} | dict(std.loc[row])]
-        lines += published
-        compared += [{"row": row, "of": "ours"} | dict(shown), *published]
-    write_csv(file.with_suffix(".csv"), pd.DataFrame(lines, columns=["row", "of", "epoch", *METRICS]))
+    published = [
+        {"row": row, "of": published.source} | numbers
+        for published in suite.published
+        for row, numbers in published.rows.items()
+        if row in results["row"].values and published.when.items() <= settings[row].items()
+    ]
+    published = pd.DataFrame(published, columns=["row", "of", *METRICS])
+    by_row = results.groupby("row", sort=False)[list(METRICS)]
+    mean, std = (of_row.reset_index() for of_row in (by_row.mean(skipna=False), by_row.std(ddof=0, skipna=False)))
+    of_seeds = results.assign(of=results["seed"].map("seed {}".format))
+    lines = _grouped([of_seeds, mean.assign(of="mean"), std.assign(of="std"), published], "row")
+    ours = _mean_and_std(results, "row").assign(of="ours")
+    write_csv(file.with_suffix(".csv"), lines[["row", "of", "epoch", *METRICS]])
     if not scores.empty:
         write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
     seeds, done = results["seed"].unique(), results["row"].nunique()
-    over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else (
-        f"seed {seeds[0]} alone, which ranks nothing: another seed may turn the order round"
-    )  # fmt: skip
-    overrides = {row: ", ".join(f"`{key}={value}`" for key, value in o.items()) for row, o in suite.rows.items()}
+    over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
+    if len(seeds) == 1:
+        over = f"seed {seeds[0]} alone, which ranks nothing: another seed may turn the order round"
+    overrides = [(row, ", ".join(f"`{key}={value}`" for key, value in own.items())) for row, own in suite.rows.items()]
     parts = [
         f"# {file.stem}",
         suite.description,
         f"TEST metrics of the epoch that is best on *valid*: {over}.",
         f"**{done} of {len(suite.rows)} rows so far.**" * (done < len(suite.rows)),
-        _markdown(pd.DataFrame(compared), "row", "of"),
+        _markdown(_grouped([ours, published], "row"), "row", "of"),
         "## Settings of the rows",
-        pd.DataFrame({"row": overrides.keys(), "overrides": overrides.values()}).to_markdown(index=False),
+        pd.DataFrame(overrides, columns=["row", "overrides"]).to_markdown(index=False),
         "## Every seed",
         _markdown(results, "row", "seed", "epoch"),
         *(_heads(scores) if not scores.empty else ()),
@@ -138,33 +116,33 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
 
 def _heads(scores: pd.DataFrame) -> Iterator[str]:
     """The heads' part of the page."""
-    whole = scores[scores["kept"].map(set) == set(MODALITIES)]
-    if not whole.empty:
-        yield "## Each output by itself, with all modalities"
-        yield _markdown(_mean_and_std(whole, "head", "row").reset_index(), "head", "row")
-    prediction = scores[scores["head"] == HEADS[0]]
-    if not prediction.empty:
-        names = prediction["kept"].map(lambda kept: " + ".join(MODALITIES[m] for m in kept))
-        yield "## The prediction with some modalities only"
-        yield _markdown(_mean_and_std(prediction.assign(kept=names), "kept", "row").reset_index(), "kept", "row")
-    yield EXPLANATION
+    shown = scores.assign(kept=scores["kept"].map(lambda kept: " + ".join(MODALITIES[m] for m in kept)))
+    for title, column, part in (
+        ("Each output by itself, with all modalities", "head", shown[scores["kept"].map(len) == len(MODALITIES)]),
+        ("The prediction with some modalities only", "kept", shown[scores["head"] == HEADS[0]]),
+    ):
+        if not part.empty:
+            yield f"## {title}"
+            yield _markdown(_grouped([_mean_and_std(part, column, "row")], column), column, "row")
+
+
+def _grouped(tables: list[pd.DataFrame], column: str) -> pd.DataFrame:
+    """One table, with lines that have the same value in the column behind each other."""
+    return pd.concat(tables).sort_values(column, key=lambda values: pd.factorize(values)[0], kind="stable")
 
 
 def _mean_and_std(results: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """'0.8147 ± 0.0120' for each metric, grouped."""
+    """A line for each group, with texts like '0.8147 ± 0.0120' for the metrics; of one seed, its numbers."""
 
-    def shown(values: pd.Series) -> str:
-        mean, std = (_number(values.mean(skipna=False)), _number(values.std(ddof=0, skipna=False)))
-        return mean if len(values) == 1 or mean == "-" else f"{mean} ± {std}"
+    def shown(values: pd.Series) -> str | float:
+        mean, std = values.mean(skipna=False), values.std(ddof=0, skipna=False)
+        return mean if len(values) == 1 or pd.isna(mean) else f"{mean:.4f} ± {std:.4f}"
 
-    return results.groupby(list(by), sort=False)[list(CORE_METRICS)].agg(shown)
-
-
-def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else "-" if pd.isna(value) else f"{value:.4f}"
+    return results.groupby(list(by), sort=False, as_index=False)[list(CORE_METRICS)].agg(shown)
 
 
 def _markdown(table: pd.DataFrame, *columns: str) -> str:
-    shown = table.reindex(columns=[*columns, *CORE_METRICS])
-    shown[list(CORE_METRICS)] = shown[list(CORE_METRICS)].map(_number)
-    return shown.to_markdown(index=False, disable_numparse=True)
+    def shown(cell) -> str:
+        return cell if not isinstance(cell, float) else "-" if pd.isna(cell) else f"{cell:.4f}"
+
+    return table[[*columns, *CORE_METRICS]].map(shown).to_markdown(index=False, disable_numparse=True)

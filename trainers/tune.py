@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from filelock import FileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from config.search_space import load_search_space
+from config.variations import DEFAULT_SPACE, load_search_space
 from trainers.options import RunOptions
 from trainers.run_settings import INCONSEQUENTIAL
 from trainers.runs import write_csv
@@ -28,11 +29,10 @@ from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
 from utils.metrics import LOWER_IS_BETTER
 
-DEFAULT_SPACE = Path(__file__).parent.parent / "config" / "search" / "default.json"
 STARTUP_TRIALS, WARMUP_EPOCHS = 5, 2  # trials that are drawn at random and never pruned; epochs before any pruning
 HEARTBEAT_SECONDS = 60  # a trial that gives no sign for twice as long counts as failed
 SQLITE_TIMEOUT = 60  # seconds that a process waits while another writes
-COLUMNS = ("number", "state", "value", "params", "user_attrs", "duration")  # of Study.trials_dataframe
+COLUMNS = ("number", "state", "value", "params", "user_attrs")  # of Study.trials_dataframe
 
 
 def tune(options: RunOptions, trials: int | None, search_file: str = "", storage: str = "") -> dict | None:
@@ -68,9 +68,10 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
 
         def after_epoch(row: dict) -> None:
             with interrupts_held():
-                trial.report(row[f"valid/{args.KeyEval}"], step=row["epoch"])
+                value = row[f"valid/{args.KeyEval}"]
+                trial.report(value, step=row["epoch"])
                 trial.set_user_attr("best_epoch", row["best_epoch"])
-                if trial.should_prune():
+                if math.isnan(value) or trial.should_prune():
                     raise optuna.TrialPruned
 
         work = tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir)
@@ -79,15 +80,12 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
                 folders = {"model_save_dir": Path(work.name) / "pt", "res_save_dir": Path(work.name) / "result"}
                 config = options.config | settings | {"keep_checkpoints": 1}
                 of_trial = replace(options, config=config, after_epoch=after_epoch, resume=False, **folders)
-                value = train(of_trial)[seed][f"valid_{args.KeyEval}"]
+                return train(of_trial)[seed][f"valid_{args.KeyEval}"]
         except NumericalError as error:  # a bad choice of settings, which the sampler learns from
             raise optuna.TrialPruned from error
         except Interrupted:  # Optuna itself marks what an Exception ends; a signal is none
             study.tell(trial, state=TrialState.FAIL)
             raise
-        if math.isnan(value):  # Acc_2 where every label is 0; Optuna would call it a failure, and try for ever
-            raise optuna.TrialPruned
-        return value
 
     def write_table(study: optuna.Study, _=None) -> None:
         with lock:  # else an older state of the study could replace a newer one
@@ -118,7 +116,6 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
 def _check_flags(options: RunOptions, trials: int | None) -> None:
     for wrong, message in (
         (trials is None, "--search and --storage belong to a sweep: give the number of its trials with --tune."),
-        (trials is not None and trials < 1, f"--tune: {trials} trials; expected at least 1."),
         (number_of_processes() > 1, "--tune: ranks cannot share a trial. Start plain processes on one --storage."),
         (len(options.seeds) != 1, "--seeds: a sweep has one seed. Train the best trial with several."),
         (options.overwrite, "--overwrite: a study is continued, not replaced. Choose another --name."),
@@ -155,10 +152,10 @@ def _count(study: optuna.Study) -> int:
 
 def _report(study: optuna.Study, table: Path) -> dict | None:
     """Log how the study stands.  -> the settings of the best trial, if any is complete"""
-    states = [trial.state.name.lower() for trial in study.trials]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    logger.info(f"{len(states)} trials: {counts}. All of them are in {table}.")
-    if "complete" not in states:
+    states = Counter(trial.state.name.lower() for trial in study.trials)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    logger.info(f"{states.total()} trials: {counts}. All of them are in {table}.")
+    if not states["complete"]:
         logger.warning("No trial is complete, so that there is no best one. Narrow the search space, or add trials.")
         return None
     best = study.best_trial
