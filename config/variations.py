@@ -24,8 +24,7 @@ class _Strict(BaseModel):
 
 
 class Published(_Strict):
-    """Numbers that somebody published for rows of a suite, in the units of metrics.json; they are shown where the
-    run's settings have the values of `when`."""
+    """Published numbers of rows, in the units of metrics.json; for runs whose settings have the values of `when`."""
 
     source: str
     when: dict = {}
@@ -81,18 +80,15 @@ class Choice(_Strict):
         return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.choices]))
 
 
-def _from_list(given):
-    """A plain list of values is short for a choice of them."""
-    return {"type": "categorical", "choices": given} if isinstance(given, list) else given
-
-
-Dimension = Annotated[Annotated[Range | Choice, Field(discriminator="type")], BeforeValidator(_from_list)]
+Dimension = Annotated[
+    Annotated[Range | Choice, Field(discriminator="type")],
+    # A plain list of values is short for a choice of them.
+    BeforeValidator(lambda given: {"type": "categorical", "choices": given} if isinstance(given, list) else given),
+]
 
 
 def load_suite(name: str) -> Suite:
     """Read config/suites/<name>.json, or the JSON file of that name. Raises ConfigError for what is wrong in it."""
-    if name not in SUITES and not name.endswith(".json"):
-        raise ConfigError(f"--suite: no suite '{name}'. Name one of {', '.join(SUITES)}, or a JSON file.")
     return _read(Suite, SUITES.get(name, Path(name)), "suite file", f"one of {', '.join(SUITES)}")
 
 

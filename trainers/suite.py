@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from config.loading import check_names
 from config.variations import Suite, load_suite, resolve
 from models.dmd import MODALITIES
 from trainers.checkpoint import read_checkpoint
@@ -18,7 +17,7 @@ from trainers.runs import RunFolder, check_earlier_runs, write_csv
 from trainers.session import run_folders, train
 from trainers.setup import build_model, prepare_features, restore
 from utils.device import choose_device
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 from utils.files import write_atomically
 from utils.log import logger
 from utils.metrics import CORE_METRICS, METRICS
@@ -27,14 +26,13 @@ from utils.metrics import CORE_METRICS, METRICS
 def run_suite(options: RunOptions, suite_name: str) -> Path:
     """Train every row over the seeds, and write the table anew after each.
 
-    options    of all rows; a row's runs are those of the name `<name>-<suite>-<row>`
-    suite_name in config/suites, or a JSON file
-
+    suite_name: in config/suites, or a JSON file; a row's runs have the name `<name>-<suite>-<row>`
     -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the same as CSV
     Raises a DMDError for what the caller can fix; of the suite itself, before anything is trained.
     """
     suite, dataset = load_suite(suite_name), options.settings().dataset_name
-    check_names(dict.fromkeys(suite.heads), HEADS, f"heads of {suite_name}", suite_name, "head")
+    if not set(suite.heads) <= set(HEADS):
+        raise ConfigError(f"{suite_name}: heads: expected some of {', '.join(HEADS)}.")
     name = f"{options.name}-{Path(suite_name).stem}"
     settings = {row: resolve(f"{suite_name}: rows.{row}", own, options) for row, own in suite.rows.items()}
     rows = {row: replace(options, config=options.config | own, name=f"{name}-{row}") for row, own in suite.rows.items()}
@@ -59,7 +57,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
             scores += _score_heads(suite, row, settings[row], runs[row], options) if suite.heads else []
             _write(table, suite, settings, pd.DataFrame(results), pd.DataFrame(scores))
         ranks.wait()
-    logger.info(f"The table of {len(suite.rows)} rows is in {table}.")
+    logger.info(f"The table of {len(rows)} rows is in {table}.")
     return table
 
 
@@ -90,7 +88,6 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
     mean, std = (of_row.reset_index() for of_row in (by_row.mean(skipna=False), by_row.std(ddof=0, skipna=False)))
     of_seeds = results.assign(of=results["seed"].map("seed {}".format))
     lines = _grouped([of_seeds, mean.assign(of="mean"), std.assign(of="std"), published], "row")
-    ours = _mean_and_std(results, "row").assign(of="ours")
     write_csv(file.with_suffix(".csv"), lines[["row", "of", "epoch", *METRICS]])
     if not scores.empty:
         write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
@@ -104,7 +101,7 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
         suite.description,
         f"TEST metrics of the epoch that is best on *valid*: {over}.",
         f"**{done} of {len(suite.rows)} rows so far.**" * (done < len(suite.rows)),
-        _markdown(_grouped([ours, published], "row"), "row", "of"),
+        _markdown(_grouped([_mean_and_std(results, "row").assign(of="ours"), published], "row"), "row", "of"),
         "## Settings of the rows",
         pd.DataFrame(overrides, columns=["row", "overrides"]).to_markdown(index=False),
         "## Every seed",
@@ -143,6 +140,6 @@ def _mean_and_std(results: pd.DataFrame, *by: str) -> pd.DataFrame:
 
 def _markdown(table: pd.DataFrame, *columns: str) -> str:
     def shown(cell) -> str:
-        return cell if not isinstance(cell, float) else "-" if pd.isna(cell) else f"{cell:.4f}"
+        return "-" if pd.isna(cell) else f"{cell:.4f}" if isinstance(cell, float) else cell
 
     return table[[*columns, *CORE_METRICS]].map(shown).to_markdown(index=False, disable_numparse=True)

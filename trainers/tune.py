@@ -23,7 +23,6 @@ from trainers.run_settings import INCONSEQUENTIAL
 from trainers.runs import write_csv
 from trainers.session import train
 from trainers.setup import data_sha256, prepare_features
-from utils.device import choose_device
 from utils.errors import ConfigError, NumericalError, RunError
 from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
@@ -31,14 +30,11 @@ from utils.metrics import LOWER_IS_BETTER
 
 STARTUP_TRIALS, WARMUP_EPOCHS = 5, 2  # trials that are drawn at random and never pruned; epochs before any pruning
 HEARTBEAT_SECONDS = 60  # a trial that gives no sign for twice as long counts as failed
-SQLITE_TIMEOUT = 60  # seconds that a process waits while another writes
-COLUMNS = ("number", "state", "value", "params", "user_attrs")  # of Study.trials_dataframe
 
 
 def tune(options: RunOptions, trials: int | None, search_file: str = "", storage: str = "") -> dict | None:
     """Bring the study `<name>-<dataset>` to so many trials that are complete or pruned, over all its processes.
 
-    options      of all trials
     search_file  which settings to vary (default: config/search/default.json)
     storage      URL of the study's database (default: the SQLite file `<res_save_dir>/tune/<name>-<dataset>.db`)
 
@@ -48,7 +44,6 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     _check_flags(options, trials)
     [seed], args = options.seeds, options.settings()
     space = load_search_space(search_file or DEFAULT_SPACE, options)
-    choose_device(options.device)
     prepare_features(args, **options.replaced)
     comparable = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
     comparable |= {"data": data_sha256(args, options.replaced), "precision": options.precision, "seed": seed}
@@ -89,7 +84,8 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
 
     def write_table(study: optuna.Study, _=None) -> None:
         with lock:  # else an older state of the study could replace a newer one
-            write_csv(table, study.trials_dataframe(COLUMNS).drop(columns="user_attrs_settings", errors="ignore"))
+            trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
+            write_csv(table, trials.drop(columns="user_attrs_settings", errors="ignore"))
 
     try:
         for parent in (folder, Path(options.model_save_dir)):
@@ -109,7 +105,7 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise RunError(
-            f"The study {name} cannot be kept ({reason}). See to --storage, --res-save-dir and --model-save-dir."
+            f"The study {name} cannot be stored ({reason}). Check --storage, --res-save-dir and --model-save-dir."
         ) from error
 
 
@@ -128,7 +124,8 @@ def _check_flags(options: RunOptions, trials: int | None) -> None:
 def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> optuna.Study:
     """comparable: what must be the same for the trials of a study to be compared."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    patient = {"connect_args": {"timeout": SQLITE_TIMEOUT}} if storage.startswith("sqlite") else {}
+    # SQLite's processes wait for each other, by default 5 seconds at most.
+    patient = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(storage, patient, heartbeat_interval=HEARTBEAT_SECONDS),
         study_name=name,
@@ -138,8 +135,8 @@ def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> opt
     )
     if not study.trials:
         study.set_user_attr("comparable", comparable)
-    started, now = study.user_attrs.get("comparable", {}), json.loads(json.dumps(comparable))
-    different = sorted(key for key in now.keys() | started.keys() if now.get(key) != started.get(key))
+    started = study.user_attrs.get("comparable", {})
+    different = [key for key in comparable | started if comparable.get(key) != started.get(key)]
     if different:
         raise RunError(f"The study {name} was started with other {', '.join(different)}. Choose another --name.")
     return study
