@@ -15,9 +15,9 @@ SEEDS = ("-s", "1", "2")
 TABLE, PAGE = Path("result/suites/dmd-own-synthetic.csv"), Path("result/suites/dmd-own-synthetic.md")
 
 
-def write_suite(content, name: str = "own.json") -> str:
-    Path(name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return name
+def write_suite(content) -> str:
+    Path("own.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return "own.json"
 
 
 def metrics_of(run: str) -> dict:
@@ -72,32 +72,25 @@ def test_a_suite_continues_where_it_stopped_and_replaces_nothing_silently(folder
     assert len(pd.read_csv(TABLE)) == 6 and "rows so far" not in PAGE.read_text()
 
 
-@pytest.mark.parametrize("name", SUITES)
-def test_the_shipped_suites_fit_the_shipped_config(name):
-    suite = load_suite(name)
-    for dataset in ("mosi", "mosei", "synthetic"):
+@pytest.mark.parametrize("dataset", ["mosi", "mosei", "synthetic"])
+def test_the_shipped_suites_fit_the_shipped_config(dataset):
+    for suite in map(load_suite, SUITES):
         for row, overrides in suite.rows.items():
             resolve(row, overrides, RunOptions(dataset_name=dataset))
-    assert suite.description and sum(not overrides for overrides in suite.rows.values()) == 1
-    assert set(suite.heads) <= set(HEADS)
+        assert suite.description and list(suite.rows.values()).count({}) == 1 and set(suite.heads) <= set(HEADS)
 
 
-ROW = {"a": {}}
 BAD = {
-    "no such suite": ("tabel3", "heads, losses, table3"),
-    "no such file": ("none.json", "no such"),
+    "no such suite": ("tabel3", "table3"),
     "not json": ("{", "readable"),
-    "a list": ([], "object"),
     "no rows": ({"rows": {}}, "rows"),
-    "surplus section": ({"rows": ROW, "masks": []}, "masks"),
+    "surplus section": ({"rows": {"a": {}}, "masks": []}, "masks"),
     "row that is no file name": ({"rows": {"a/b": {}}}, "pattern"),
-    "unknown key": ({"rows": {"a": {"gama": 1}}}, "'gamma'"),
+    "unknown key": ({"rows": {"a": {"gama": 1}}}, "gamma"),
     "later row": ({"rows": {"a": {}, "b": {"gamma": -1}}}, "rows.b: gamma is -1"),
-    "set twice": ({"rows": {"a": {"nlevels": 2}}}, "command line too"),
     "epochs set twice": ({"rows": {"a": {"max_epochs": 2}}}, "command line too"),
-    "unknown head": ({"rows": ROW, "heads": ["logit_c"]}, "'logits_c'"),
-    "unknown modality": ({"rows": ROW, "heads": ["logits_c"], "kept": ["lx"]}, "kept.0"),
-    "published metric": ({"rows": ROW, "published": [{"source": "x", "rows": {"a": {"Acc": 1.0}}}]}, "Acc"),
+    "unknown head": ({"rows": {"a": {}}, "heads": ["logit_c"]}, "logits_c"),
+    "unknown modality": ({"rows": {"a": {}}, "kept": ["lx"]}, "kept"),
     "row that does not fit the data": ({"rows": {"a": {}, "b": {"conv1d_kernel_size_l": 99}}}, "is 99"),
     "name that is too long": ({"rows": {"a": {}, "r" * 60: {}}}, "100"),
 }
@@ -105,9 +98,8 @@ BAD = {
 
 def test_a_bad_suite_is_one_line_before_anything_is_trained(folder, capsys):
     for case, (suite, message) in BAD.items():
-        if not isinstance(suite, str) or suite == "{":
-            suite = write_suite(suite)
-        assert train("--suite", suite, "--name", "n" * 50) == 2, case
+        name = suite if suite == "tabel3" else write_suite(suite)
+        assert train("--suite", name, "--name", "n" * 50) == 2, case
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, (case, error)
     assert train("--suite", "table3", "--tune", "2") == 2
