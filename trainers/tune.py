@@ -1,7 +1,4 @@
-"""The command that searches settings: an Optuna study, which several processes and machines may share.
-
-A trial is an ordinary training run in a temporary folder. What stays is the study and a table of its trials.
-"""
+"""The command that searches settings: an Optuna study, whose trials are ordinary training runs in temporary folders."""
 
 import json
 import math
