@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from config.variations import SUITES, load_suite, resolve
+from config.variations import DEFAULT_SPACE, SUITES, load_search_space, load_suite, resolve
 from tests.commands import train
 from trainers.heads import HEADS
 from trainers.options import RunOptions
@@ -73,7 +73,8 @@ def test_a_suite_continues_where_it_stopped_and_replaces_nothing_silently(folder
 
 
 @pytest.mark.parametrize("dataset", ["mosi", "mosei", "synthetic"])
-def test_the_shipped_suites_fit_the_shipped_config(dataset):
+def test_the_shipped_suites_and_search_space_fit_the_shipped_config(dataset):
+    assert load_search_space(DEFAULT_SPACE, RunOptions(dataset_name=dataset))
     for suite in map(load_suite, SUITES):
         for row, overrides in suite.rows.items():
             resolve(row, overrides, RunOptions(dataset_name=dataset))
