@@ -1,82 +1,157 @@
-"""The command that searches settings: checks everything first, then runs a Sweep of ordinary training runs."""
+"""The command that searches settings: an Optuna study, whose trials are ordinary training runs in temporary folders."""
 
-from collections.abc import Callable
+import json
+import math
+import tempfile
+import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from config.search_space import load_search_space
+import numpy as np
+import optuna
+from filelock import FileLock
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from config.variations import DEFAULT_SPACE, load_search_space
 from trainers.options import RunOptions
 from trainers.run_settings import INCONSEQUENTIAL
+from trainers.runs import write_csv
 from trainers.session import train
 from trainers.setup import data_sha256, prepare_features
-from trainers.study_storage import HEARTBEAT_SECONDS
-from trainers.sweep import Sweep
-from utils.device import choose_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, NumericalError, RunError
+from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
+from utils.metrics import LOWER_IS_BETTER
 
-DEFAULT_SPACE = Path(__file__).parent.parent / "config" / "search" / "default.json"
+STARTUP_TRIALS, WARMUP_EPOCHS = 5, 2  # trials that are drawn at random and never pruned; epochs before any pruning
+HEARTBEAT_SECONDS = 60  # a trial that gives no sign for twice as long counts as failed
 
 
 def tune(options: RunOptions, trials: int | None, search_file: str = "", storage: str = "") -> dict | None:
-    """Bring the study `<name>-<dataset>` to so many trials.
+    """Bring the study `<name>-<dataset>` to so many trials that are complete or pruned, over all its processes.
 
-    options      of all trials
     search_file  which settings to vary (default: config/search/default.json)
-    storage      URL of the study's database (default: an SQLite file beside the table of trials)
+    storage      URL of the study's database (default: the SQLite file `<res_save_dir>/tune/<name>-<dataset>.db`)
 
     -> the searched settings of the best trial by KeyEval on valid, None where no trial is complete
     Raises a DMDError for what the caller can fix.
     """
     _check_flags(options, trials)
     [seed], args = options.seeds, options.settings()
-    space = load_search_space(
-        search_file or DEFAULT_SPACE, options.config, lambda config: replace(options, config=config).settings()
-    )
-    choose_device(options.device)
+    space = load_search_space(search_file or DEFAULT_SPACE, options)
     prepare_features(args, **options.replaced)
-    settings = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
-    data = data_sha256(args, options.replaced)
-    description = {"settings": settings, "data": data, "precision": options.precision}
-    study = f"{options.name}-{args.dataset_name}"
-    start_log(Path(options.log_dir) / f"{study}.log", options.verbose_level)
-    sweep = Sweep(study, space, args.KeyEval, seed, description, options.res_save_dir, storage)
+    comparable = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
+    comparable |= {"data": data_sha256(args, options.replaced), "precision": options.precision, "seed": seed}
+    comparable |= {"search": {key: dimension.model_dump() for key, dimension in space.items()}}
+    name, folder = f"{options.name}-{args.dataset_name}", Path(options.res_save_dir) / "tune"
+    table, lock = folder / f"{name}.csv", FileLock(folder / ".lock")
+    start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
 
-    def train_one(settings: dict, folder: Path, after_epoch: Callable[[dict], None]) -> dict:
-        config = options.config | settings | {"keep_checkpoints": 1}
-        folders = {"model_save_dir": folder / "pt", "res_save_dir": folder / "result"}
-        return train(replace(options, config=config, after_epoch=after_epoch, resume=False, **folders))[seed]
+    def objective(trial: optuna.Trial) -> float:
+        # A generator for each trial: else processes on one study would draw the same trials, and a study that
+        # continues would draw those it began with.
+        draws = int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0])
+        study.sampler = optuna.samplers.TPESampler(seed=draws, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
+        settings = {key: dimension.suggest(trial, key) for key, dimension in space.items()}
+        trial.set_user_attr("settings", settings)
+        logger.info(f"Trial {_count(study)} of {trials}, number {trial.number}: {json.dumps(settings)}")
 
-    sweep.run(trials, train_one, options.model_save_dir)
-    logger.info(f"{sweep.summary()}. All of them are in {sweep.table}.")
-    if sweep.running():
-        logger.warning(
-            f"{sweep.running()} of them still run in other processes, or their processes were killed. In the latter "
-            f"case give the same command again in {2 * HEARTBEAT_SECONDS} seconds: it trains others in their place."
-        )
-    best = sweep.best()
-    if best is None:
-        logger.warning("No trial is complete, so that there is no best one. Narrow the search space, or add trials.")
-        return None
-    epoch = best.user_attrs["best_epoch"]
-    logger.info(f"The best is trial {best.number}, with valid {args.KeyEval} {best.value} in epoch {epoch}.")
-    return sweep.settings_of(best)
+        def after_epoch(row: dict) -> None:
+            with interrupts_held():
+                value = row[f"valid/{args.KeyEval}"]
+                trial.report(value, step=row["epoch"])
+                trial.set_user_attr("best_epoch", row["best_epoch"])
+                if math.isnan(value) or trial.should_prune():
+                    raise optuna.TrialPruned
+
+        work = tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir)
+        try:
+            with work, interrupts_held(False):
+                folders = {"model_save_dir": Path(work.name) / "pt", "res_save_dir": Path(work.name) / "result"}
+                config = options.config | settings | {"keep_checkpoints": 1}
+                of_trial = replace(options, config=config, after_epoch=after_epoch, resume=False, **folders)
+                return train(of_trial)[seed][f"valid_{args.KeyEval}"]
+        except NumericalError as error:  # a bad choice of settings, which the sampler learns from
+            raise optuna.TrialPruned from error
+        except Interrupted:  # Optuna itself marks what an Exception ends; a signal is none
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+
+    def write_table(study: optuna.Study, _=None) -> None:
+        with lock:  # else an older state of the study could replace a newer one
+            trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
+            write_csv(table, trials.drop(columns="user_attrs_settings", errors="ignore"))
+
+    try:
+        for parent in (folder, Path(options.model_save_dir)):
+            parent.mkdir(parents=True, exist_ok=True)
+        # A signal waits while the storage is used: in the middle of a transaction it would leave the database locked.
+        with interrupts_held(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            with lock:  # the tables of a database are made once
+                study = _open_study(name, storage or f"sqlite:///{folder / name}.db", args.KeyEval, comparable)
+            optuna.storages.fail_stale_trials(study)  # of processes that were killed
+            try:
+                while _count(study) < trials:
+                    study.optimize(objective, n_trials=1, callbacks=[write_table])
+            finally:
+                write_table(study)
+            return _report(study, table)
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise RunError(
+            f"The study {name} cannot be stored ({reason}). Check --storage, --res-save-dir and --model-save-dir."
+        ) from error
 
 
 def _check_flags(options: RunOptions, trials: int | None) -> None:
-    if trials is None:
-        raise ConfigError("--search and --storage belong to a sweep: give the number of its trials with --tune.")
-    if number_of_processes() > 1:
-        raise ConfigError(
-            "--tune: several ranks cannot train one trial. Start as many plain processes on one --storage instead."
-        )
-    if trials < 1:
-        raise ConfigError(f"--tune: {trials} trials; expected at least 1.")
-    if len(options.seeds) != 1:
-        raise ConfigError(f"--seeds: a sweep has one seed, not {len(options.seeds)}. Train the best with several.")
-    if "?" in options.name:
-        raise ConfigError(f"--name: '{options.name}': the URL of a study cannot have a question mark. Leave it out.")
-    if options.overwrite:
-        raise ConfigError("--overwrite: a study is gone on with, not replaced. Choose another --name.")
-    if options.track:
-        raise ConfigError("--track: a sweep has its own table. Track the best run, by the command that ends the sweep.")
+    for wrong, message in (
+        (trials is None, "--search and --storage belong to a sweep: give the number of its trials with --tune."),
+        (number_of_processes() > 1, "--tune: ranks cannot share a trial. Start plain processes on one --storage."),
+        (len(options.seeds) != 1, "--seeds: a sweep has one seed. Train the best trial with several."),
+        (options.overwrite, "--overwrite: a study is continued, not replaced. Choose another --name."),
+        (options.track, "--track: a sweep has its own table. Track the best run, by the command that ends the sweep."),
+    ):
+        if wrong:
+            raise ConfigError(message)
+
+
+def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> optuna.Study:
+    """comparable: what must be the same for the trials of a study to be compared."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # SQLite's processes wait for each other, by default 5 seconds at most.
+    patient = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+    study = optuna.create_study(
+        storage=optuna.storages.RDBStorage(storage, patient, heartbeat_interval=HEARTBEAT_SECONDS),
+        study_name=name,
+        direction="minimize" if key_eval in LOWER_IS_BETTER else "maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS),
+        load_if_exists=True,
+    )
+    if not study.trials:
+        study.set_user_attr("comparable", comparable)
+    started = study.user_attrs.get("comparable", {})
+    different = [key for key in comparable | started if comparable.get(key) != started.get(key)]
+    if different:
+        raise RunError(f"The study {name} was started with other {', '.join(different)}. Choose another --name.")
+    return study
+
+
+def _count(study: optuna.Study) -> int:
+    """The trials that run, or ended without being interrupted."""
+    return sum(trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False))
+
+
+def _report(study: optuna.Study, table: Path) -> dict | None:
+    """Log how the study stands.  -> the settings of the best trial, if any is complete"""
+    states = Counter(trial.state.name.lower() for trial in study.trials)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    logger.info(f"{states.total()} trials: {counts}. All of them are in {table}.")
+    if not states["complete"]:
+        logger.warning("No trial is complete, so that there is no best one. Narrow the search space, or add trials.")
+        return None
+    best = study.best_trial
+    logger.info(f"The best is number {best.number}: {best.value} on valid in epoch {best.user_attrs['best_epoch']}.")
+    return best.user_attrs["settings"]

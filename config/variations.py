@@ -1,0 +1,128 @@
+"""JSON files that give settings other values: the rows of a suite, and the search space of a sweep."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from optuna import Trial
+from optuna.distributions import FloatDistribution, IntDistribution
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from config.loading import COMMAND_LINE, read_object, show
+from utils.errors import ConfigError
+from utils.metrics import METRICS
+
+SUITES = {path.stem: path for path in sorted(Path(__file__).parent.glob("suites/*.json"))}
+DEFAULT_SPACE = Path(__file__).parent / "search" / "default.json"
+
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+_.-]{0,59}$")]  # it becomes part of a folder's name
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Published(_Strict):
+    """Published numbers of rows, in the units of metrics.json; for runs whose settings have the values of `when`."""
+
+    source: str
+    when: dict = {}
+    rows: dict[RowName, dict[Literal[METRICS], float]]
+
+
+class Suite(_Strict):
+    """Trainings that differ in a few settings each, for one table."""
+
+    description: str = ""
+    rows: Annotated[dict[RowName, dict], Field(min_length=1)]  # overrides; a row without any is the run as configured
+    published: list[Published] = []
+    heads: list[str] = []  # outputs of the model that are scored by themselves, for each row
+    kept: list[Annotated[str, Field(pattern="^[lva]{1,3}$")]] = ["lva"]  # which modalities are there at that
+
+
+class Range(_Strict):
+    """A number from low to high, both included; on a logarithmic scale with `log`."""
+
+    type: Literal["float", "int"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self):
+        distribution = IntDistribution if self.type == "int" else FloatDistribution
+        distribution(*self.bounds, log=self.log)  # raises ValueError
+        return self
+
+    @property
+    def bounds(self) -> list:
+        """The values that must be allowed for all others to be."""
+        number = int if self.type == "int" else float
+        return [number(self.low), number(self.high)]
+
+    def suggest(self, trial: Trial, key: str):
+        suggest = trial.suggest_int if self.type == "int" else trial.suggest_float
+        return suggest(key, *self.bounds, log=self.log)
+
+
+class Choice(_Strict):
+    """One of some values, of any JSON type. A study holds no lists, and takes true for 1: it gets JSON texts."""
+
+    type: Literal["categorical"]
+    choices: Annotated[list, Field(min_length=1)]
+
+    @property
+    def bounds(self) -> list:
+        return self.choices
+
+    def suggest(self, trial: Trial, key: str):
+        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.choices]))
+
+
+Dimension = Annotated[
+    Annotated[Range | Choice, Field(discriminator="type")],
+    # A plain list of values is short for a choice of them.
+    BeforeValidator(lambda given: {"type": "categorical", "choices": given} if isinstance(given, list) else given),
+]
+
+
+def load_suite(name: str) -> Suite:
+    """Read config/suites/<name>.json, or the JSON file of that name. Raises ConfigError for what is wrong in it."""
+    return _read(Suite, SUITES.get(name, Path(name)), "suite file", f"one of {', '.join(SUITES)}")
+
+
+def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
+    """Read {key: [value, …] or {"type": "float" | "int", "low": …, "high": …, "log": …}}, for trials with RunOptions.
+
+    Raises ConfigError for what is wrong in the file, and for bounds or choices which the settings do not allow.
+    """
+    model = Annotated[dict[str, Dimension], Field(min_length=1)]
+    space = _read(model, Path(path), "search space", "leave out --search for the default")
+    for key, dimension in space.items():
+        for value in dimension.bounds:
+            resolve(str(path), {key: value}, options)
+    return space
+
+
+def resolve(where: str, overrides: dict, options) -> dict:
+    """The settings of these RunOptions with the overrides that stand in a file, `where`.
+
+    Raises ConfigError for overrides that the settings do not allow, and for a key that the command line sets too.
+    """
+    for key in overrides.keys() & options.config.keys():
+        raise ConfigError(f"{where}: {key} is set on the command line too. Remove one of the two.")
+    try:
+        return replace(options, config=options.config | overrides).settings()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
+
+
+def _read(model, path: Path, kind: str, instead: str):
+    content = read_object(path, "settings", kind, instead)
+    try:
+        return TypeAdapter(model).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {where}: {first['msg'].rstrip('.')}; got {show(first['input'])}.") from error
