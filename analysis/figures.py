@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from analysis.record import RunRecord, read_run
+from analysis.record import RunRecord
 from config import config_from_resolved
 from trainers.checkpoint import read_checkpoint, settings_beside
 from trainers.heads import Inspection, embed, inspect
@@ -38,39 +38,40 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
     """Write the pictures of a run and its report; all is drawn before anything is written.
 
     inspection: of the test split at the best epoch; None leaves out what needs it, and `skipped` says why
-    -> the paths of the files
+    -> the paths of the files. Raises RunError where one cannot be written.
     """
-    from analysis import plots, report  # here, since a run without figures can do without matplotlib and its start
+    from analysis import plots, report  # here: a run without figures needs no matplotlib, which takes long to import
 
     name, history, best = record.name, record.history, record.best_epoch
     with plots.own_style():
         figures = {
-            "training": plots.training_curves(name, history, best, record.config["settings"].get("KeyEval", "Loss")),
+            "training": plots.training_curves(name, history, best, record.config["settings"]["KeyEval"]),
             "edges": plots.edge_curves(name, history, best),
         }
         if inspection is not None:
             figures["features"] = plots.feature_map(name, embed(inspection))
             figures["predictions"] = plots.predictions(name, inspection)
             figures["heads"] = plots.head_bars(name, inspection.head_metrics())
-        pictures = {key: plots.render(figure, key) for key, figure in figures.items()}
-    svgs = {key: (files["svg"], CAPTIONS[key]) for key, files in pictures.items()}
+        pictures = {key: plots.render(figure) for key, figure in figures.items()}
     contents = {
         record.folder / "figures" / f"{key}.{kind}": content
         for key, files in pictures.items()
         for kind, content in files.items()
-    } | {record.folder / "report.html": report.page(record, svgs, skipped).encode("utf-8", "replace")}
-    for path, content in contents.items():
-        try:
+    }
+    svgs = {key: (files["svg"], CAPTIONS[key]) for key, files in pictures.items()}
+    contents[record.folder / "report.html"] = report.page(record, svgs, skipped).encode()
+    try:
+        for path, content in contents.items():
             write_atomically(path, lambda file, content=content: file.write(content))
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror}).") from error
+    except OSError as error:
+        raise RunError(f"{record.folder}: figures and report cannot be written ({error.strerror}).") from error
     return list(contents)
 
 
 def draw_after_training(run: RunFolder, device: torch.device) -> None:
     """Draw a run that has ended; a failure is a warning, for the run itself is complete."""
     try:
-        record = read_run(run.results)
+        record = RunRecord(run.results)
         draw(record, inspect_checkpoint(record, run.best, device))
         logger.info(f"Figures in {run.results / 'figures'}, all on one page in {run.results / 'report.html'}.")
     except Exception as error:
@@ -98,9 +99,8 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
 
 def best_checkpoint(folder: Path) -> Path:
     """Where run.py puts the best checkpoint of the run with this result folder: `pt/` beside `result/`, or here."""
-    folder = folder.resolve()
-    beside = folder.parent.parent / "pt" / folder.name / "best.pth"
-    here = Path("pt") / folder.name / "best.pth"
+    here = Path("pt") / folder.resolve().name / "best.pth"
+    beside = folder.resolve().parent.parent / here
     return here if here.exists() and not beside.exists() else beside
 
 
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(argv)
     keep_freed_memory()
-    device, record = choose_device(options.device), read_run(options.run)
+    device, record = choose_device(options.device), RunRecord(options.run)
     inspection, skipped = None, ""
     try:
         inspection = inspect_checkpoint(record, options.checkpoint or best_checkpoint(options.run), device)

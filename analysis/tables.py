@@ -1,7 +1,6 @@
 """The tables over seeds in `result/normal/`, which all runs share."""
 
-import contextlib
-from collections.abc import Iterator
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +22,16 @@ def append_results(
     """Append to `normal/<dataset>.csv` a row of `(mean, std)` cells over the seeds, times 100, as the release does,
     and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path
 
-    With `once`, rows that are there already are left out: a resumed run may have been stopped behind them.
+    With `once`, rows that are there already are left out: a continued run may have been stopped after it wrote them.
     """
-    values = {metric: np.array([result[metric] for result in per_seed.values()]) for metric in TABLE_METRICS}
-    row = {"Model": name} | {
-        metric: str((round(float(v.mean()) * 100, 2), round(float(v.std()) * 100, 2))) for metric, v in values.items()
-    }
+    row = {"Model": name}
+    for metric in TABLE_METRICS:
+        values = np.array([result[metric] for result in per_seed.values()])
+        row[metric] = str((round(float(values.mean()) * 100, 2), round(float(values.std()) * 100, 2)))
     columns = ("epoch", *TABLE_METRICS, *WIDER_METRICS)
-    per_seed_rows = [
-        {"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()
-    ]
-    with _locked(res_save_dir) as folder:
-        table = folder / f"{dataset}.csv"
-        _append_rows(table, [row], once)
-        _append_rows(folder / f"{dataset}-seeds.csv", per_seed_rows, once)
-    return table
+    seeds = [{"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()]
+    _append(res_save_dir, f"{dataset}-seeds.csv", seeds, once)
+    return _append(res_save_dir, f"{dataset}.csv", [row], once)
 
 
 def append_intervals(
@@ -53,38 +47,38 @@ def append_intervals(
         | {statistic: round(float(summary.loc[statistic, metric]), 4) for statistic in STATISTICS}
         for metric in summary.columns
     ]
-    with _locked(res_save_dir) as folder:
-        table = folder / f"{dataset}-intervals.csv"
-        _append_rows(table, rows, once)
-    return table
+    return _append(res_save_dir, f"{dataset}-intervals.csv", rows, once)
 
 
-@contextlib.contextmanager
-def _locked(res_save_dir: str | Path) -> Iterator[Path]:
-    """The folder of the tables, which no other process writes to meanwhile.
-
-    Raises RunError where a table cannot be read or written.
-    """
-    folder = Path(res_save_dir) / "normal"
+def _append(res_save_dir: str | Path, file: str, rows: list[dict], once: bool) -> Path:
+    """Raises RunError where the table cannot be read or written."""
+    path, new = Path(res_save_dir) / "normal" / file, pd.DataFrame(rows)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            yield folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            if path.exists():
+                new = _as_text(io.StringIO(new.to_csv(index=False)))  # as text: existing rows stay as they are
+                there = _as_text(path)
+                known = set(there.reindex(columns=new.columns).itertuples(index=False, name=None)) if once else ()
+                new = new[[row not in known for row in new.itertuples(index=False, name=None)]]
+                new = pd.concat([there, new], ignore_index=True)
+            write_csv(path, new)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         reason = getattr(error, "strerror", None) or printable(error)
         raise RunError(
-            f"{folder}: the tables cannot be read or written ({reason}). The runs themselves are complete, in "
+            f"{path}: the tables cannot be read or written ({reason}). The runs themselves are complete, in "
             f"{res_save_dir}. Make room, or move a damaged table away; --resume then adds the rows."
         ) from error
+    return path
 
 
-def _append_rows(path: Path, rows: list[dict], once: bool) -> None:
-    new = pd.DataFrame(rows)
-    if path.exists():
-        there = pd.read_csv(path, dtype=str, keep_default_na=False)  # as text: what stands there stays as it is
-        if once:
-            known = {tuple(row) for row in there.reindex(columns=new.columns).itertuples(index=False)}
-            texts = new.astype(object).where(new.notna(), "").map(str)
-            new = new[[tuple(row) not in known for row in texts.itertuples(index=False)]]
-        new = pd.concat([there, new], ignore_index=True)
-    write_csv(path, new)
+def _as_text(file: Path | io.StringIO) -> pd.DataFrame:
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def write_output(file: str, table: pd.DataFrame) -> None:
+    """Write a command's table where --output says. Raises RunError."""
+    try:
+        write_csv(Path(file), table)
+    except OSError as error:
+        raise RunError(f"--output: cannot write {file} ({error.strerror}).") from error
