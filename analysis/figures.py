@@ -31,7 +31,6 @@ CAPTIONS = {  # of what <run>/figures/ holds, by the files' names
     "predictions": "Predicted against true sentiment on test at the best epoch, and the confusion matrix of Acc_7.",
     "heads": "Acc_2 and Acc_7 of the eight heads on test at the best epoch. output_logit is the prediction.",
 }
-NEED_CHECKPOINT = ("features", "predictions", "heads")
 
 
 def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") -> list[Path]:
@@ -42,24 +41,18 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
     """
     from analysis import plots, report  # here: a run without figures needs no matplotlib, which takes long to import
 
-    name, history, best = record.name, record.history, record.best_epoch
     with plots.own_style():
-        figures = {
-            "training": plots.training_curves(name, history, best, record.config["settings"]["KeyEval"]),
-            "edges": plots.edge_curves(name, history, best),
-        }
+        figures = {"training": plots.training_curves(record), "edges": plots.edge_curves(record)}
         if inspection is not None:
-            figures["features"] = plots.feature_map(name, embed(inspection))
-            figures["predictions"] = plots.predictions(name, inspection)
-            figures["heads"] = plots.head_bars(name, inspection.head_metrics())
-        pictures = {key: plots.render(figure) for key, figure in figures.items()}
-    contents = {
-        record.folder / "figures" / f"{key}.{kind}": content
-        for key, files in pictures.items()
-        for kind, content in files.items()
-    }
-    svgs = {key: (files["svg"], CAPTIONS[key]) for key, files in pictures.items()}
-    contents[record.folder / "report.html"] = report.page(record, svgs, skipped).encode()
+            figures["features"] = plots.feature_map(record.name, embed(inspection))
+            figures["predictions"] = plots.predictions(record.name, inspection)
+            figures["heads"] = plots.head_bars(record.name, inspection.head_metrics())
+        files = {
+            f"{key}.{kind}": plots.render(figure, kind) for key, figure in figures.items() for kind in ("png", "svg")
+        }
+    page = report.page(record, [(files[f"{key}.svg"], CAPTIONS[key]) for key in figures], skipped)
+    contents = {record.folder / "figures" / name: content for name, content in files.items()}
+    contents[record.folder / "report.html"] = page.encode()
     try:
         for path, content in contents.items():
             write_atomically(path, lambda file, content=content: file.write(content))
@@ -86,8 +79,7 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
 
     Raises CheckpointError, ConfigError or DataError where checkpoint, settings and data do not fit together.
     """
-    state = read_checkpoint(checkpoint)
-    beside = settings_beside(checkpoint)
+    state, beside = read_checkpoint(checkpoint), settings_beside(checkpoint)
     if beside and beside["settings"] != record.config["settings"]:
         raise CheckpointError(f"{checkpoint}: of a run with other settings than {record.folder}. Name the right one.")
     args, replaced = config_from_resolved(record.config["settings"]), record.config["features"]
@@ -95,13 +87,6 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
     for difference in differences(record.config, args, replaced):
         print(f"Warning: {difference}", file=sys.stderr)
     return inspect(model, loader, device, record.config.get("precision", "fp32"))
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """Where run.py puts the best checkpoint of the run with this result folder: `pt/` beside `result/`, or here."""
-    here = Path("pt") / folder.resolve().name / "best.pth"
-    beside = folder.resolve().parent.parent / here
-    return here if here.exists() and not beside.exists() else beside
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,17 +97,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     keep_freed_memory()
     device, record = choose_device(options.device), RunRecord(options.run)
+    # `pt/` is beside `result/`, or here.
+    defaults = [parent / "pt" / record.name / "best.pth" for parent in (options.run.resolve().parents[1], Path())]
+    found = next(filter(Path.exists, defaults), defaults[0])
     inspection, skipped = None, ""
     try:
-        inspection = inspect_checkpoint(record, options.checkpoint or best_checkpoint(options.run), device)
+        inspection = inspect_checkpoint(record, options.checkpoint or found, device)
     except DMDError as error:
         if options.checkpoint:  # which was asked for
             raise
-        skipped = f"Without {', '.join(NEED_CHECKPOINT)}: {error}"
+        skipped = f"Without features, predictions, heads: {error}"
+        print(skipped, file=sys.stderr)
     for path in draw(record, inspection, skipped):
         print(path)
-    if skipped:
-        print(skipped, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import matplotlib
 import matplotlib.style
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix
 
+from analysis.record import RunRecord
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
 from models.dmd import MODALITIES
@@ -45,8 +45,9 @@ LOOKS = (  # colour, dashes, marker: any one of them tells lines apart
 )  # fmt: skip
 MODALITY_MARKS = {"l": ("#0072b2", "o"), "v": ("#d55e00", "^"), "a": ("#009e73", "s")}
 GRAPHS = {"homo": "Homogeneous graph (common features)", "hetero": "Heterogeneous graph (specific features)"}
-FUSED_HEADS = {"output_logit": "all, fused", "logits_c": "common, fused"}
-CLASSES = range(-3, 4)
+HEAD_LABELS = {"output_logit": "all, fused", "logits_c": "common, fused"} | {
+    f"logits_{m}_{graph}": f"{graph} {MODALITIES[m]}" for m in MODALITIES for graph in GRAPHS
+}
 
 
 @contextlib.contextmanager
@@ -56,14 +57,12 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def render(figure: Figure) -> dict[str, bytes]:
-    """-> {"png": …, "svg": …}"""
-    files = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        files[kind] = buffer.getvalue()
-    return files
+def render(figure: Figure, kind: str) -> bytes:
+    """A "png" or "svg" file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata[kind])
+    return buffer.getvalue()
 
 
 def _figure(title: str, height: float) -> Figure:
@@ -72,50 +71,47 @@ def _figure(title: str, height: float) -> Figure:
     return figure
 
 
-def training_curves(name: str, history: pd.DataFrame, best_epoch: int, key: str) -> Figure:
+def training_curves(run: RunRecord) -> Figure:
     """Total loss, Loss, MAE and Acc_2 over the epochs, for each split."""
-    figure = _figure(f"Training of {name}", 9.2)
-    panels = {
-        ("Objective: what training minimises, mean over the batches of train", "total loss"): {"train": "loss/total"},
-        ("Loss: mean over batches of the MAE", "Loss (sentiment points)"): {s: f"{s}/Loss" for s in SPLITS},
-        ("MAE: mean distance of predicted and true sentiment", "MAE (sentiment points)"): {
-            s: f"{s}/MAE" for s in SPLITS
-        },
-        ("Acc_2: positive against negative", "Acc_2 (share of utterances)"): {s: f"{s}/Acc_2" for s in SPLITS},
+    titles = {
+        "Loss": ("Loss: mean over batches of the MAE", "Loss (sentiment points)"),
+        "MAE": ("MAE: mean distance of predicted and true sentiment", "MAE (sentiment points)"),
+        "Acc_2": ("Acc_2: positive against negative", "Acc_2 (share of utterances)"),
     }
-    _draw_over_epochs(figure, panels, history, best_epoch, f"The best epoch is chosen by {key} on valid", False)
+    objective = ("Objective: what training minimises, mean over the batches of train", "total loss")
+    panels = {objective: {"train": "loss/total"}}
+    panels |= {title: {split: f"{split}/{metric}" for split in SPLITS} for metric, title in titles.items()}
+    figure = _figure(f"Training of {run.name}", 9.2)
+    key = run.config["settings"]["KeyEval"]
+    _draw_over_epochs(figure, panels, run, f"The best epoch is chosen by {key} on valid")
     return figure
 
 
-def edge_curves(name: str, history: pd.DataFrame, best_epoch: int) -> Figure:
+def edge_curves(run: RunRecord) -> Figure:
     """The six edges of both graphs over the epochs."""
-    figure = _figure(f"Who teaches whom: graph edges of {name}", 7.4)
     panels = {
         (title, "edge weight (six sum to 1)"): {edge.replace("2", "→"): f"edge/{graph}_{edge}" for edge in EDGE_NAMES}
         for graph, title in GRAPHS.items()
     }
+    figure = _figure(f"Who teaches whom: graph edges of {run.name}", 7.4)
     legend = "teacher→student; L text, V vision, A audio; mean over the train split"
-    _draw_over_epochs(figure, panels, history, best_epoch, legend, True)
+    _draw_over_epochs(figure, panels, run, legend, sharey=True)
     return figure
 
 
-def _draw_over_epochs(
-    figure: Figure, panels: dict, history: pd.DataFrame, best_epoch: int, legend: str, one_scale: bool
-) -> None:
-    """Draw columns of the history below each other.
-
-    panels: {(title, y label): {label of a line: column}}; legend: its title; one_scale: one y axis for all panels
-    """
-    axes = figure.subplots(len(panels), 1, sharex=True, sharey=one_scale)
-    for ax, ((title, unit), lines) in zip(axes, panels.items(), strict=True):
+def _draw_over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, sharey: bool = False) -> None:
+    """Draw columns of the history below each other.  panels: {(title, y label): {label of a line: column}}"""
+    epochs, best = run.history["epoch"], run.best_epoch
+    for ax, ((title, unit), lines) in zip(
+        figure.subplots(len(panels), 1, sharex=True, sharey=sharey), panels.items(), strict=True
+    ):
         for (label, column), (colour, dashes, marker) in zip(lines.items(), LOOKS, strict=False):
-            ax.plot("epoch", column, data=history, color=colour, linestyle=dashes, marker=marker,
-                    markevery=max(1, len(history) // 12), label=label)  # fmt: skip
-        ax.axvline(best_epoch, color="0.45", linewidth=1, linestyle="--", zorder=1, label=f"best epoch {best_epoch}")
+            ax.plot(epochs, run.history[column], color=colour, linestyle=dashes, marker=marker,
+                    markevery=max(1, len(epochs) // 12), label=label)  # fmt: skip
+        ax.axvline(best, color="0.45", linewidth=1, linestyle="--", zorder=1, label=f"best epoch {best}")
         ax.set(title=title, ylabel=unit)
-    first, last = history["epoch"].min(), history["epoch"].max()
-    room = max(0.3, 0.03 * (last - first))  # also where there is one epoch only
-    ax.set(xlim=(first - room, last + room), xlabel="epoch")
+    room = max(0.3, 0.03 * np.ptp(epochs))  # also where there is one epoch only
+    ax.set(xlim=(epochs.min() - room, epochs.max() + room), xlabel="epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, title=legend, handlelength=3.6)
@@ -144,44 +140,31 @@ def feature_map(name: str, embedding: Embedding) -> Figure:
     return figure
 
 
-def confusion(inspection: Inspection) -> np.ndarray:
-    """Utterances by true (row) and predicted (column) class -3 … 3.  -> (7, 7)"""
-    sides = (sentiment_classes(x, 3) for x in (inspection.labels, inspection.heads["output_logit"]))
-    return confusion_matrix(*sides, labels=list(CLASSES))
-
-
 def predictions(name: str, inspection: Inspection) -> Figure:
     """Predicted against true sentiment, and the confusion matrix whose diagonal is Acc_7."""
     figure = _figure(f"Predictions of {name} (test)", 9.6)
     scatter, matrix = figure.subplots(2, 1, height_ratios=(1, 1.15))
-    metrics, counts = inspection.head_metrics()["output_logit"], confusion(inspection)
+    metrics, predicted = inspection.head_metrics()["output_logit"], inspection.heads["output_logit"]
     scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--")
     scatter.scatter(inspection.labels, inspection.heads["output_logit"], s=16, facecolors="none", edgecolors="#0072b2")
     numbers = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
     scatter.set(title=f"Each circle an utterance; dashed: predicted = true\n{numbers}",
                 xlabel="true sentiment (-3 … 3)", ylabel="predicted sentiment")  # fmt: skip
 
+    classes = (sentiment_classes(values, 3) for values in (inspection.labels, predicted))
+    counts = confusion_matrix(*classes, labels=range(-3, 4))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = matrix.imshow(shares, cmap="Greys", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         shade = "white" if shares[row, column] > 0.5 else "black"
         matrix.text(column, row, count, ha="center", va="center", color=shade)
-    ticks = {"ticks": range(7), "labels": [f"{c:+d}" if c else "0" for c in CLASSES]}
-    matrix.set_xticks(**ticks)
-    matrix.set_yticks(**ticks)
-    matrix.grid(False)
+    for axis in (matrix.xaxis, matrix.yaxis):
+        axis.set_ticks(range(7), ["-3", "-2", "-1", "0", "+1", "+2", "+3"])
+        axis.grid(False)
     share = f"{np.trace(counts)}/{counts.sum()} = {metrics['Acc_7']:.4f}"
     matrix.set(title=f"Utterances by class: Acc_7 = {share}", xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, ax=matrix, label="share of the true class (row)", fraction=0.05)
     return figure
-
-
-def head_label(head: str) -> str:
-    """'logits_l_homo' -> 'homo text', with the published name below."""
-    if head in FUSED_HEADS:
-        return f"{FUSED_HEADS[head]}\n{head}"
-    _, m, graph = head.split("_")
-    return f"{graph} {MODALITIES[m]}\n{head}"
 
 
 def head_bars(name: str, head_metrics: dict[str, dict[str, float]]) -> Figure:
@@ -197,7 +180,7 @@ def head_bars(name: str, head_metrics: dict[str, dict[str, float]]) -> Figure:
         drawn = ax.barh(places + offset, np.nan_to_num(values), 0.38, color=colour, edgecolor="0.2", hatch=hatch,
                         label=f"{metric} ({meaning})")  # fmt: skip
         ax.bar_label(drawn, [f"{value:.3f}" for value in values], padding=3, fontsize=9)
-    ax.set_yticks(places, [head_label(head) for head in head_metrics])
+    ax.set_yticks(places, [f"{HEAD_LABELS[head]}\n{head}" for head in head_metrics])
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.12), xticks=np.arange(0, 1.01, 0.2), xlabel="accuracy (share of utterances)")
     ax.grid(axis="y", visible=False)

@@ -14,10 +14,10 @@ from dataset.features import SPLITS
 SHORT_HISTORY = ["epoch", "loss/total", *(f"{s}/{m}" for s in SPLITS for m in ("Loss", "Acc_2", "Acc_7"))]
 
 
-def page(record: RunRecord, pictures: dict[str, tuple[bytes, str]], skipped: str = "") -> str:
+def page(record: RunRecord, pictures: list[tuple[bytes, str]], skipped: str = "") -> str:
     """The HTML of a run's report.
 
-    pictures  SVG and caption by name
+    pictures  SVG and caption
     skipped   why pictures are missing, if some are
     """
     environment = jinja2.Environment(
@@ -30,7 +30,7 @@ def page(record: RunRecord, pictures: dict[str, tuple[bytes, str]], skipped: str
         environment={key: value for key, value in record.config.items() if key != "settings"},
         splits=SPLITS,
         split_metrics=SPLIT_METRICS,
-        pictures=[(base64.b64encode(svg).decode(), caption) for svg, caption in pictures.values()],
+        pictures=[(base64.b64encode(svg).decode(), caption) for svg, caption in pictures],
         skipped=skipped,
         best_row=record.history.set_index("epoch").loc[record.best_epoch],
         short_history=SHORT_HISTORY,

@@ -30,8 +30,8 @@ def append_results(
         row[metric] = str((round(float(values.mean()) * 100, 2), round(float(values.std()) * 100, 2)))
     columns = ("epoch", *TABLE_METRICS, *WIDER_METRICS)
     seeds = [{"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()]
-    _append(res_save_dir, f"{dataset}-seeds.csv", seeds, once)
-    return _append(res_save_dir, f"{dataset}.csv", [row], once)
+    _append(res_save_dir, f"{dataset}-seeds.csv", pd.DataFrame(seeds), once)
+    return _append(res_save_dir, f"{dataset}.csv", pd.DataFrame([row]), once)
 
 
 def append_intervals(
@@ -41,24 +41,22 @@ def append_intervals(
 
     summary: the table of analysis.statistics.over_seeds, rows by seed; once: as for append_results
     """
-    seeds = " ".join(str(row) for row in summary.index if row not in STATISTICS)
-    rows = [
-        {"Model": name, "seeds": seeds, "metric": metric}
-        | {statistic: round(float(summary.loc[statistic, metric]), 4) for statistic in STATISTICS}
-        for metric in summary.columns
-    ]
-    return _append(res_save_dir, f"{dataset}-intervals.csv", rows, once)
+    table = summary.loc[list(STATISTICS)].T.round(4).rename_axis("metric").reset_index()
+    table.insert(0, "seeds", " ".join(str(row) for row in summary.index if row not in STATISTICS))
+    table.insert(0, "Model", name)
+    return _append(res_save_dir, f"{dataset}-intervals.csv", table, once)
 
 
-def _append(res_save_dir: str | Path, file: str, rows: list[dict], once: bool) -> Path:
+def _append(res_save_dir: str | Path, file: str, new: pd.DataFrame, once: bool) -> Path:
     """Raises RunError where the table cannot be read or written."""
-    path, new = Path(res_save_dir) / "normal" / file, pd.DataFrame(rows)
+    path = Path(res_save_dir) / "normal" / file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
             if path.exists():
-                new = _as_text(io.StringIO(new.to_csv(index=False)))  # as text: existing rows stay as they are
-                there = _as_text(path)
+                # As text, so that existing rows stay as they are.
+                there, new = (pd.read_csv(file, dtype=str, keep_default_na=False)
+                              for file in (path, io.StringIO(new.to_csv(index=False))))  # fmt: skip
                 known = set(there.reindex(columns=new.columns).itertuples(index=False, name=None)) if once else ()
                 new = new[[row not in known for row in new.itertuples(index=False, name=None)]]
                 new = pd.concat([there, new], ignore_index=True)
@@ -70,10 +68,6 @@ def _append(res_save_dir: str | Path, file: str, rows: list[dict], once: bool) -
             f"{res_save_dir}. Make room, or move a damaged table away; --resume then adds the rows."
         ) from error
     return path
-
-
-def _as_text(file: Path | io.StringIO) -> pd.DataFrame:
-    return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
 def write_output(file: str, table: pd.DataFrame) -> None:

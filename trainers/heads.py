@@ -69,10 +69,10 @@ def _masked(model: DMD, inputs: list[torch.Tensor], kept: str) -> Iterator[list[
         x if m in kept or (m == "l" and encoded) else torch.zeros_like(x)
         for m, x in zip(ARGUMENT_ORDER, inputs, strict=True)
     ]
-    with contextlib.ExitStack() as stack:
-        if encoded:
-            hook = model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features))
-            stack.callback(hook.remove)
+    if not encoded:
+        yield left
+        return
+    with model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features)):
         yield left
 
 

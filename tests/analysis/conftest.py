@@ -1,4 +1,4 @@
-"""Runs on the small corpus, trained once for the tests of a file."""
+"""Runs on the small corpus, trained once."""
 
 import contextlib
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from tests.commands import train, write_pickle
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory, corpus) -> Path:
     """A folder with one command's two seeds, and a run with other settings."""
     folder = tmp_path_factory.mktemp("trained")

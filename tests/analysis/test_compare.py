@@ -83,7 +83,6 @@ def test_two_runs_by_a_process_of_its_own(runs):
 
 def test_the_better_run_is_named_where_they_differ(runs, capsys):
     """B says the opposite of the label, A the label: 9 or more of 10 labels are not 0, and 2 / 2^9 < 0.05."""
-    shutil.copytree(A, "result/copy")
     change(A, prediction=read(A)["label"])
     change(B, prediction=-read(B)["label"])
     for one, other, better in ((A, B, "A"), (B, A, "B"), (SECOND, SECOND, "neither")):
