@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.record import RunRecord
 from analysis.statistics import RESAMPLES, compare, over_seeds
-from analysis.tables import append_intervals, write_output
+from analysis.tables import append_intervals, as_text, write_output
 from trainers.run_settings import INCONSEQUENTIAL, different_settings
 from utils.cli import run_command
 from utils.errors import ConfigError, DMDError, RunError
@@ -41,19 +41,14 @@ def pair(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray, str]:
     """
     # An id may occur several times: the first of one run belongs to the first of another.
     tables = [run.predictions.set_index(["id", run.predictions.groupby("id").cumcount()]) for run in runs]
-    joined = pd.concat(dict(enumerate(tables)), axis=1, join="inner")
-    folders = ", ".join(str(run.folder) for run in runs)
-    if len(joined) < 2:
-        raise RunError(f"{folders}: they share less than 2 utterances of test. Are they of one data set?")
-    labels = joined.xs("label", axis=1, level=1).to_numpy()
-    different = (labels != labels[:, :1]).any(axis=1)
-    if different.any():
-        utterance = joined.index[different.argmax()][0]
-        raise RunError(f"{folders}: the label of utterance '{printable(utterance)}' differs. Compare the same labels.")
-    others = [len(table) - len(joined) for table in tables]
-    rest = ", ".join(f"{number} of {run.folder}" for run, number in zip(runs, others, strict=True) if number)
-    sizes = f"{len(joined)} utterances of test{f'; not in all runs: {rest}' if rest else ''}."
-    return joined.xs("prediction", axis=1, level=1).to_numpy().T, labels[:, 0], sizes
+    joined = pd.concat(tables, axis=1, join="inner")
+    labels, predictions = joined["label"].to_numpy(), joined["prediction"].to_numpy()
+    if len(joined) < 2 or (labels != labels[:, :1]).any():
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise RunError(f"{folders}: they share less than 2 utterances of test, or have other labels for these.")
+    others = [(len(run.predictions) - len(joined), run.folder) for run in runs]
+    rest = ", ".join(f"{number} of {folder}" for number, folder in others if number)
+    return predictions.T, labels[:, 0], f"{len(joined)} utterances of test{rest and f'; not in all runs: {rest}'}."
 
 
 def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, name: str, once: bool) -> None:
@@ -74,42 +69,34 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
     logger.info(f"low, high: 95 % interval of the mean over {len(labels)} test utterances; in {path}.")
 
 
-def sum_up_seeds(runs: Sequence[RunRecord]) -> tuple[pd.DataFrame, list[str]]:
-    """-> (the table, lines to print) of the seeds of one configuration
-
-    Raises ConfigError or RunError where they are not that.
-    """
-    first, seeds = runs[0], [run.config.get("seed") for run in runs]
+def sum_up_seeds(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Print and return the table of the seeds of one configuration. Raises ConfigError where they are not that."""
+    seeds = [run.config["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: the runs have the seeds {', '.join(map(str, seeds))}. Name each seed once.")
     for run in runs:
-        for key, value, other in different_settings(run.config, first.config, INCONSEQUENTIAL):
+        for key, value, first in different_settings(run.config, runs[0].config, INCONSEQUENTIAL):
             raise ConfigError(
-                f"--seeds: {run.folder} has {key} {printable(value)}, but {first.folder} has {printable(other)}. "
+                f"--seeds: {run.folder} has {key} {printable(value)}, but {runs[0].folder} has {printable(first)}. "
                 "Name seeds of one configuration; two configurations are compared without --seeds."
             )
     predictions, labels, sizes = pair(runs)
     table = over_seeds(predictions, labels, seeds)
-    return table.rename_axis("seed").reset_index(), [sizes, as_text(table), SEEDS_NOTE]
+    print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
+    return table.rename_axis("seed").reset_index()
 
 
-def compare_two(a: RunRecord, b: RunRecord) -> tuple[pd.DataFrame, list[str]]:
-    """-> (the table, lines to print) of run A against run B. Raises RunError where they cannot be paired."""
+def compare_two(a: RunRecord, b: RunRecord) -> pd.DataFrame:
+    """Print and return the table of run A against run B. Raises RunError where they cannot be paired."""
     predictions, labels, sizes = pair([a, b])
     table = compare(*predictions, labels)
     by_interval = (table["low"] > 0) | (table["high"] < 0)
     differs = (table["p"] < LEVEL).where(table["p"].notna(), by_interval)
     b_better = (table["difference"] > 0) == table.index.isin(LOWER_IS_BETTER)
     table["better"] = np.where(differs, np.where(b_better, "B", "A"), "neither")
-    lines = [f"A: {a.folder}", f"B: {b.folder}", sizes, as_text(table), COMPARISON_NOTES]
+    print(f"A: {a.folder}", f"B: {b.folder}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
     named = {"run_A": str(a.folder), "run_B": str(b.folder), "utterances": len(labels)}
-    return table.rename_axis("metric").reset_index().assign(**named), lines
-
-
-def as_text(table: pd.DataFrame) -> str:
-    """A table for reading, with 4 digits, and nothing where something is not defined."""
-    texts = table.astype(object).map(lambda v: "" if pd.isna(v) else f"{v:.4f}" if isinstance(v, float) else str(v))
-    return texts.to_string()
+    return table.rename_axis("metric").reset_index().assign(**named)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,14 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(argv)
     number = len(options.runs)
     if number < 2 or (number > 2 and not options.seeds):
-        raise ConfigError(
-            f"{number} runs: a comparison needs two, and several seeds of one configuration take --seeds."
-        )
+        raise ConfigError(f"{number} runs: a comparison needs two; seeds of one configuration take --seeds.")
     runs = [RunRecord(folder) for folder in options.runs]
-    table, lines = sum_up_seeds(runs) if options.seeds else compare_two(*runs)
-    if options.output:
-        write_output(options.output, table)
-    print("\n".join(lines))
+    write_output(options.output, sum_up_seeds(runs) if options.seeds else compare_two(*runs))
 
 
 if __name__ == "__main__":

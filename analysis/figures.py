@@ -14,7 +14,7 @@ import torch
 from analysis.record import RunRecord
 from config import config_from_resolved
 from trainers.checkpoint import read_checkpoint, settings_beside
-from trainers.heads import Inspection, embed, inspect
+from trainers.heads import Inspection, inspect
 from trainers.runs import RunFolder
 from trainers.setup import differences, restore
 from utils.cli import log_traceback, run_command
@@ -44,9 +44,8 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
     with plots.own_style():
         figures = {"training": plots.training_curves(record), "edges": plots.edge_curves(record)}
         if inspection is not None:
-            figures["features"] = plots.feature_map(record.name, embed(inspection))
-            figures["predictions"] = plots.predictions(record.name, inspection)
-            figures["heads"] = plots.head_bars(record.name, inspection.head_metrics())
+            of_test = {"features": plots.feature_map, "predictions": plots.predictions, "heads": plots.head_bars}
+            figures |= {key: make(record.name, inspection) for key, make in of_test.items()}
         files = {
             f"{key}.{kind}": plots.render(figure, kind) for key, figure in figures.items() for kind in ("png", "svg")
         }

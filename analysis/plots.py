@@ -3,12 +3,10 @@
 Figures are made without pyplot: no display is needed, and no global state of matplotlib's is left behind.
 """
 
-import contextlib
 import io
 import textwrap
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
-import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,11 +17,10 @@ from analysis.record import RunRecord
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
 from models.dmd import MODALITIES
-from trainers.heads import Embedding, Inspection
+from trainers.heads import Inspection, embed
 from utils.metrics import sentiment_classes
 
 STYLE = {
-    "font.size": 10,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.grid": True,
@@ -32,7 +29,6 @@ STYLE = {
     "legend.fontsize": 9,
     "legend.title_fontsize": 9,
     "lines.linewidth": 1.5,
-    "lines.markersize": 5,
     "lines.markerfacecolor": "white",
     "text.parse_math": False,  # a run's name may hold a $
     "svg.fonttype": "none",  # text stays text
@@ -50,11 +46,9 @@ HEAD_LABELS = {"output_logit": "all, fused", "logits_c": "common, fused"} | {
 }
 
 
-@contextlib.contextmanager
-def own_style() -> Iterator[None]:
+def own_style() -> AbstractContextManager:
     """Draw and render in this style, whatever a user's matplotlibrc says."""
-    with matplotlib.style.context(["default", STYLE]):
-        yield
+    return matplotlib.style.context(["default", STYLE])
 
 
 def render(figure: Figure, kind: str) -> bytes:
@@ -73,18 +67,17 @@ def _figure(title: str, height: float) -> Figure:
 
 def training_curves(run: RunRecord) -> Figure:
     """Total loss, Loss, MAE and Acc_2 over the epochs, for each split."""
-    titles = {
-        "Loss": ("Loss: mean over batches of the MAE", "Loss (sentiment points)"),
-        "MAE": ("MAE: mean distance of predicted and true sentiment", "MAE (sentiment points)"),
-        "Acc_2": ("Acc_2: positive against negative", "Acc_2 (share of utterances)"),
+    panels = {
+        ("Objective: what training minimises, mean over the batches of train", "total loss"): {"train": "loss/total"}
     }
-    objective = ("Objective: what training minimises, mean over the batches of train", "total loss")
-    panels = {objective: {"train": "loss/total"}}
-    panels |= {title: {split: f"{split}/{metric}" for split in SPLITS} for metric, title in titles.items()}
-    figure = _figure(f"Training of {run.name}", 9.2)
-    key = run.config["settings"]["KeyEval"]
-    _draw_over_epochs(figure, panels, run, f"The best epoch is chosen by {key} on valid")
-    return figure
+    for metric, meaning, unit in (
+        ("Loss", "mean over batches of the MAE", "sentiment points"),
+        ("MAE", "mean distance of predicted and true sentiment", "sentiment points"),
+        ("Acc_2", "positive against negative", "share of utterances"),
+    ):
+        panels[f"{metric}: {meaning}", f"{metric} ({unit})"] = {split: f"{split}/{metric}" for split in SPLITS}
+    legend = f"The best epoch is chosen by {run.config['settings']['KeyEval']} on valid"
+    return _over_epochs(f"Training of {run.name}", 9.2, panels, run, legend)
 
 
 def edge_curves(run: RunRecord) -> Figure:
@@ -93,18 +86,16 @@ def edge_curves(run: RunRecord) -> Figure:
         (title, "edge weight (six sum to 1)"): {edge.replace("2", "→"): f"edge/{graph}_{edge}" for edge in EDGE_NAMES}
         for graph, title in GRAPHS.items()
     }
-    figure = _figure(f"Who teaches whom: graph edges of {run.name}", 7.4)
     legend = "teacher→student; L text, V vision, A audio; mean over the train split"
-    _draw_over_epochs(figure, panels, run, legend, sharey=True)
-    return figure
+    return _over_epochs(f"Who teaches whom: graph edges of {run.name}", 7.4, panels, run, legend, sharey=True)
 
 
-def _draw_over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, sharey: bool = False) -> None:
-    """Draw columns of the history below each other.  panels: {(title, y label): {label of a line: column}}"""
+def _over_epochs(title: str, height: float, panels: dict, run: RunRecord, legend: str, sharey: bool = False) -> Figure:
+    """Columns of the history below each other.  panels: {(title, y label): {label of a line: column}}"""
+    figure = _figure(title, height)
+    axes = figure.subplots(len(panels), 1, sharex=True, sharey=sharey)
     epochs, best = run.history["epoch"], run.best_epoch
-    for ax, ((title, unit), lines) in zip(
-        figure.subplots(len(panels), 1, sharex=True, sharey=sharey), panels.items(), strict=True
-    ):
+    for ax, ((title, unit), lines) in zip(axes, panels.items(), strict=True):
         for (label, column), (colour, dashes, marker) in zip(lines.items(), LOOKS, strict=False):
             ax.plot(epochs, run.history[column], color=colour, linestyle=dashes, marker=marker,
                     markevery=max(1, len(epochs) // 12), label=label)  # fmt: skip
@@ -115,28 +106,29 @@ def _draw_over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str,
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, title=legend, handlelength=3.6)
+    return figure
 
 
-def feature_map(name: str, embedding: Embedding) -> Figure:
-    """The embedded features twice: by modality and part, and by sentiment."""
-    shown = len(embedding.labels)
+def feature_map(name: str, inspection: Inspection) -> Figure:
+    """The features on a plane twice: by modality and part, and by sentiment."""
+    embedded, labels = embed(inspection)
+    shown, total = len(labels), len(inspection.labels)
     figure = _figure(f"Decoupled features of {name} (test)", 10.4)
-    by_part, by_label = axes = figure.subplots(2, 1, sharex=True, sharey=True)
-    for (part, m), points in embedding.points.items():
+    by_part, by_label = figure.subplots(2, 1, sharex=True, sharey=True)
+    for (part, m), points in embedded.items():
         (colour, marker), common = MODALITY_MARKS[m], part == "common"
         look = {"s": 26 if shown <= 100 else 14, "marker": marker}
         by_part.scatter(*points.T, **look, facecolors=colour if common else "none", edgecolors=colour, linewidths=0.8,
                         alpha=0.8, label=f"{part}, {MODALITIES[m]}")  # fmt: skip
-        shades = by_label.scatter(*points.T, **look, c=embedding.labels, cmap="cividis", vmin=-3, vmax=3,
+        shades = by_label.scatter(*points.T, **look, c=labels, cmap="cividis", vmin=-3, vmax=3,
                                   edgecolors="0.3" if common else "none", linewidths=0.5)  # fmt: skip
-    which = f"{'all' if shown == embedding.total else f'{shown} of'} {embedding.total}"
+    which = f"{'all' if shown == total else f'{shown} of'} {total}"
     figure.legend(loc="outside lower center", ncols=2, title=f"t-SNE of {which} utterances, mean over the steps")
     figure.colorbar(shades, ax=by_label, label="true sentiment (-3 … 3)", orientation="horizontal", aspect=40)
-    for ax in axes:
-        ax.set_ylabel("t-SNE axis 2 (no unit)")
-        ax.tick_params(labelleft=False, labelbottom=False, length=0)
     by_part.set_title("By modality and part (open: specific, filled: common)")
-    by_label.set(title="The same points by sentiment (outlined: common)", xlabel="t-SNE axis 1 (no unit)")
+    by_label.set_title("The same points by sentiment (outlined: common)")
+    for ax in (by_part, by_label):
+        ax.set(xlabel="t-SNE axis 1 (no unit)", ylabel="t-SNE axis 2 (no unit)", xticks=[], yticks=[])
     return figure
 
 
@@ -146,7 +138,7 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     scatter, matrix = figure.subplots(2, 1, height_ratios=(1, 1.15))
     metrics, predicted = inspection.head_metrics()["output_logit"], inspection.heads["output_logit"]
     scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--")
-    scatter.scatter(inspection.labels, inspection.heads["output_logit"], s=16, facecolors="none", edgecolors="#0072b2")
+    scatter.scatter(inspection.labels, predicted, s=16, facecolors="none", edgecolors="#0072b2")
     numbers = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
     scatter.set(title=f"Each circle an utterance; dashed: predicted = true\n{numbers}",
                 xlabel="true sentiment (-3 … 3)", ylabel="predicted sentiment")  # fmt: skip
@@ -167,20 +159,20 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     return figure
 
 
-def head_bars(name: str, head_metrics: dict[str, dict[str, float]]) -> Figure:
+def head_bars(name: str, inspection: Inspection) -> Figure:
     """Acc_2 and Acc_7 of every head by itself."""
     figure = _figure(f"Every head of {name} by itself (test)", 7.2)
-    ax, places = figure.subplots(), np.arange(len(head_metrics))
-    bars = (
+    metrics = inspection.head_metrics()
+    ax, places = figure.subplots(), np.arange(len(metrics))
+    for offset, metric, meaning, colour, hatch in (
         (-0.2, "Acc_2", "positive or negative; labels that are not 0", "#9ecae1", ""),
         (0.2, "Acc_7", "seven classes", "#fdd0a2", "////"),
-    )
-    for offset, metric, meaning, colour, hatch in bars:
-        values = [metrics[metric] for metrics in head_metrics.values()]
+    ):
+        values = [of_head[metric] for of_head in metrics.values()]
         drawn = ax.barh(places + offset, np.nan_to_num(values), 0.38, color=colour, edgecolor="0.2", hatch=hatch,
                         label=f"{metric} ({meaning})")  # fmt: skip
         ax.bar_label(drawn, [f"{value:.3f}" for value in values], padding=3, fontsize=9)
-    ax.set_yticks(places, [f"{HEAD_LABELS[head]}\n{head}" for head in head_metrics])
+    ax.set_yticks(places, [f"{HEAD_LABELS[head]}\n{head}" for head in metrics])
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.12), xticks=np.arange(0, 1.01, 0.2), xlabel="accuracy (share of utterances)")
     ax.grid(axis="y", visible=False)

@@ -9,10 +9,7 @@ import pandas as pd
 
 from trainers.checkpoint import check_description
 from utils.errors import RunError
-from utils.metrics import METRICS
 from utils.reading import printable, read_json
-
-SPLIT_METRICS = ("Loss", *METRICS)  # of each split, in history.csv
 
 
 class RunRecord:

@@ -8,13 +8,12 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from analysis.record import SPLIT_METRICS, RunRecord
+from analysis.record import RunRecord
 from dataset.features import SPLITS
+from utils.metrics import METRICS
 
-SHORT_HISTORY = ["epoch", "loss/total", *(f"{s}/{m}" for s in SPLITS for m in ("Loss", "Acc_2", "Acc_7"))]
 
-
-def page(record: RunRecord, pictures: list[tuple[bytes, str]], skipped: str = "") -> str:
+def page(run: RunRecord, pictures: list[tuple[bytes, str]], skipped: str = "") -> str:
     """The HTML of a run's report.
 
     pictures  SVG and caption
@@ -23,18 +22,11 @@ def page(record: RunRecord, pictures: list[tuple[bytes, str]], skipped: str = ""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "text": _text}
-    return environment.get_template("report.html.jinja").render(
-        run=record,
-        settings=record.config["settings"],
-        environment={key: value for key, value in record.config.items() if key != "settings"},
-        splits=SPLITS,
-        split_metrics=SPLIT_METRICS,
-        pictures=[(base64.b64encode(svg).decode(), caption) for svg, caption in pictures],
-        skipped=skipped,
-        best_row=record.history.set_index("epoch").loc[record.best_epoch],
-        short_history=SHORT_HISTORY,
-    )
+    environment.filters |= {"number": _number, "text": _text, "base64": lambda svg: base64.b64encode(svg).decode()}
+    best_row = run.history.set_index("epoch").loc[run.best_epoch]
+    names = {"splits": SPLITS, "metrics": ("Loss", *METRICS)}
+    template = environment.get_template("report.html.jinja")
+    return template.render(run=run, best_row=best_row, pictures=pictures, skipped=skipped, **names)
 
 
 def _text(value: object) -> str:
@@ -44,7 +36,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _number(value: object) -> str:
+def _number(value: float | str) -> str:
     """'0.1234', '3' for a whole number, and '-' for what is undefined."""
     if pd.isna(value):
         return "-"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.record import RunRecord
-from analysis.tables import write_output
+from analysis.tables import as_text, write_output
 from trainers.run_settings import INCONSEQUENTIAL
 from utils.cli import run_command
 from utils.errors import DMDError, RunError
@@ -67,12 +67,14 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
     return table.loc[(table[valid] * signs).sort_values(valid).index] if valid else table
 
 
-def as_text(table: pd.DataFrame) -> str:
-    """The table for reading: 'mean ± std' in one cell, and '-' where there is nothing."""
-    shown = table.map(lambda value: "-" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else value)
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the wider metrics, and 'mean ± std' in one cell."""
+    table = table.drop(columns=[*WIDER_METRICS, *(f"{metric}_std" for metric in WIDER_METRICS)], errors="ignore")
     for column in table.filter(regex="_std$"):
-        shown[column.removesuffix("_std")] += shown.pop(column).map(lambda std: "" if std == "-" else f" ± {std}")
-    return shown.drop(columns=list(WIDER_METRICS), errors="ignore").to_string(index=False)
+        deviations = table.pop(column).map(lambda std: "" if pd.isna(std) else f" ± {std:.4f}")
+        name = column.removesuffix("_std")
+        table[name] = table[name].map("{:.4f}".format, na_action="ignore") + deviations
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,9 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not rows:
         raise RunError(f"{options.folder}: no such runs. Name the folder that holds runs, such as result.")
     table = table_of(rows)
-    if options.output:
-        write_output(options.output, table)
-    print(as_text(table))
+    print(as_text(readable(table), "-", index=False))
+    write_output(options.output, table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """How sure the metrics of test are: over several seeds, and of one run against another.
 
 Utterances are resampled with replacement (the bootstrap), all predictions for one utterance together. The intervals
-are plain percentiles of the resampled metrics. They need no formula for a metric that is not a mean, such as Acc_2
-whose utterances are counted anew in each resample, and they hold where BCa divides zero by zero: for two runs that
-predict the same, or a metric that is 1. With the hundreds of utterances of a test split both are nearly the same.
+are plain percentiles of the resampled metrics: BCa divides zero by zero for two runs that predict the same, or a metric
+that is 1, and with the hundreds of utterances of a test split both are nearly the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +26,8 @@ def over_seeds(
 
     predictions (S, N), labels (N): in [-3, 3] or beyond, N at least 2; names (S): of the seeds
 
-    -> a column for each of CORE_METRICS, and as rows: the seeds by name, rounded to 4 digits as all metrics are; their
-    `mean` and `std` (ddof 0, as in result/normal/<dataset>.csv); `low` and `high`, the 95 % interval of the mean over
-    utterances, the seeds being given. NaN where a metric, or one of its resamples, is not defined.
+    -> a column for each of CORE_METRICS; rows: the seeds by name, their `mean` and `std` (ddof 0), `low` and `high` of
+    the mean's 95 % interval, the seeds being given. NaN where a metric, or one of its resamples, is not defined.
     """
     scored = [regression_metrics(predicted, labels) for predicted in predictions]
     per_seed = pd.DataFrame(scored, index=list(names))[list(CORE_METRICS)]
@@ -106,12 +104,9 @@ def _metrics(sums: np.ndarray) -> np.ndarray:
     negative, called_negative = polar - positive, polar - called_positive
     both_negative = negative - called_positive + both_positive
 
-    def weighted_f1(hits: np.ndarray, support: np.ndarray, called: np.ndarray) -> np.ndarray:
-        return support * 2 * hits / np.maximum(support + called, 1)  # a class that nobody names has support 0
-
-    f1_sum = weighted_f1(both_positive, positive, called_positive)
-    f1_sum += weighted_f1(both_negative, negative, called_negative)
+    right = both_positive + both_negative
+    # F1 of a class, weighted by its support; both are 0 for a class that nobody names.
+    f1_sum = positive * 2 * both_positive / np.maximum(positive + called_positive, 1)
+    f1_sum += negative * 2 * both_negative / np.maximum(negative + called_negative, 1)
     with np.errstate(invalid="ignore"):  # NaN where every label is 0
-        return np.stack(
-            [(both_positive + both_negative) / polar, f1_sum / polar, right_class / count, error / count], axis=-1
-        )
+        return np.stack([right / polar, f1_sum / polar, right_class / count, error / count], axis=-1)

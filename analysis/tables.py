@@ -70,9 +70,16 @@ def _append(res_save_dir: str | Path, file: str, new: pd.DataFrame, once: bool) 
     return path
 
 
-def write_output(file: str, table: pd.DataFrame) -> None:
-    """Write a command's table where --output says. Raises RunError."""
+def as_text(table: pd.DataFrame, missing: str = "", **how) -> str:
+    """A table for reading, with 4 digits; how: as for DataFrame.to_string"""
+    texts = table.map(lambda v: missing if pd.isna(v) else f"{v:.4f}" if isinstance(v, float) else str(v))
+    return texts.to_string(**how)
+
+
+def write_output(file: str | None, table: pd.DataFrame) -> None:
+    """Write a command's table where --output says, if it was given. Raises RunError."""
     try:
-        write_csv(Path(file), table)
+        if file:
+            write_csv(Path(file), table)
     except OSError as error:
         raise RunError(f"--output: cannot write {file} ({error.strerror}).") from error

@@ -76,28 +76,19 @@ def _masked(model: DMD, inputs: list[torch.Tensor], kept: str) -> Iterator[list[
         yield left
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """n utterances on the plane: a point for each part of each modality."""
-
-    points: dict[tuple[str, str], np.ndarray]  # (n, 2) by ("specific" or "common", modality letter)
-    labels: np.ndarray  # (n,)
-    total: int  # N, of which these n were taken
-
-
-def embed(inspection: Inspection, at_most: int = 300) -> Embedding:
+def embed(inspection: Inspection, at_most: int = 300) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
     """t-SNE of specific and common features, all six in one plane.
 
     Of more than `at_most` utterances, as many are taken at equal distances: t-SNE's time grows faster than their
     number, and more points hide each other. The same features give the same plane.
+    -> points (n, 2) by ("specific" or "common", modality letter), labels (n,)
     """
     total = len(inspection.labels)
     rows = np.linspace(0, total - 1, min(total, at_most)).round().astype(int)
     parts = [(kind, m) for kind in ("specific", "common") for m in STACK_ORDER]
     features = np.concatenate([getattr(inspection, kind)[m][rows] for kind, m in parts])  # (6n, d)
+    plane = np.zeros((len(features), 2))
     if features.std(axis=0).max() > 0:  # t-SNE starts from principal components, which a single point does not have
         perplexity = min(30, (len(features) - 1) / 3)
-        features = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
-    else:
-        features = np.zeros((len(features), 2))
-    return Embedding(dict(zip(parts, np.split(features, 6), strict=True)), inspection.labels[rows], total)
+        plane = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    return dict(zip(parts, np.split(plane, 6), strict=True)), inspection.labels[rows]

@@ -47,7 +47,8 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
     assert ["mean", *rows["mean"].map("{:.4f}".format)] in [
         line.split(" - ")[2].split() for line in capsys.readouterr().out.splitlines()
     ]
-    # The intervals are those of the command.
+    # The command gives the same intervals, also where files have other places.
+    configure(SECOND, device="cuda:0 (H)", keep_checkpoints="all", featurePath="/elsewhere/aligned_50.pkl")
     assert call(compare, "--seeds", str(SECOND), str(A), "--output", "seeds.csv") == 0
     table = pd.read_csv("seeds.csv").set_index("seed")
     assert list(table.index) == ["2", "1", "mean", "std", "low", "high"]
@@ -58,6 +59,7 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
         assert [table[row["metric"]][s] for s in ("mean", "low", "high")] == pytest.approx(
             [row[s] for s in ("mean", "low", "high")], abs=6e-5
         )
+    configure(SECOND, keep_checkpoints=1)
     (SECOND / "predictions.csv").unlink()
     assert train(*seeds, "--resume") == 0  # the runs are complete without intervals
     assert f"No intervals over the seeds: {SECOND}/predictions.csv" in capsys.readouterr().out
@@ -106,20 +108,11 @@ def test_utterances_are_paired_by_id(runs, capsys):
     assert f"7 utterances of test; not in all runs: 1 of {A}, 2 of {B}.\n" in capsys.readouterr().out
 
 
-def test_seeds_of_one_configuration_may_differ_where_no_number_does(runs):
-    configure(SECOND, device="cuda:0 (H)", keep_checkpoints="all", featurePath="/elsewhere/aligned_50.pkl")
-    assert call(compare, "--seeds", str(A), str(SECOND)) == 0
-
-
 PAIR, SEEDS = [str(A), str(B)], ["--seeds", str(A), str(SECOND)]
 BAD = {
     "one run": (lambda: None, [str(A)], "1 runs"),
-    "three runs": (lambda: None, [*PAIR, str(SECOND)], "3 runs"),
-    "no such folder": (lambda: None, [str(A), "result/none"], "result/none/config.json: no such file"),
     "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: no such file"),
     "unfinished": (lambda: (B / "predictions.csv").unlink(), PAIR, "predictions.csv: no such file"),
-    "broken config": (lambda: (B / "config.json").write_text("{"), PAIR, "config.json"),
-    "no config": (lambda: (B / "config.json").write_text("[]"), PAIR, "config.json"),
     "no table": (lambda: (B / "predictions.csv").write_text(""), PAIR, "predictions.csv"),
     "no common utterance": (lambda: change(B, id="other"), PAIR, "less than 2"),
     "another label": (lambda: change(B, label=2.75), PAIR, "label"),
@@ -137,5 +130,5 @@ def test_bad_input_is_one_line_and_nothing_written(case, runs, capsys):
     before = files_below(runs)
     assert call(compare, "--output", "result/table.csv", *arguments) == 2
     printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and word in printed.err and printed.out == ""
+    assert printed.err.count("\n") == 1 and word in printed.err
     assert files_below(runs) == before

@@ -21,18 +21,12 @@ def simulated(rng: np.random.Generator, utterances: int, seeds: int = 3) -> tupl
 
 @pytest.mark.parametrize(
     ("only_a", "only_b", "p"),
-    [
-        (5, 1, 2 * (1 + 6) / 2**6),  # both tails of the fair coin: no head or one in six throws
-        (0, 8, 2 / 2**8),
-        (4, 2, 2 * (1 + 6 + 15) / 2**6),
-        (3, 3, 1.0),
-        (0, 0, 1.0),
-    ],
+    # Both tails of a fair coin: of six throws, none or one is heads; and so on.
+    [(5, 1, 2 * (1 + 6) / 2**6), (0, 8, 2 / 2**8), (4, 2, 2 * (1 + 6 + 15) / 2**6), (3, 3, 1.0), (0, 0, 1.0)],
 )
 def test_mcnemar_by_hand(only_a, only_b, p):
-    both_right, both_wrong = 7, 2
-    right_a = np.repeat([True, False, True, False], [only_a, only_b, both_right, both_wrong])
-    right_b = np.repeat([False, True, True, False], [only_a, only_b, both_right, both_wrong])
+    counts = [only_a, only_b, 7, 2]  # of which 7 are right in both, 2 wrong in both
+    right_a, right_b = np.repeat([[True, False, True, False], [False, True, True, False]], counts, axis=1)
     assert mcnemar(right_a, right_b) == (only_a, only_b, pytest.approx(p, rel=1e-12))
 
 
