@@ -40,11 +40,13 @@ def read_runs(folder: Path) -> Iterator[dict]:
         yield row | {"epoch": str(metrics.get("epoch", "-"))} | settings
     for path in sorted(folder.glob("tune/*.csv")):
         study, _, dataset = path.stem.rpartition("-")
-        for row in pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records"):
-            state, number, _ = row.pop("state"), row.pop("trial"), row.pop("seconds")
+        trials = pd.read_csv(path, dtype=str, keep_default_na=False)
+        trials.columns = [name.removeprefix("params_").removeprefix("user_attrs_") for name in trials]  # Optuna's
+        for row in trials.rename(columns={"number": "trial"}).to_dict("records"):
+            state, number, _ = row.pop("state").lower(), row.pop("trial"), row.pop("seconds", "")
             row["name"] = f"{study} trial {number}" + ("" if state == "complete" else f" ({state})")
-            row |= {"dataset": dataset, "seeds": row.pop("seed")}
-            row["epoch"] = row.pop("best_epoch").removesuffix(".0") or "-"
+            row |= {"dataset": dataset, "seeds": row.pop("seed", "-")}
+            row["epoch"] = row.pop("best_epoch", "").removesuffix(".0") or "-"
             yield row | {key: float(value or "nan") for key, value in row.items() if key in VALID}
 
 

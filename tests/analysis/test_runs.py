@@ -10,9 +10,9 @@ import pytest
 from analysis import runs as list_of_runs
 from tests.commands import call
 
-TRIALS = """trial,state,valid_Loss,best_epoch,seed,seconds,learning_rate
-0,complete,0.001,3,1111,12.5,0.02
-1,pruned,,1,1111,2.5,0.9
+TRIALS = """number,state,valid_Loss,params_learning_rate,user_attrs_best_epoch
+0,COMPLETE,0.001,0.02,3
+1,PRUNED,,0.9,1
 """
 
 
