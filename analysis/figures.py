@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from analysis.record import RunRecord, read_run
+from analysis.record import RunRecord
 from config import config_from_resolved
 from trainers.checkpoint import read_checkpoint, settings_beside
-from trainers.heads import Inspection, embed, inspect
+from trainers.heads import Inspection, inspect
 from trainers.runs import RunFolder
 from trainers.setup import differences, restore
 from utils.cli import log_traceback, run_command
@@ -31,46 +31,39 @@ CAPTIONS = {  # of what <run>/figures/ holds, by the files' names
     "predictions": "Predicted against true sentiment on test at the best epoch, and the confusion matrix of Acc_7.",
     "heads": "Acc_2 and Acc_7 of the eight heads on test at the best epoch. output_logit is the prediction.",
 }
-NEED_CHECKPOINT = ("features", "predictions", "heads")
 
 
 def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") -> list[Path]:
     """Write the pictures of a run and its report; all is drawn before anything is written.
 
     inspection: of the test split at the best epoch; None leaves out what needs it, and `skipped` says why
-    -> the paths of the files
+    -> the paths of the files. Raises RunError where one cannot be written.
     """
-    from analysis import plots, report  # here, since a run without figures can do without matplotlib and its start
+    from analysis import plots, report  # here: a run without figures needs no matplotlib, which takes long to import
 
-    name, history, best = record.name, record.history, record.best_epoch
     with plots.own_style():
-        figures = {
-            "training": plots.training_curves(name, history, best, record.config["settings"].get("KeyEval", "Loss")),
-            "edges": plots.edge_curves(name, history, best),
-        }
+        figures = {"training": plots.training_curves(record), "edges": plots.edge_curves(record)}
         if inspection is not None:
-            figures["features"] = plots.feature_map(name, embed(inspection))
-            figures["predictions"] = plots.predictions(name, inspection)
-            figures["heads"] = plots.head_bars(name, inspection.head_metrics())
-        pictures = {key: plots.render(figure, key) for key, figure in figures.items()}
-    svgs = {key: (files["svg"], CAPTIONS[key]) for key, files in pictures.items()}
-    contents = {
-        record.folder / "figures" / f"{key}.{kind}": content
-        for key, files in pictures.items()
-        for kind, content in files.items()
-    } | {record.folder / "report.html": report.page(record, svgs, skipped).encode("utf-8", "replace")}
-    for path, content in contents.items():
-        try:
+            of_test = {"features": plots.feature_map, "predictions": plots.predictions, "heads": plots.head_bars}
+            figures |= {key: make(record.name, inspection) for key, make in of_test.items()}
+        files = {
+            f"{key}.{kind}": plots.render(figure, kind) for key, figure in figures.items() for kind in ("png", "svg")
+        }
+    page = report.page(record, [(files[f"{key}.svg"], CAPTIONS[key]) for key in figures], skipped)
+    contents = {record.folder / "figures" / name: content for name, content in files.items()}
+    contents[record.folder / "report.html"] = page.encode()
+    try:
+        for path, content in contents.items():
             write_atomically(path, lambda file, content=content: file.write(content))
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror}).") from error
+    except OSError as error:
+        raise RunError(f"{record.folder}: figures and report cannot be written ({error.strerror}).") from error
     return list(contents)
 
 
 def draw_after_training(run: RunFolder, device: torch.device) -> None:
     """Draw a run that has ended; a failure is a warning, for the run itself is complete."""
     try:
-        record = read_run(run.results)
+        record = RunRecord(run.results)
         draw(record, inspect_checkpoint(record, run.best, device))
         logger.info(f"Figures in {run.results / 'figures'}, all on one page in {run.results / 'report.html'}.")
     except Exception as error:
@@ -85,8 +78,7 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
 
     Raises CheckpointError, ConfigError or DataError where checkpoint, settings and data do not fit together.
     """
-    state = read_checkpoint(checkpoint)
-    beside = settings_beside(checkpoint)
+    state, beside = read_checkpoint(checkpoint), settings_beside(checkpoint)
     if beside and beside["settings"] != record.config["settings"]:
         raise CheckpointError(f"{checkpoint}: of a run with other settings than {record.folder}. Name the right one.")
     args, replaced = config_from_resolved(record.config["settings"]), record.config["features"]
@@ -96,14 +88,6 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
     return inspect(model, loader, device, record.config.get("precision", "fp32"))
 
 
-def best_checkpoint(folder: Path) -> Path:
-    """Where run.py puts the best checkpoint of the run with this result folder: `pt/` beside `result/`, or here."""
-    folder = folder.resolve()
-    beside = folder.parent.parent / "pt" / folder.name / "best.pth"
-    here = Path("pt") / folder.name / "best.pth"
-    return here if here.exists() and not beside.exists() else beside
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
     parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
@@ -111,18 +95,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(argv)
     keep_freed_memory()
-    device, record = choose_device(options.device), read_run(options.run)
+    device, record = choose_device(options.device), RunRecord(options.run)
+    # `pt/` is beside `result/`, or here.
+    defaults = [parent / "pt" / record.name / "best.pth" for parent in (options.run.resolve().parents[1], Path())]
+    found = next(filter(Path.exists, defaults), defaults[0])
     inspection, skipped = None, ""
     try:
-        inspection = inspect_checkpoint(record, options.checkpoint or best_checkpoint(options.run), device)
+        inspection = inspect_checkpoint(record, options.checkpoint or found, device)
     except DMDError as error:
         if options.checkpoint:  # which was asked for
             raise
-        skipped = f"Without {', '.join(NEED_CHECKPOINT)}: {error}"
+        skipped = f"Without features, predictions, heads: {error}"
+        print(skipped, file=sys.stderr)
     for path in draw(record, inspection, skipped):
         print(path)
-    if skipped:
-        print(skipped, file=sys.stderr)
 
 
 if __name__ == "__main__":

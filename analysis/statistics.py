@@ -1,17 +1,15 @@
 """How sure the metrics of test are: over several seeds, and of one run against another.
 
 Utterances are resampled with replacement (the bootstrap), all predictions for one utterance together. The intervals
-are plain percentiles of the resampled metrics. They need no formula for a metric that is no mean, such as Acc_2 whose
-utterances are counted anew in each resample, and they hold where BCa divides zero by zero: for two runs that predict
-the same, or a metric that is 1. With the hundreds of utterances of a test split both come to nearly the same.
+are plain percentiles of the resampled metrics: BCa divides zero by zero for two runs that predict the same, or a metric
+that is 1, and with the hundreds of utterances of a test split both are nearly the same.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import DegenerateDataWarning, binomtest, bootstrap
+from scipy.stats import binomtest
 
 from utils.metrics import CORE_METRICS, regression_metrics, sentiment_classes
 
@@ -28,15 +26,14 @@ def over_seeds(
 
     predictions (S, N), labels (N): in [-3, 3] or beyond, N at least 2; names (S): of the seeds
 
-    -> a column for each of CORE_METRICS, and as rows: the seeds by name, rounded to 4 digits as all metrics are; their
-    `mean` and `std` (ddof 0, as in result/normal/<dataset>.csv); `low` and `high`, the 95 % interval of the mean over
-    utterances, the seeds being given. NaN where a metric, or one of its resamples, is not defined.
+    -> a column for each of CORE_METRICS; rows: the seeds by name, their `mean` and `std` (ddof 0), `low` and `high` of
+    the mean's 95 % interval, the seeds being given. NaN where a metric, or one of its resamples, is not defined.
     """
-    per_seed = pd.DataFrame([regression_metrics(predicted, labels) for predicted in predictions], index=list(names))
-    per_seed = per_seed[list(CORE_METRICS)]
-    low, high = _interval(predictions, labels, lambda metrics: metrics.mean(axis=-1), resamples)
-    values = (per_seed.mean(skipna=False), per_seed.std(ddof=0, skipna=False), low, high)
-    summary = pd.DataFrame([np.asarray(value) for value in values], index=list(STATISTICS), columns=per_seed.columns)
+    scored = [regression_metrics(predicted, labels) for predicted in predictions]
+    per_seed = pd.DataFrame(scored, index=list(names))[list(CORE_METRICS)]
+    low, high = _interval(predictions, labels, lambda metrics: metrics.mean(axis=0), resamples)
+    values = [per_seed.mean(skipna=False), per_seed.std(ddof=0, skipna=False), low, high]
+    summary = pd.DataFrame(np.array(values), index=list(STATISTICS), columns=per_seed.columns)
     return pd.concat([per_seed, summary])
 
 
@@ -48,13 +45,12 @@ def compare(a: np.ndarray, b: np.ndarray, labels: np.ndarray, resamples: int = R
     `p`, that of McNemar's test. NaN where something is not defined.
     """
     predictions = np.stack([a, b])
-    both = _metrics(_contributions(predictions, labels).sum(axis=0))
-    low, high = _interval(predictions, labels, lambda metrics: metrics[..., 0] - metrics[..., 1], resamples)
-    columns = {"A": both[:, 0], "B": both[:, 1], "difference": both[:, 0] - both[:, 1], "low": low, "high": high}
+    score_a, score_b = _metrics(_contributions(predictions, labels).sum(axis=1))
+    low, high = _interval(predictions, labels, lambda metrics: metrics[0] - metrics[1], resamples)
+    columns = {"A": score_a, "B": score_b, "difference": score_a - score_b, "low": low, "high": high}
     table = pd.DataFrame(columns, index=list(CORE_METRICS))
-    polar = labels != 0
     right = {
-        "Acc_2": ((predictions > 0) == (labels > 0))[:, polar],
+        "Acc_2": ((predictions > 0) == (labels > 0))[:, labels != 0],
         "Acc_7": sentiment_classes(predictions, 3) == sentiment_classes(labels, 3),
     }
     tests = {metric: mcnemar(*rows) for metric, rows in right.items() if rows.size}
@@ -65,7 +61,7 @@ def compare(a: np.ndarray, b: np.ndarray, labels: np.ndarray, resamples: int = R
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
     """Exact McNemar test of which utterances (N) A and B have right.
 
-    -> (how many only A, how many only B, p): were neither better, each of these would be A's or B's by a fair coin.
+    -> (how many only A, how many only B, p): if neither were better, each of these would be A's or B's by a fair coin.
     """
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     discordant = only_a + only_b
@@ -74,57 +70,43 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
 
 def _interval(
     predictions: np.ndarray, labels: np.ndarray, combine: Callable[[np.ndarray], np.ndarray], resamples: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high (M) of what `combine` makes of the metrics (M, ..., S) of S runs; the same at each call.
+) -> np.ndarray:
+    """Low and high (2, M) of what `combine` makes of the metrics (S, R, M) of S runs; the same at each call.
 
-    What is resampled is the index of the utterances, as scipy's paired=True does it. A metric of a resample is then
-    made of sums over utterances, which one matrix product gives for many resamples and all runs.
+    A metric of a resample is made of sums over utterances, which one matrix product gives for many resamples.
     """
-    contributions = _contributions(predictions, labels)
-    size = len(labels)
-
-    def statistic(indices: np.ndarray, axis: int = -1) -> np.ndarray:
-        drawn = indices.reshape(-1, size) + size * np.arange(indices.size // size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=indices.size).reshape(indices.shape)
-        return combine(_metrics(times.astype(float) @ contributions))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # NaN says it
-        result = bootstrap(
-            (np.arange(size),), statistic, n_resamples=resamples, batch=max(1, CELLS // size), vectorized=True,
-            confidence_level=CONFIDENCE, method="percentile", random_state=np.random.default_rng(0),
-        )  # fmt: skip
-    return result.confidence_interval.low, result.confidence_interval.high
+    contributions, size = _contributions(predictions, labels), len(labels)
+    generator, batch, values = np.random.default_rng(0), max(1, CELLS // size), []
+    for start in range(0, resamples, batch):
+        drawn = generator.integers(0, size, (min(batch, resamples - start), size))
+        offsets = size * np.arange(len(drawn))[:, None]
+        times = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
+        values.append(combine(_metrics(times.astype(float) @ contributions)))
+    return np.quantile(np.concatenate(values), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
 
 
 def _contributions(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What each utterance adds to the sums that `_metrics` needs.  (S, N), (N) -> (N, 3 + 4 S)"""
-    predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    """What each utterance adds to the sums that `_metrics` needs.  (S, N), (N) -> (S, N, 7)"""
+    predictions, labels = np.broadcast_arrays(np.asarray(predictions, float), np.asarray(labels, float))
     polar, positive = labels != 0, labels > 0
     called_positive = (predictions > 0) & polar
     right_class = sentiment_classes(predictions, 3) == sentiment_classes(labels, 3)
-    error = np.abs(predictions - labels)
-    common = [np.ones_like(labels), polar, positive]
-    return np.stack([*common, *called_positive, *(called_positive & positive), *right_class, *error], axis=1)
+    counts = (np.ones_like(polar), polar, positive, called_positive, called_positive & positive, right_class)
+    return np.stack([*counts, np.abs(predictions - labels)], axis=-1)
 
 
 def _metrics(sums: np.ndarray) -> np.ndarray:
-    """CORE_METRICS of each run from the sums of its contributions.  (..., 3 + 4 S) -> (M, ..., S)
+    """CORE_METRICS of each run and resample from its sums of contributions.  (..., 7) -> (..., M)
 
     The same as utils.metrics has, without rounding; written so that it takes all resamples at once.
     """
-    count, polar, positive = (sums[..., i, None] for i in range(3))
-    called_positive, both_positive, right_class, error = np.split(sums[..., 3:], 4, axis=-1)
+    count, polar, positive, called_positive, both_positive, right_class, error = np.moveaxis(sums, -1, 0)
     negative, called_negative = polar - positive, polar - called_positive
     both_negative = negative - called_positive + both_positive
 
-    def f1(hits: np.ndarray, support: np.ndarray, called: np.ndarray) -> np.ndarray:
-        return 2 * hits / np.maximum(support + called, 1)  # a class that nobody names has hits 0, and weight 0
-
+    right = both_positive + both_negative
+    # F1 of a class, weighted by its support; both are 0 for a class that nobody names.
+    f1_sum = positive * 2 * both_positive / np.maximum(positive + called_positive, 1)
+    f1_sum += negative * 2 * both_negative / np.maximum(negative + called_negative, 1)
     with np.errstate(invalid="ignore"):  # NaN where every label is 0
-        acc_2 = (both_positive + both_negative) / polar
-        f1_score = (
-            positive * f1(both_positive, positive, called_positive)
-            + negative * f1(both_negative, negative, called_negative)
-        ) / polar
-    return np.stack([acc_2, f1_score, right_class / count, error / count])
+        return np.stack([right / polar, f1_sum / polar, right_class / count, error / count], axis=-1)

@@ -1,7 +1,6 @@
 """The tables over seeds in `result/normal/`, which all runs share."""
 
-import contextlib
-from collections.abc import Iterator
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +22,16 @@ def append_results(
     """Append to `normal/<dataset>.csv` a row of `(mean, std)` cells over the seeds, times 100, as the release does,
     and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path
 
-    With `once`, rows that are there already are left out: a resumed run may have been stopped behind them.
+    With `once`, rows that are there already are left out: a continued run may have been stopped after it wrote them.
     """
-    values = {metric: np.array([result[metric] for result in per_seed.values()]) for metric in TABLE_METRICS}
-    row = {"Model": name} | {
-        metric: str((round(float(v.mean()) * 100, 2), round(float(v.std()) * 100, 2))) for metric, v in values.items()
-    }
+    row = {"Model": name}
+    for metric in TABLE_METRICS:
+        values = np.array([result[metric] for result in per_seed.values()])
+        row[metric] = str((round(float(values.mean()) * 100, 2), round(float(values.std()) * 100, 2)))
     columns = ("epoch", *TABLE_METRICS, *WIDER_METRICS)
-    per_seed_rows = [
-        {"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()
-    ]
-    with _locked(res_save_dir) as folder:
-        table = folder / f"{dataset}.csv"
-        _append_rows(table, [row], once)
-        _append_rows(folder / f"{dataset}-seeds.csv", per_seed_rows, once)
-    return table
+    seeds = [{"Model": name, "seed": seed} | {c: result[c] for c in columns} for seed, result in per_seed.items()]
+    _append(res_save_dir, f"{dataset}-seeds.csv", pd.DataFrame(seeds), once)
+    return _append(res_save_dir, f"{dataset}.csv", pd.DataFrame([row]), once)
 
 
 def append_intervals(
@@ -47,44 +41,45 @@ def append_intervals(
 
     summary: the table of analysis.statistics.over_seeds, rows by seed; once: as for append_results
     """
-    seeds = " ".join(str(row) for row in summary.index if row not in STATISTICS)
-    rows = [
-        {"Model": name, "seeds": seeds, "metric": metric}
-        | {statistic: round(float(summary.loc[statistic, metric]), 4) for statistic in STATISTICS}
-        for metric in summary.columns
-    ]
-    with _locked(res_save_dir) as folder:
-        table = folder / f"{dataset}-intervals.csv"
-        _append_rows(table, rows, once)
-    return table
+    table = summary.loc[list(STATISTICS)].T.round(4).rename_axis("metric").reset_index()
+    table.insert(0, "seeds", " ".join(str(row) for row in summary.index if row not in STATISTICS))
+    table.insert(0, "Model", name)
+    return _append(res_save_dir, f"{dataset}-intervals.csv", table, once)
 
 
-@contextlib.contextmanager
-def _locked(res_save_dir: str | Path) -> Iterator[Path]:
-    """The folder of the tables, which no other process writes to meanwhile.
-
-    Raises RunError where a table cannot be read or written.
-    """
-    folder = Path(res_save_dir) / "normal"
+def _append(res_save_dir: str | Path, file: str, new: pd.DataFrame, once: bool) -> Path:
+    """Raises RunError where the table cannot be read or written."""
+    path = Path(res_save_dir) / "normal" / file
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            yield folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            if path.exists():
+                # As text, so that existing rows stay as they are.
+                there, new = (pd.read_csv(file, dtype=str, keep_default_na=False)
+                              for file in (path, io.StringIO(new.to_csv(index=False))))  # fmt: skip
+                known = set(there.reindex(columns=new.columns).itertuples(index=False, name=None)) if once else ()
+                new = new[[row not in known for row in new.itertuples(index=False, name=None)]]
+                new = pd.concat([there, new], ignore_index=True)
+            write_csv(path, new)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         reason = getattr(error, "strerror", None) or printable(error)
         raise RunError(
-            f"{folder}: the tables cannot be read or written ({reason}). The runs themselves are complete, in "
+            f"{path}: the tables cannot be read or written ({reason}). The runs themselves are complete, in "
             f"{res_save_dir}. Make room, or move a damaged table away; --resume then adds the rows."
         ) from error
+    return path
 
 
-def _append_rows(path: Path, rows: list[dict], once: bool) -> None:
-    new = pd.DataFrame(rows)
-    if path.exists():
-        there = pd.read_csv(path, dtype=str, keep_default_na=False)  # as text: what stands there stays as it is
-        if once:
-            known = {tuple(row) for row in there.reindex(columns=new.columns).itertuples(index=False)}
-            texts = new.astype(object).where(new.notna(), "").map(str)
-            new = new[[tuple(row) not in known for row in texts.itertuples(index=False)]]
-        new = pd.concat([there, new], ignore_index=True)
-    write_csv(path, new)
+def as_text(table: pd.DataFrame, missing: str = "", **how) -> str:
+    """A table for reading, with 4 digits; how: as for DataFrame.to_string"""
+    texts = table.map(lambda v: missing if pd.isna(v) else f"{v:.4f}" if isinstance(v, float) else str(v))
+    return texts.to_string(**how)
+
+
+def write_output(file: str | None, table: pd.DataFrame) -> None:
+    """Write a command's table where --output says, if it was given. Raises RunError."""
+    try:
+        if file:
+            write_csv(Path(file), table)
+    except OSError as error:
+        raise RunError(f"--output: cannot write {file} ({error.strerror}).") from error

@@ -9,7 +9,7 @@ import torch
 from sklearn.manifold import TSNE
 from torch.utils.data import DataLoader
 
-from models.dmd import ARGUMENT_ORDER, DMD, STACK_ORDER, PerModality
+from models.dmd import ARGUMENT_ORDER, DMD, STACK_ORDER
 from trainers.evaluate import check_predictions, to_device
 from utils.device import autocast
 from utils.metrics import regression_metrics
@@ -44,26 +44,21 @@ def inspect(
     Raises NumericalError where a prediction is not finite.
     """
     model.eval()
-    labels, batches = [], []
+    batches = []
     for batch in loader:
-        *inputs, target = to_device(batch, device)
+        *inputs, labels = to_device(batch, device)
         with autocast(device, precision), _masked(model, inputs, kept) as left:
             output = model(*left).float()
         heads = output.flat()
-        part = {name: heads[name].squeeze(1) for name in HEADS}
-        part |= {("specific", m): _mean_over_steps(output.specific, m) for m in STACK_ORDER}
-        part |= {("common", m): _mean_over_steps(output.common, m) for m in STACK_ORDER}
+        part = {"labels": labels.squeeze(1)} | {name: heads[name].squeeze(1) for name in HEADS}
+        for m in STACK_ORDER:
+            part["specific", m], part["common", m] = output.specific[m].mean(dim=1), output.common[m].mean(dim=1)
         batches.append(part)
-        labels.append(target.squeeze(1))
     joined = {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
     check_predictions(joined["output_logit"], loader.dataset.ids, "test")
     joined = {name: x.cpu().numpy() for name, x in joined.items()}
-    return Inspection(
-        torch.cat(labels).cpu().numpy(),
-        {name: joined[name] for name in HEADS},
-        {m: joined["specific", m] for m in STACK_ORDER},
-        {m: joined["common", m] for m in STACK_ORDER},
-    )
+    features = ({m: joined[kind, m] for m in STACK_ORDER} for kind in ("specific", "common"))
+    return Inspection(joined["labels"], {name: joined[name] for name in HEADS}, *features)
 
 
 @contextlib.contextmanager
@@ -74,40 +69,26 @@ def _masked(model: DMD, inputs: list[torch.Tensor], kept: str) -> Iterator[list[
         x if m in kept or (m == "l" and encoded) else torch.zeros_like(x)
         for m, x in zip(ARGUMENT_ORDER, inputs, strict=True)
     ]
-    with contextlib.ExitStack() as stack:
-        if encoded:
-            hook = model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features))
-            stack.callback(hook.remove)
+    if not encoded:
+        yield left
+        return
+    with model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features)):
         yield left
 
 
-def _mean_over_steps(features: PerModality, m: str) -> torch.Tensor:
-    return features[m].mean(dim=1)  # (B, T', d) -> (B, d)
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """n utterances on the plane: a point for each part of each modality."""
-
-    points: dict[tuple[str, str], np.ndarray]  # (n, 2) by ("specific" or "common", modality letter)
-    labels: np.ndarray  # (n,)
-    total: int  # N, of which these n were taken
-
-
-def embed(inspection: Inspection, at_most: int = 300) -> Embedding:
+def embed(inspection: Inspection, at_most: int = 300) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
     """t-SNE of specific and common features, all six in one plane.
 
     Of more than `at_most` utterances, as many are taken at equal distances: t-SNE's time grows faster than their
     number, and more points hide each other. The same features give the same plane.
+    -> points (n, 2) by ("specific" or "common", modality letter), labels (n,)
     """
     total = len(inspection.labels)
     rows = np.linspace(0, total - 1, min(total, at_most)).round().astype(int)
-    parts = [("specific", m) for m in STACK_ORDER] + [("common", m) for m in STACK_ORDER]
+    parts = [(kind, m) for kind in ("specific", "common") for m in STACK_ORDER]
     features = np.concatenate([getattr(inspection, kind)[m][rows] for kind, m in parts])  # (6n, d)
-    spread = features.std(axis=0).max()
-    if spread > 0:  # t-SNE starts from principal components, which a single point does not have
+    plane = np.zeros((len(features), 2))
+    if features.std(axis=0).max() > 0:  # t-SNE starts from principal components, which a single point does not have
         perplexity = min(30, (len(features) - 1) / 3)
-        features = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
-    else:
-        features = np.zeros((len(features), 2))
-    return Embedding(dict(zip(parts, np.split(features, 6), strict=True)), inspection.labels[rows], total)
+        plane = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    return dict(zip(parts, np.split(plane, 6), strict=True)), inspection.labels[rows]

@@ -1,0 +1,68 @@
+"""The list of runs, against the files that they have left."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import runs as list_of_runs
+from tests.commands import call
+
+TRIALS = """number,state,valid_Loss,params_learning_rate,user_attrs_best_epoch
+0,COMPLETE,0.001,0.02,3
+1,PRUNED,,0.9,1
+"""
+
+
+def rows(*arguments: str) -> pd.DataFrame:
+    assert call(list_of_runs, *arguments, "--output", "list.csv") == 0
+    return pd.read_csv("list.csv").set_index("name")
+
+
+def metrics(run: str) -> dict:
+    return json.loads(Path("result", run, "metrics.json").read_text())
+
+
+def test_runs_seeds_and_trials_best_first(runs, capsys):
+    Path("result/tune").mkdir()
+    Path("result/tune/search-synthetic.csv").write_text(TRIALS)
+    shutil.copytree("result/paper-synthetic-1", "result/begun-synthetic-1")
+    Path("result/begun-synthetic-1/metrics.json").unlink()
+    for folder, content in (("damaged", "{"), ("other", '{"name": "no run"}')):
+        Path("result", folder).mkdir()
+        Path("result", folder, "config.json").write_text(content)
+    table, printed = rows(), capsys.readouterr()
+    assert [line.split(":")[1] for line in printed.err.splitlines()] == [
+        " result/damaged/config.json", " result/other/config.json"
+    ]  # fmt: skip
+    assert table.index[0] == "search trial 0" and set(table.index[3:]) == {"begun", "search trial 1 (pruned)"}
+    valid = table["valid_Loss"].dropna()
+    assert valid.is_monotonic_increasing and len(valid) == 3
+    stored = [metrics(f"dmd-synthetic-{seed}") for seed in (1, 2)]
+    dmd = table.loc["dmd"]
+    assert (dmd["dataset"], dmd["seeds"]) == ("synthetic", "1 2")
+    for metric in ("valid_Loss", "Acc_2", "MAE", "Corr"):
+        one, two = (result[metric] for result in stored)
+        assert [dmd[metric], dmd[f"{metric}_std"]] == pytest.approx([(one + two) / 2, abs(one - two) / 2])
+    assert f"{dmd['MAE']:.4f} ± {dmd['MAE_std']:.4f}" in printed.out
+    paper = metrics("paper-synthetic-1")
+    assert table.loc["paper", "MAE"] == paper["MAE"] and int(table.loc["paper", "epoch"]) == paper["epoch"]
+    assert table["objective"].to_dict() | {"dmd": "release", "paper": "paper"} == table["objective"].to_dict()
+    assert table.loc["search trial 1 (pruned)", "learning_rate"] == 0.9 and "batch_size" not in table
+    unfinished = next(line for line in printed.out.splitlines() if line.split()[0] == "begun")
+    assert unfinished.split()[-5:] == ["-"] * 5
+
+
+def test_a_higher_accuracy_is_better_and_filters_hold(runs, capsys):
+    for run, value in (("dmd-synthetic-1", 0.5), ("paper-synthetic-1", 0.7)):
+        result = metrics(run) | {"valid_Acc_2": value}
+        del result["valid_Loss"]
+        Path("result", run, "metrics.json").write_text(json.dumps(result))
+    shutil.rmtree("result/dmd-synthetic-2")
+    assert list(rows().index) == ["paper", "dmd"]
+    assert list(rows("result", "-d", "synthetic", "--name", "p*").index) == ["paper"]
+    assert "objective" not in rows("--name", "dmd")  # one run differs from none
+    for arguments in (["-d", "mosi"], ["--name", "x*"], ["nowhere"]):
+        assert call(list_of_runs, *arguments) == 2
