@@ -19,13 +19,11 @@ from utils.reading import printable, read_json
 DEFAULT_FILE = Path(__file__).parent / "config.json"
 COMMAND_LINE = "--set"
 RUN_FILE = "the run's config.json"
-ALIASES = {  # what other programs call a setting, or a flag
-    "lr": "learning_rate", "bert_lr": "learning_rate_bert", "bs": "batch_size", "epochs": "max_epochs",
-    "num_epochs": "max_epochs", "dropout": "attn_dropout, text_dropout or output_dropout", "wd": "weight_decay",
-    "accumulation_steps": "update_epochs", "gradient_accumulation_steps": "update_epochs", "clip": "grad_clip",
-    "hidden_size": "dst_feature_dim_nheads", "num_heads": "dst_feature_dim_nheads", "num_layers": "nlevels",
-    "layers": "nlevels", "aligned": "need_data_aligned", "bert": "pretrained", "metric": "KeyEval",
-    "seed": "--seeds", "seeds": "--seeds", "device": "--device", "gpu": "--device", "name": "--name",
+ALIASES = {  # what other programs call a setting, or what is a flag here
+    "lr": "learning_rate", "bert_lr": "learning_rate_bert", "bs": "batch_size", "epochs": "max_epochs", "layers":
+    "nlevels", "num_layers": "nlevels", "dropout": "attn_dropout, text_dropout or output_dropout", "wd": "weight_decay",
+    "accumulation_steps": "update_epochs", "clip": "grad_clip", "hidden_size": "dst_feature_dim_nheads", "num_heads":
+    "dst_feature_dim_nheads", "bert": "pretrained", "seed": "--seeds", "seeds": "--seeds", "device": "--device",
 }  # fmt: skip
 
 DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
@@ -58,40 +56,42 @@ def load_config(
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
     _expect(config_file, (str, os.PathLike), "config_file: expected the path of a JSON file; a dict goes into `config`")
-    path, overrides = Path(config_file or DEFAULT_FILE), _overrides(overrides)
-    content = _validated(ConfigFile, read_object(path), default=str(path))
+    _expect(overrides or {}, dict, f"{COMMAND_LINE}: expected a dict of settings; a path goes into `config_file`")
+    path, overrides = Path(config_file or DEFAULT_FILE), overrides or {}
+    content = _validated(ConfigFile, read_object(path), path)
     check_names([model_name.lower()], ["dmd"], path, "model")
-    root = {key: value for key, value in content.datasetCommonParams.items() if isinstance(value, str)}
-    datasets = {key: value for key, value in content.datasetCommonParams.items() if key not in root}
+    datasets, sections = content.datasetCommonParams, content.dmd.datasetParams
+    root = {key: value for key, value in datasets.items() if isinstance(value, str)}
+    known = [key for key in datasets if key not in root]
     # Capitals matter only where they tell two data sets apart.
-    spelt = {name.lower(): name for name in datasets} | {name: name for name in datasets}
+    spelt = {name.lower(): name for name in known} | {name: name for name in known}
     dataset_name = spelt.get(dataset_name, spelt.get(dataset_name.lower(), dataset_name))
-    check_names([dataset_name], list(datasets), path, "data set")
-    variants, sections = datasets[dataset_name], content.dmd.datasetParams
-    if dataset_name not in sections:  # not because it is misspelt?
-        check_names(sections, list(datasets), f"dmd.datasetParams of {path}", "section")
+    check_names([dataset_name], known, path, "data set")
+    if dataset_name not in sections:  # because it is misspelt?
+        check_names(sections, known, f"dmd.datasetParams of {path}", "section")
 
-    layers = {  # from the weakest to the strongest
-        f"datasetCommonParams of {path}": root,
-        f"dmd.commonParams of {path}": content.dmd.commonParams,
-        f"dmd.objectiveParams of {path}": content.dmd.objectiveParams,
-        f"dmd.datasetParams.{dataset_name} of {path}": sections.get(dataset_name, {}),
-        COMMAND_LINE: overrides,
-    }
-    aligned = _merge(layers).get("need_data_aligned", True)
-    if list(variants) == ["unaligned"] and "need_data_aligned" not in sections.get(dataset_name, {}) | overrides:
-        aligned = False  # commonParams speak of data sets that have both
-        layers[f"dmd.commonParams of {path}"] = content.dmd.commonParams | {"need_data_aligned": False}
+    variants, common, section = datasets[dataset_name], content.dmd.commonParams, sections.get(dataset_name, {})
+    aligned = (section | overrides).get("need_data_aligned")
+    if aligned is None:  # commonParams speak of data sets that have both
+        aligned = "aligned" in variants and common.get("need_data_aligned", True)
     variant = "unaligned" if aligned is False else "aligned"  # what is no flag is refused below
     if variant not in variants:
         raise ConfigError(
             f"{path}: datasetCommonParams.{dataset_name} has no '{variant}' features. Add them, or set "
             f"need_data_aligned to {str(variant == 'unaligned').lower()}."
         )
-    where = f"datasetCommonParams.{dataset_name}.{variant} of {path}"
-    settings = _checked({where: variants[variant]} | layers)
+    settings = _checked(
+        {
+            f"datasetCommonParams.{dataset_name}.{variant} of {path}": variants[variant],
+            f"datasetCommonParams of {path}": root,
+            f"dmd.commonParams of {path}": common | {"need_data_aligned": aligned},
+            f"dmd.objectiveParams of {path}": content.dmd.objectiveParams,
+            f"dmd.datasetParams.{dataset_name} of {path}": section,
+            COMMAND_LINE: overrides,
+        }
+    )
     settings.featurePath = os.path.join(settings.dataset_root_dir, settings.featurePath)
-    return EasyDict(settings, model_name=model_name.lower(), dataset_name=dataset_name)
+    return EasyDict(settings, model_name="dmd", dataset_name=dataset_name)
 
 
 def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
@@ -100,7 +100,8 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     featurePath is relative to dataset_root_dir, as in `load_config`, whichever of the two is overridden. An overriding
     objective replaces the switches that have the value which the stored objective chooses; others stay.
     """
-    overrides = _overrides(overrides)
+    _expect(overrides or {}, dict, f"{COMMAND_LINE}: expected a dict of settings; a path goes into `config_file`")
+    overrides = overrides or {}
     names = {key: settings.get(key, "") for key in ("model_name", "dataset_name")}
     settings = {key: value for key, value in settings.items() if key not in (*names, *IGNORED_KEYS)}
     if "objective" in overrides:
@@ -155,15 +156,12 @@ def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, k
     """Raise ConfigError for a name that is not known, with the one that was probably meant."""
     for name in names:
         if name not in known:
+            settings = known is SETTING_NAMES
             nearest = difflib.get_close_matches(printable(name), known, n=1)
-            if known is SETTING_NAMES and name.lower() in ALIASES:
-                hint = f"did you mean {ALIASES[name.lower()]}?"
-            elif nearest:
-                hint = f"did you mean '{nearest[0]}'?"
-            else:
-                hint = (
-                    "config/schema.py describes them all." if known is SETTING_NAMES else f"known: {', '.join(known)}."
-                )
+            meant = ALIASES.get(name.lower()) if settings else None
+            hint = "config/schema.py has them all." if settings else f"there is {', '.join(known)}."
+            if meant or nearest:
+                hint = f"did you mean {meant or nearest[0]}?"
             raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
@@ -173,49 +171,44 @@ def show(value) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _overrides(overrides: dict | None) -> dict:
-    _expect(overrides or {}, dict, f"{COMMAND_LINE}: expected a dict of settings; a path goes into `config_file`")
-    return dict(overrides or {})
-
-
 def _expect(value, types, message: str) -> None:
     if not isinstance(value, types):
         raise ConfigError(f"{message}, got {show(value)}.")
 
 
-def _merge(layers: dict[str, dict]) -> dict:
-    return {key: value for layer in layers.values() for key, value in layer.items()}
-
-
 def _checked(layers: dict[str, dict]) -> EasyDict:
     """The settings of layers by where they stand; later ones override."""
-    ignored = tuple(sorted({key for layer in layers.values() for key in layer if key in IGNORED_KEYS}))
-    if ignored and is_first_rank():
-        _tell_ignored(ignored)
-    layers = {where: {k: v for k, v in layer.items() if k not in IGNORED_KEYS} for where, layer in layers.items()}
+    settings, origin, ignored = {}, {}, set()
     for where, layer in layers.items():
-        check_names(layer, SETTING_NAMES, where)
-    origin = {key: where for where, layer in layers.items() for key in layer}
-    return EasyDict(_validated(DMDConfig, _merge(layers), origin).model_dump())
+        ignored |= layer.keys() & set(IGNORED_KEYS)
+        used = {key: value for key, value in layer.items() if key not in IGNORED_KEYS}
+        check_names(used, SETTING_NAMES, where)
+        settings |= used
+        origin |= dict.fromkeys(used, where)
+    if ignored:
+        _tell_ignored(", ".join(sorted(ignored)))
+    return EasyDict(_validated(DMDConfig, settings, origin).model_dump())
 
 
 @functools.cache  # a command resolves its settings several times
-def _tell_ignored(keys: tuple[str, ...]) -> None:
-    logger.warning(f"Settings that have no effect here: {', '.join(keys)}.")
+def _tell_ignored(keys: str) -> None:
+    if is_first_rank():
+        logger.warning(f"Settings that have no effect here: {keys}.")
 
 
-def _validated(model: type[BaseModel], values: dict, origin: dict[str, str] | None = None, default: str = "config"):
-    """The values as a pydantic model. Raises ConfigError for the first that is not allowed, and says where it stands."""
+def _validated(model: type[BaseModel], values: dict, origin: dict[str, str] | Path):
+    """The values as a pydantic model. Raises ConfigError for the first that is wrong; origin: where each stands."""
     try:
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
         loc, message = first["loc"], first["msg"].removeprefix("Value error, ").rstrip(".")
         key = str(loc[0]) if loc else message.split()[0]  # a condition on several settings begins with the key
-        if origin is None or first["type"] == "missing":
+        where = origin.get(key, "config") if isinstance(origin, dict) else origin
+        if where is origin or key not in values:
             message = f"{'.'.join(map(str, loc))}: {message}"
         elif loc:
             message = f"{key} is {show(values[key])}; {message[0].lower()}{message[1:]}"
-            if isinstance(values[key], list) and not isinstance(DMDConfig.model_fields[key].default, list):
+            if isinstance(values[key], list) and not isinstance(model.model_fields[key].default, list):
                 message += ". A run takes one value: search several with --tune and --search, or make a --suite of them"
-        raise ConfigError(f"{(origin or {}).get(key, default)}: {printable(message, 400)}.") from error
+        raise ConfigError(f"{where}: {printable(message, 400)}.") from error

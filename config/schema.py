@@ -66,7 +66,9 @@ class DMDConfig(BaseModel):
     # Model
     dst_feature_dim_nheads: Annotated[list[Width], Two] = knob([50, 10], "[d, h]: common width, attention heads")
     feature_decoupling: Flag = knob(True, "specific and common parts; false: both are the projected features")
-    cross_modal_attention: Flag = knob(True, "specific parts attend to each other; false: each to none, its memory reads it twice")
+    cross_modal_attention: Flag = knob(
+        True, "specific parts attend to each other; false: each to none, its memory reads it twice"
+    )
     nlevels: Depth = knob(4, "layers of each transformer; those over memories have at least 3")
     attn_mask: Flag = knob(True, "hide later steps from a query")
     conv1d_kernel_size_l: Width = knob(5, "k_l, steps that the text projection spans")
@@ -95,9 +97,13 @@ class DMDConfig(BaseModel):
         None, "edges: softmax + prior and pulled to it; or softmax alone"
     )
     fusion: Literal["sigmoid", "gate"] | None = knob(None, "into the last head: sigmoid(Wx), or sigmoid(Wx)·x")
-    leftover_batches: Literal["drop", "step"] | None = knob(None, "an epoch's incomplete last group of batches: dropped, or a step of its own")
+    leftover_batches: Literal["drop", "step"] | None = knob(
+        None, "an epoch's incomplete last group of batches: dropped, or a step of its own"
+    )
     weight_decay_applied: Flag | None = knob(None, "give weight_decay to Adam; false: it has no effect")
-    valid_loss: Literal["batch_mean", "sample_mean"] | None = knob(None, "Loss of an evaluation: mean over batches, or utterances")
+    valid_loss: Literal["batch_mean", "sample_mean"] | None = knob(
+        None, "Loss of an evaluation: mean over batches, or utterances"
+    )
 
     # Objective
     lambda_decoupling: NonNegative = knob(0.1, "λ1, weight of the decoupling losses")

@@ -76,7 +76,7 @@ def load_search_space(path: str | Path, fixed: dict, check: Callable[[dict], obj
     """
     path = Path(path)
     content = read_object(path, "settings to search", "search space", "leave out --search for the default")
-    check_names(content, SETTING_NAMES, path, path, "key")
+    check_names(content, SETTING_NAMES, path)
     if not content:
         raise ConfigError(f"{path}: the search space is empty. Name at least one key of the config.")
     space = {key: _dimension(path, key, description) for key, description in content.items()}

@@ -61,7 +61,7 @@ def load_suite(name: str, fixed: dict, heads: tuple[str, ...], check: Callable[[
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
         raise ConfigError(f"{path}: {where}: {first['msg']}; got {show(first['input'])}.") from error
     for row, overrides in suite.rows.items():
-        check_names(overrides, SETTING_NAMES, f"rows.{row} of {path}", path, "key")
+        check_names(overrides, SETTING_NAMES, f"rows.{row} of {path}", "key")
         for key in overrides:
             if key in fixed:
                 raise ConfigError(f"{path}: rows.{row} sets {key}, and the command line too. Remove one of the two.")
@@ -70,11 +70,11 @@ def load_suite(name: str, fixed: dict, heads: tuple[str, ...], check: Callable[[
         except ConfigError as error:
             raise ConfigError(f"{path}: rows.{row}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
     for published in suite.published:
-        check_names(published.rows, tuple(suite.rows), f"published of {path}", path, "row")
+        check_names(published.rows, tuple(suite.rows), f"published of {path}", "row")
         for row, numbers in published.rows.items():
-            check_names(numbers, METRICS, f"published.{row} of {path}", path, "metric")
-        check_names(published.when, (*SETTING_NAMES, "dataset_name"), f"published.when of {path}", path, "key")
-    check_names(dict.fromkeys(suite.heads), heads, f"heads of {path}", path, "head")
+            check_names(numbers, METRICS, f"published.{row} of {path}", "metric")
+        check_names(published.when, (*SETTING_NAMES, "dataset_name"), f"published.when of {path}", "key")
+    check_names(dict.fromkeys(suite.heads), heads, f"heads of {path}", "head")
     if "kept" in suite.model_fields_set and not suite.heads:
         raise ConfigError(
             f"{path}: kept says with which modalities heads are scored, but no heads are named. Name some."

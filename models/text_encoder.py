@@ -118,7 +118,7 @@ def _loading(pretrained: str, needs: str) -> Iterator[str]:
     except ConfigError:
         raise
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
-        reason = printable(str(error) or type(error).__name__, 160)
+        reason = printable(next(iter(str(error).splitlines()), "") or type(error).__name__, 160)
         raise ConfigError(
             f"pretrained: cannot load '{pretrained}': not a folder with config.json and {needs}, nor to be had from "
             f"the local cache or the model hub ({reason}). Check the network, or name such a folder."
