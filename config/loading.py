@@ -27,21 +27,18 @@ ALIASES = {  # what other programs call a setting, or what is a flag here
 }  # fmt: skip
 
 DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
-Section = dict[str, object]
 
 
 class ModelSections(BaseModel, extra="forbid"):
-    """Settings of the model; a data set's section is the strongest."""
-
-    commonParams: Section
-    objectiveParams: Section = {}
-    datasetParams: dict[str, Section] = {}
+    commonParams: dict
+    objectiveParams: dict = {}
+    datasetParams: dict[str, dict] = {}
 
 
 class ConfigFile(BaseModel):
-    """The layout of config.json. Sections of other models are passed over."""
+    """The layout of config.json; sections of other models are passed over."""
 
-    datasetCommonParams: dict[DataSetName, dict[Literal["aligned", "unaligned"], Section] | str]
+    datasetCommonParams: dict[DataSetName, dict[Literal["aligned", "unaligned"], dict] | str]
     dmd: ModelSections
 
 
@@ -55,17 +52,14 @@ def load_config(
     -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
-    _expect(config_file, (str, os.PathLike), "config_file: expected the path of a JSON file; a dict goes into `config`")
-    _expect(overrides or {}, dict, f"{COMMAND_LINE}: expected a dict of settings; a path goes into `config_file`")
-    path, overrides = Path(config_file or DEFAULT_FILE), overrides or {}
+    overrides = _check_types(overrides, config_file)
+    path = Path(config_file or DEFAULT_FILE)
     content = _validated(ConfigFile, read_object(path), path)
     check_names([model_name.lower()], ["dmd"], path, "model")
     datasets, sections = content.datasetCommonParams, content.dmd.datasetParams
     root = {key: value for key, value in datasets.items() if isinstance(value, str)}
     known = [key for key in datasets if key not in root]
-    # Capitals matter only where they tell two data sets apart.
-    spelt = {name.lower(): name for name in known} | {name: name for name in known}
-    dataset_name = spelt.get(dataset_name, spelt.get(dataset_name.lower(), dataset_name))
+    dataset_name = dataset_name if dataset_name in known else dataset_name.lower()
     check_names([dataset_name], known, path, "data set")
     if dataset_name not in sections:  # because it is misspelt?
         check_names(sections, known, f"dmd.datasetParams of {path}", "section")
@@ -76,20 +70,16 @@ def load_config(
         aligned = "aligned" in variants and common.get("need_data_aligned", True)
     variant = "unaligned" if aligned is False else "aligned"  # what is no flag is refused below
     if variant not in variants:
-        raise ConfigError(
-            f"{path}: datasetCommonParams.{dataset_name} has no '{variant}' features. Add them, or set "
-            f"need_data_aligned to {str(variant == 'unaligned').lower()}."
-        )
-    settings = _checked(
-        {
-            f"datasetCommonParams.{dataset_name}.{variant} of {path}": variants[variant],
-            f"datasetCommonParams of {path}": root,
-            f"dmd.commonParams of {path}": common | {"need_data_aligned": aligned},
-            f"dmd.objectiveParams of {path}": content.dmd.objectiveParams,
-            f"dmd.datasetParams.{dataset_name} of {path}": section,
-            COMMAND_LINE: overrides,
-        }
-    )
+        where = f"{path}: datasetCommonParams.{dataset_name}"
+        raise ConfigError(f"{where} has no '{variant}' features. Add them, or set need_data_aligned accordingly.")
+    layers = {
+        f"datasetCommonParams.{dataset_name}.{variant}": variants[variant],
+        "datasetCommonParams": root,
+        "dmd.commonParams": common | {"need_data_aligned": aligned},
+        "dmd.objectiveParams": content.dmd.objectiveParams,
+        f"dmd.datasetParams.{dataset_name}": section,
+    }
+    settings = _checked({f"{where} of {path}": layer for where, layer in layers.items()} | {COMMAND_LINE: overrides})
     settings.featurePath = os.path.join(settings.dataset_root_dir, settings.featurePath)
     return EasyDict(settings, model_name="dmd", dataset_name=dataset_name)
 
@@ -100,8 +90,7 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     featurePath is relative to dataset_root_dir, as in `load_config`, whichever of the two is overridden. An overriding
     objective replaces the switches that have the value which the stored objective chooses; others stay.
     """
-    _expect(overrides or {}, dict, f"{COMMAND_LINE}: expected a dict of settings; a path goes into `config_file`")
-    overrides = overrides or {}
+    overrides = _check_types(overrides)
     names = {key: settings.get(key, "") for key in ("model_name", "dataset_name")}
     settings = {key: value for key, value in settings.items() if key not in (*names, *IGNORED_KEYS)}
     if "objective" in overrides:
@@ -145,24 +134,21 @@ def read_object(
     """The JSON object in a file; `expected` says what it should hold, `instead` what to do where there is none."""
     try:
         content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object with {expected}, got {show(content)}")
     except (OSError, ValueError) as error:
         reason = printable(getattr(error, "strerror", None) or error, 160)
         raise ConfigError(f"{os.path.abspath(path)}: not a readable JSON {kind}: {reason}. Or {instead}.") from error
-    _expect(content, dict, f"{path}: expected an object with {expected}")
     return content
 
 
 def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str = "key") -> None:
     """Raise ConfigError for a name that is not known, with the one that was probably meant."""
-    for name in names:
-        if name not in known:
-            settings = known is SETTING_NAMES
-            nearest = difflib.get_close_matches(printable(name), known, n=1)
-            meant = ALIASES.get(name.lower()) if settings else None
-            hint = "config/schema.py has them all." if settings else f"there is {', '.join(known)}."
-            if meant or nearest:
-                hint = f"did you mean {meant or nearest[0]}?"
-            raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
+    aliases = ALIASES if known is SETTING_NAMES else {}
+    for name in (name for name in names if name not in known):
+        meant = [aliases.get(name.lower(), ""), *difflib.get_close_matches(printable(name), known, n=1)]
+        hint = next((f"did you mean {word}?" for word in meant if word), f"known: {show(list(known))[1:-1]}")
+        raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
 def show(value) -> str:
@@ -171,29 +157,28 @@ def show(value) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _expect(value, types, message: str) -> None:
-    if not isinstance(value, types):
-        raise ConfigError(f"{message}, got {show(value)}.")
+def _check_types(overrides: dict | None, config_file: str | Path = "") -> dict:
+    if not isinstance(overrides or {}, dict) or isinstance(config_file, dict):
+        raise ConfigError("`config` takes a dict of settings, and `config_file` the path of a JSON file.")
+    return overrides or {}
 
 
 def _checked(layers: dict[str, dict]) -> EasyDict:
     """The settings of layers by where they stand; later ones override."""
-    settings, origin, ignored = {}, {}, set()
-    for where, layer in layers.items():
-        ignored |= layer.keys() & set(IGNORED_KEYS)
-        used = {key: value for key, value in layer.items() if key not in IGNORED_KEYS}
-        check_names(used, SETTING_NAMES, where)
-        settings |= used
-        origin |= dict.fromkeys(used, where)
-    if ignored:
+    used = {where: {k: v for k, v in layer.items() if k not in IGNORED_KEYS} for where, layer in layers.items()}
+    for where, layer in used.items():
+        check_names(layer, SETTING_NAMES, where)
+    ignored = set().union(*layers.values()) & set(IGNORED_KEYS)
+    if ignored and is_first_rank():
         _tell_ignored(", ".join(sorted(ignored)))
+    settings = {key: value for layer in used.values() for key, value in layer.items()}
+    origin = {key: where for where, layer in used.items() for key in layer}
     return EasyDict(_validated(DMDConfig, settings, origin).model_dump())
 
 
 @functools.cache  # a command resolves its settings several times
 def _tell_ignored(keys: str) -> None:
-    if is_first_rank():
-        logger.warning(f"Settings that have no effect here: {keys}.")
+    logger.warning(f"Settings that have no effect here: {keys}.")
 
 
 def _validated(model: type[BaseModel], values: dict, origin: dict[str, str] | Path):
@@ -204,11 +189,11 @@ def _validated(model: type[BaseModel], values: dict, origin: dict[str, str] | Pa
         first = error.errors()[0]
         loc, message = first["loc"], first["msg"].removeprefix("Value error, ").rstrip(".")
         key = str(loc[0]) if loc else message.split()[0]  # a condition on several settings begins with the key
-        where = origin.get(key, "config") if isinstance(origin, dict) else origin
+        where = origin if isinstance(origin, Path) else origin.get(key, "config")
         if where is origin or key not in values:
-            message = f"{'.'.join(map(str, loc))}: {message}"
-        elif loc:
+            raise ConfigError(f"{where}: {'.'.join(map(str, loc))}: {message}.") from error
+        if loc:
             message = f"{key} is {show(values[key])}; {message[0].lower()}{message[1:]}"
-            if isinstance(values[key], list) and not isinstance(model.model_fields[key].default, list):
-                message += ". A run takes one value: search several with --tune and --search, or make a --suite of them"
+        if loc and isinstance(values[key], list) and not isinstance(model.model_fields[key].default, list):
+            message += ". A run takes one value: search several with --tune and --search, or make a --suite of them"
         raise ConfigError(f"{where}: {printable(message, 400)}.") from error

@@ -4,25 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
-IGNORED_KEYS = (
-    "num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler",
-)  # fmt: skip
-"""Keys of this family's files that choose nothing here: accepted, and named in the log."""
+# Keys of this family's files that choose nothing here: accepted, and named in the log.
+IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler")
 
+# What `objective` chooses for each switch that is null; the paper says nothing of the others.
 RELEASE = {
-    "ort": "batch",
-    "margin": "release",
-    "homo_repr": "off",
-    "hetero_repr": "cosine_apart",
-    "gd_prior": "release",
-    "fusion": "sigmoid",
-    "leftover_batches": "drop",
-    "weight_decay_applied": False,
-    "valid_loss": "batch_mean",
-}
+    "ort": "batch", "margin": "release", "homo_repr": "off", "hetero_repr": "cosine_apart", "gd_prior": "release",
+    "fusion": "sigmoid", "leftover_batches": "drop", "weight_decay_applied": False, "valid_loss": "batch_mean",
+}  # fmt: skip
 PAPER = {"ort": "paper", "margin": "paper", "hetero_repr": "off", "gd_prior": "none", "fusion": "gate"}
 PRESETS = {"release": RELEASE, "paper": RELEASE | PAPER}
-"""What `objective` chooses for each switch that is null; the paper says nothing of the others."""
 
 Flag = StrictBool
 Name = Annotated[StrictStr, Field(min_length=1)]
@@ -51,9 +42,7 @@ class DMDConfig(BaseModel):
 
     # Data
     featurePath: Name = knob(..., "feature pickle, relative to dataset_root_dir or absolute")
-    feature_dims: Annotated[list[Width], Three] = knob(
-        [768, 5, 20], "widths of text (hidden size of `pretrained`), audio, vision"
-    )
+    feature_dims: Annotated[list[Width], Three] = knob([768, 5, 20], "widths of text (`pretrained`'s), audio, vision")
     need_data_aligned: Flag = knob(True, "aligned features, or each modality at its own rate")
     dataset_root_dir: Name = knob("./dataset", "folder that a relative featurePath starts from")
 
@@ -82,7 +71,6 @@ class DMDConfig(BaseModel):
     embed_dropout: Probability = knob(0.2, "on the transformers' inputs")
     res_dropout: Probability = knob(0.0, "before each residual sum of a transformer")
     output_dropout: Probability = knob(0.5, "in every prediction head")
-
     fast: Flag = knob(True, "run models/fast/ where it is equal up to rounding; false: the plain model")
 
     # Switches: where paper and release differ. null: as `objective` says (PRESETS)
@@ -145,14 +133,10 @@ class DMDConfig(BaseModel):
     min_improvement: NonNegative = knob(1e-6, "least change of KeyEval that makes a new best")
 
     @model_validator(mode="after")
-    def _choose_switches(self) -> "DMDConfig":
+    def _resolve(self) -> "DMDConfig":
         for key, value in PRESETS[self.objective].items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
-        return self
-
-    @model_validator(mode="after")
-    def _check_together(self) -> "DMDConfig":
         (width, heads), wrong = self.dst_feature_dim_nheads, ""
         if width % heads or width % 2:
             wrong = f"dst_feature_dim_nheads is [{width}, {heads}]; the width must be even and divisible by the heads"

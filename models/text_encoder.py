@@ -13,11 +13,10 @@ from utils.errors import ConfigError
 from utils.reading import printable
 
 # transformers is imported where it is used: without BERT nothing needs it, and it takes seconds.
-
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # whole, or in shards
 VOCABULARIES = ("vocab.*", "tokenizer.json", "*.model")
-TOKENIZER_SETTINGS = ("config.json", "merges.txt", "tokenizer_config.json", "*_tokens*.json")
+TOKENIZER_FILES = (*VOCABULARIES, "config.json", "merges.txt", "tokenizer_config.json", "*_tokens*.json")
 
 
 class TextEncoder(nn.Module):
@@ -56,14 +55,13 @@ class TextEncoder(nn.Module):
 
 def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
     """Load or initialise the encoder in float32, whatever type its file has. Raises ConfigError if that cannot be."""
-    with _loading(pretrained, "weights") as place:
+    with _loading(pretrained, kind, ("config.json",), "weights") as (local, config):
         from transformers import AutoModel
 
-        config = _config(place, pretrained, kind)
-        if os.path.isdir(place) and not _holds(place, WEIGHTS):
+        if local and not _holds(local, WEIGHTS):
             return AutoModel.from_config(config, dtype=torch.float32)
-        options = {"dtype": torch.float32, "trust_remote_code": False}
-        model, found = AutoModel.from_pretrained(place, config=config, output_loading_info=True, **options)
+        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
+        model, found = AutoModel.from_pretrained(local or pretrained, output_loading_info=True, **options)
         missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))  # which is not used
         if missing:
             raise ConfigError(f"pretrained: '{pretrained}' lacks {len(missing)} weights, such as {missing[0]}.")
@@ -72,49 +70,42 @@ def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
 
 def load_tokenizer(pretrained: str, kind: str = "auto"):
     """-> tokenizer and configuration of the encoder, without its weights. Raises ConfigError if they cannot be had."""
-    with _loading(pretrained, "a vocabulary") as place:
-        from huggingface_hub import snapshot_download
+    with _loading(pretrained, kind, TOKENIZER_FILES, "vocabulary") as (_, config):
         from transformers import AutoTokenizer
 
-        if not os.path.isdir(place):  # in one request: each of the files would be looked for for half a minute
-            place = snapshot_download(place, allow_patterns=[*VOCABULARIES, *TOKENIZER_SETTINGS])
-        if not _holds(place, VOCABULARIES):  # the library would make one up
-            raise ConfigError(f"pretrained: cannot load '{pretrained}': no vocabulary there, such as vocab.txt.")
-        config = _config(place, pretrained, kind)
-        return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False), config
+        folder = config.name_or_path
+        if not _holds(folder, VOCABULARIES):  # the library would make one up
+            raise FileNotFoundError("no vocabulary there")
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), config
 
 
 def _holds(folder: str, patterns: tuple[str, ...]) -> bool:
     return any(any(Path(folder).glob(pattern)) for pattern in patterns)
 
 
-def _config(place: str, pretrained: str, kind: str):
-    from huggingface_hub import snapshot_download
-    from transformers import AutoConfig
-
-    folder = place if os.path.isdir(place) else snapshot_download(place, allow_patterns=["config.json"])
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
-        raise ConfigError(
-            f"pretrained: '{pretrained}' is a {printable(config.model_type)}, but `transformers` asks for {kind}."
-        )
-    return config
-
-
 @contextlib.contextmanager
-def _loading(pretrained: str, needs: str) -> Iterator[str]:
-    """What to load from: the local folder, or the hub name as it is. Raises ConfigError for whatever fails inside."""
+def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> Iterator[tuple[str, object]]:
+    """-> the local folder ("" for a hub name), and the configuration, whose name_or_path is the folder with these
+    files. Raises ConfigError for whatever fails inside."""
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
+    from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # its report of unused weights is no news to our users
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are five retries without a network
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are retries without a network
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     # The folders shipped with the project are found from anywhere.
-    folder = next((f for f in (Path(pretrained), PROJECT_ROOT / pretrained) if os.path.isdir(f)), pretrained)
+    local = next((str(f) for f in (Path(pretrained), PROJECT_ROOT / pretrained) if os.path.isdir(f)), "")
     try:
-        yield str(folder)
+        # In one request, which fails at once without a network; the library would retry each file for half a minute.
+        folder = local or snapshot_download(pretrained, allow_patterns=files)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
+            found = printable(config.model_type)
+            raise ConfigError(f"pretrained: '{pretrained}' is a {found}, but `transformers` asks for {kind}.")
+        yield local, config
     except ConfigError:
         raise
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds

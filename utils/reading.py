@@ -12,7 +12,7 @@ def regular_size(path: str | Path) -> int:
     """Bytes of a file. Raises OSError if there is none, or a folder, pipe or device: opening those might never end."""
     status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(0, "a folder or device, not a file")
+        raise OSError(0, "not a regular file")
     return status.st_size
 
 
