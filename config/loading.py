@@ -96,15 +96,17 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     if "objective" in overrides:
         chosen = PRESETS.get(str(settings.get("objective")), {})
         settings = {key: value for key, value in settings.items() if key not in chosen or value != chosen[key]}
-    checked, root = _checked({RUN_FILE: settings, COMMAND_LINE: overrides}), str(settings.get("dataset_root_dir", "."))
-    if "featurePath" not in overrides and Path(checked.featurePath).is_relative_to(root):
-        checked.featurePath = str(Path(checked.featurePath).relative_to(root))
-    path = checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+    checked = _checked({RUN_FILE: settings, COMMAND_LINE: overrides})
+    path, root = checked.featurePath, str(settings.get("dataset_root_dir", checked.dataset_root_dir))
+    if "featurePath" in overrides:
+        path = os.path.join(checked.dataset_root_dir, path)
+    elif Path(path).is_relative_to(root):
+        path = os.path.join(checked.dataset_root_dir, Path(path).relative_to(root))
     strange = not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
     if strange and names["dataset_name"] == "synthetic" and "featurePath" not in overrides:
         # The built-in data would be written there: wherever a stranger's file says.
         raise ConfigError(f"{RUN_FILE}: featurePath is {show(path)}, where no file is. Add --set featurePath=FILE.")
-    return EasyDict(checked, **names)
+    return EasyDict(checked | {"featurePath": path}, **names)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
@@ -191,9 +193,9 @@ def _validated(model: type[BaseModel], values: dict, origin: dict[str, str] | Pa
         key = str(loc[0]) if loc else message.split()[0]  # a condition on several settings begins with the key
         where = origin if isinstance(origin, Path) else origin.get(key, "config")
         if where is origin or key not in values:
-            raise ConfigError(f"{where}: {'.'.join(map(str, loc))}: {message}.") from error
-        if loc:
+            message = f"{'.'.join(map(str, loc))}: {message}"
+        elif loc:
             message = f"{key} is {show(values[key])}; {message[0].lower()}{message[1:]}"
-        if loc and isinstance(values[key], list) and not isinstance(model.model_fields[key].default, list):
-            message += ". A run takes one value: search several with --tune and --search, or make a --suite of them"
+            if isinstance(values[key], list) and not isinstance(model.model_fields[key].default, list):
+                message += ". A run takes one value: search several with --tune and --search, or make a --suite of them"
         raise ConfigError(f"{where}: {printable(message, 400)}.") from error

@@ -186,7 +186,7 @@ BAD_RUNS = {
     "no such device": (["-d", "synthetic", "--device", "tpu"], "tpu"),
     "heads do not divide": (["-d", "synthetic", "--set", "dst_feature_dim_nheads=[50,7]"], "dst_feature_dim_nheads"),
     "no such BERT": (["-d", "synthetic", "--set", "pretrained=no-such/bert"], "pretrained"),
-    "folder without a BERT": (["-d", "synthetic", "--set", "pretrained=dataset/SYNTHETIC"], "no config.json there"),
+    "folder without a BERT": (["-d", "synthetic", "--set", "pretrained=dataset/SYNTHETIC"], "config.json"),
     "BERT of another width": (["-d", "synthetic", "--set", "feature_dims=[768,5,20]"], "feature_dims"),
     "kernel longer than the data": (["-d", "synthetic", "--set", "conv1d_kernel_size_a=51"], "conv1d_kernel_size_a"),
     "other audio width": (["-d", "synthetic", "--set", "feature_dims=[64,74,20]"], "aligned_50.pkl"),

@@ -24,12 +24,11 @@ PUBLISHED = {  # key: (mosi, mosei), from the released configuration
     "conv1d_kernel_size_v": (5, 3), "text_dropout": (0.5, 0.3), "attn_dropout": (0.3, 0.4),
     "output_dropout": (0.5, 0.5), "grad_clip": (0.6, 0.6), "patience": (5, 5), "weight_decay": (0.005, 0.001),
     "transformers": ("bert", "bert"), "pretrained": ("bert-base-uncased", "bert-base-uncased"),
-    "early_stop": (10, 10), "update_epochs": (10, 10), "use_bert": (True, True), "use_finetune": (True, True),
-    "attn_mask": (True, True), "need_data_aligned": (True, True), "KeyEval": ("Loss", "Loss"),
-    "lambda_decoupling": (0.1, 0.1), "lambda_distillation": (0.05, 0.05),
-    "gamma": (0.1, 0.1), "margin_slope": (0.15, 0.15), "homo_gd_size": (64, 64), "hetero_gd_size": (32, 32),
     "featurePath": ("./dataset/MOSI/aligned_50.pkl", "./dataset/MOSEI/aligned_50.pkl"),
 }  # fmt: skip
+ALIKE = {"early_stop": 10, "update_epochs": 10, "use_bert": True, "use_finetune": True, "attn_mask": True,
+         "need_data_aligned": True, "KeyEval": "Loss", "lambda_decoupling": 0.1, "lambda_distillation": 0.05,
+         "gamma": 0.1, "margin_slope": 0.15, "homo_gd_size": 64, "hetero_gd_size": 32}  # fmt: skip
 OLD_FILE = {  # the layout of this family before there was an objectiveParams section
     "datasetCommonParams": {
         "dataset_root_dir": "/data",
@@ -64,7 +63,8 @@ def edited(*path_and_value) -> dict:
 @pytest.mark.parametrize(("column", "dataset"), [(0, "mosi"), (1, "MOSEI")])
 def test_published_values(column, dataset):
     args = load_config("DMD", dataset)
-    assert {key: args[key] for key in PUBLISHED} == {key: values[column] for key, values in PUBLISHED.items()}
+    published = {key: values[column] for key, values in PUBLISHED.items()} | ALIKE
+    assert {key: args[key] for key in published} == published
     assert (args.model_name, args.dataset_name) == ("dmd", dataset.lower())
 
 
@@ -112,16 +112,12 @@ def switches(*arguments) -> dict:
     return {key: args[key] for key in RELEASE}
 
 
-def file_with(folder: Path, **objective) -> str:
-    return write(folder, edited("dmd", "objectiveParams", objective))
-
-
 def test_what_is_set_beats_the_objective_whichever_layer_names_it(tmp_path):
     assert switches() == switches(write(tmp_path, OLD_FILE)) == RELEASE
-    assert switches("", {"objective": "paper"}) == switches(file_with(tmp_path, objective="paper")) == PAPER
     assert switches("", {"objective": "paper", "ort": "feature"}) == PAPER | {"ort": "feature"}
     # Another objective over the file's: what that had chosen goes, what the file sets itself stays.
-    own = file_with(tmp_path, objective="paper", fusion="gate")
+    own = write(tmp_path, edited("dmd", "objectiveParams", {"objective": "paper", "fusion": "gate"}))
+    assert switches(own) == PAPER
     assert switches(own, {"objective": "release"}) == RELEASE | {"fusion": "gate"}
     assert switches(own, {"objective": "release", "fusion": None}) == RELEASE  # null: as the objective says
 
@@ -143,9 +139,7 @@ def test_overrides_are_json_where_they_can_be():
 
 BAD_FILES = {
     "broken JSON": ('{"dmd": [1\n 2]}', "line 2 column 2"),
-    "a list": ([], "expected an object"),
     "no model": (edited("dmd", None) | {"dmdd": {}}, "dmd: Field required"),
-    "no common parameters": (edited("dmd", "commonParams", None), "dmd.commonParams"),
     "unknown key": (edited("dmd", "commonParams", "early_stopp", 3), "'early_stopp'.*early_stop"),
     "wrong type": (edited("dmd", "datasetParams", "mosi", "nlevels", "4"), 'own.json: nlevels is "4"; .*integer'),
     "no such variant": (edited("dmd", "commonParams", "need_data_aligned", False), "no 'unaligned' features"),
@@ -153,16 +147,12 @@ BAD_FILES = {
     "root folder misspelt": (edited("datasetCommonParams", "dataset_rot_dir", "x"), "dataset_root_dir"),
     "a name that is no folder's": (edited("datasetCommonParams", "../x", {}), "../x"),
     "a key twice": (json.dumps(OLD_FILE).replace('"nlevels": 3', '"nlevels": 3, "nlevels": 4'), "nlevels.*twice"),
-    "no feature path": (edited("datasetCommonParams", "mosi", "aligned", "featurePath", None), "featurePath"),
 }
 BAD_OVERRIDES = [
     ("batch_size", 0, "greater than or equal to 1"),
-    ("text_dropout", 1.0, "less than 1"),
     ("learning_rate", [1e-3, 5e-4], "--tune"),
-    ("use_bert", "yes", "boolean"),
     ("grad_clip", -0.5, "-1 for no clipping"),
     ("dst_feature_dim_nheads", [50, 7], "divisible"),
-    ("feature_dims", [768, 5], "at least 3"),
     ("gamma", float("nan"), "finite"),
     ("ort", "width", "'batch', 'feature' or 'paper'"),
     ("batch_siz", 4, "did you mean batch_size"),

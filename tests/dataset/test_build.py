@@ -142,12 +142,10 @@ def test_what_is_printed_is_all_that_the_config_needs(data, capsys):
     assert args.featurePath == str(data / "my.pkl")
     with pytest.raises(ConfigError, match="'aligned' features"):
         load_config("dmd", "my", "own.json", {"need_data_aligned": True})
-    for name, pattern in (("../my", "letters, digits"), ("MY", "it has .*my, MY")):
-        other = json.loads(json.dumps(config))
-        other["datasetCommonParams"][name] = other["datasetCommonParams"]["my"]
-        Path("other.json").write_text(json.dumps(other))
-        with pytest.raises(ConfigError, match=pattern):
-            load_config("dmd", name if "/" in name else "mY", "other.json")
+    config["datasetCommonParams"]["../my"] = config["datasetCommonParams"]["my"]
+    Path("own.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="../my"):
+        load_config("dmd", "../my", "own.json")
 
 
 def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
