@@ -140,7 +140,9 @@ def read_object(
             raise ValueError(f"expected an object with {expected}, got {show(content)}")
     except (OSError, ValueError) as error:
         reason = printable(getattr(error, "strerror", None) or error, 160)
-        raise ConfigError(f"{os.path.abspath(path)}: not a readable JSON {kind}: {reason}. Or {instead}.") from error
+        raise ConfigError(
+            f"{os.path.abspath(path)}: not a readable JSON {kind}: {reason}. Name another, or {instead}."
+        ) from error
     return content
 
 
@@ -149,7 +151,8 @@ def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, k
     aliases = ALIASES if known is SETTING_NAMES else {}
     for name in (name for name in names if name not in known):
         meant = [aliases.get(name.lower(), ""), *difflib.get_close_matches(printable(name), known, n=1)]
-        hint = next((f"did you mean {word}?" for word in meant if word), f"known: {show(list(known))[1:-1]}")
+        hint = "config/schema.py describes all keys." if aliases else f"known: {', '.join(known)}."
+        hint = next((f"did you mean {word}?" for word in meant if word), hint)
         raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
