@@ -54,7 +54,8 @@ def load_config(
     """
     overrides = _check_types(overrides, config_file)
     path = Path(config_file or DEFAULT_FILE)
-    content = _validated(ConfigFile, read_object(path), path)
+    content = read_object(path, "'datasetCommonParams' and 'dmd'", "config file", "leave out -c for the default")
+    content = _validated(ConfigFile, content, path)
     check_names([model_name.lower()], ["dmd"], path, "model")
     datasets, sections = content.datasetCommonParams, content.dmd.datasetParams
     root = {key: value for key, value in datasets.items() if isinstance(value, str)}
@@ -110,29 +111,21 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
-    """['batch_size=32', 'pretrained=bert-base-cased'] -> {key: value}, values as JSON where they are JSON.
-
-    Raises ConfigError for an item without '='.
-    """
+    """['batch_size=32', 'pretrained=bert-base-cased'] -> {key: value}, values as JSON where they are JSON."""
     overrides = {}
     for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in item.partition("="))
+        if not equals or not key:
             raise ConfigError(f"{COMMAND_LINE}: '{item}' is not of the form key=value.")
+        text = {"True": "true", "False": "false", "None": "null"}.get(text, text)  # Python's words for JSON's
         try:
-            overrides[key.strip()] = json.loads(text)
+            overrides[key] = json.loads(text)
         except ValueError:
-            words = {"True": True, "False": False, "None": None}  # Python's spelling of JSON's words
-            overrides[key.strip()] = words.get(text.strip(), text)
+            overrides[key] = text
     return overrides
 
 
-def read_object(
-    path: str | Path,
-    expected: str = "'datasetCommonParams' and 'dmd'",
-    kind: str = "config file",
-    instead: str = "leave out -c for the default",
-) -> dict:
+def read_object(path: str | Path, expected: str, kind: str, instead: str) -> dict:
     """The JSON object in a file; `expected` says what it should hold, `instead` what to do where there is none."""
     try:
         content = read_json(path)

@@ -64,7 +64,7 @@ def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
         model, found = AutoModel.from_pretrained(local or pretrained, output_loading_info=True, **options)
         missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))  # which is not used
         if missing:
-            raise ConfigError(f"pretrained: '{pretrained}' lacks {len(missing)} weights, such as {missing[0]}.")
+            raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
         return model
 
 
@@ -75,7 +75,7 @@ def load_tokenizer(pretrained: str, kind: str = "auto"):
 
         folder = config.name_or_path
         if not _holds(folder, VOCABULARIES):  # the library would make one up
-            raise FileNotFoundError("no vocabulary there")
+            raise ValueError("it has no vocabulary")
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), config
 
 
@@ -103,14 +103,11 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
         folder = local or snapshot_download(pretrained, allow_patterns=files)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
-            found = printable(config.model_type)
-            raise ConfigError(f"pretrained: '{pretrained}' is a {found}, but `transformers` asks for {kind}.")
+            raise ValueError(f"it is a {config.model_type}, and `transformers` asks for {kind}")
         yield local, config
-    except ConfigError:
-        raise
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
         reason = printable(next(iter(str(error).splitlines()), "") or type(error).__name__, 160)
         raise ConfigError(
-            f"pretrained: cannot load '{pretrained}': not a folder with config.json and {needs}, nor to be had from "
-            f"the local cache or the model hub ({reason}). Check the network, or name such a folder."
+            f"pretrained: cannot load '{pretrained}': {reason}. Expected a folder with config.json and {needs}, or what "
+            "the model hub has under that name (without a network: what is in its local cache)."
         ) from error
