@@ -108,6 +108,6 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
         reason = printable(next(iter(str(error).splitlines()), "") or type(error).__name__, 160)
         raise ConfigError(
-            f"pretrained: cannot load '{pretrained}': {reason}. Expected a folder with config.json and {needs}, or what "
-            "the model hub has under that name (without a network: what is in its local cache)."
+            f"pretrained: cannot load '{pretrained}': {reason}. Expected a folder with config.json and {needs}, or "
+            "the name of a model on the hub (without a network: of one in its local cache)."
         ) from error
