@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import ConfigError
-from utils.reading import printable
+from utils.reading import printable, read_json
 
 # transformers is imported where it is used: without BERT nothing needs it, and it takes seconds.
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,8 @@ def load_tokenizer(pretrained: str, kind: str = "auto"):
         folder = config.name_or_path
         if not _holds(folder, VOCABULARIES):  # the library would make one up
             raise ValueError("it has no vocabulary")
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), config
+        options = {"config": config, "local_files_only": True, "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(folder, **options), config
 
 
 def _holds(folder: str, patterns: tuple[str, ...]) -> bool:
@@ -89,7 +90,7 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
     files. Raises ConfigError for whatever fails inside."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
-    from transformers import AutoConfig
+    from transformers import AutoConfig, BertConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # its report of unused weights is no news to our users
@@ -101,7 +102,9 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
     try:
         # In one request, which fails at once without a network; the library would retry each file for half a minute.
         folder = local or snapshot_download(pretrained, allow_patterns=files)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # BERT folders of 2019 do not say what they are.
+        loader = AutoConfig if "model_type" in read_json(Path(folder) / "config.json") else BertConfig
+        config = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
             raise ValueError(f"it is a {config.model_type}, and `transformers` asks for {kind}")
         yield local, config
