@@ -55,7 +55,7 @@ class TextEncoder(nn.Module):
 
 def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
     """Load or initialise the encoder in float32, whatever type its file has. Raises ConfigError if that cannot be."""
-    with _loading(pretrained, kind, ("config.json",), "weights") as (local, config):
+    with _loading(pretrained, kind, ("config.json",), "weights") as (local, _, config):
         from transformers import AutoModel
 
         if local and not _holds(local, WEIGHTS):
@@ -70,10 +70,9 @@ def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
 
 def load_tokenizer(pretrained: str, kind: str = "auto"):
     """-> tokenizer and configuration of the encoder, without its weights. Raises ConfigError if they cannot be had."""
-    with _loading(pretrained, kind, TOKENIZER_FILES, "vocabulary") as (_, config):
+    with _loading(pretrained, kind, TOKENIZER_FILES, "vocabulary") as (_, folder, config):
         from transformers import AutoTokenizer
 
-        folder = config.name_or_path
         if not _holds(folder, VOCABULARIES):  # the library would make one up
             raise ValueError("it has no vocabulary")
         options = {"config": config, "local_files_only": True, "trust_remote_code": False}
@@ -85,9 +84,11 @@ def _holds(folder: str, patterns: tuple[str, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> Iterator[tuple[str, object]]:
-    """-> the local folder ("" for a hub name), and the configuration, whose name_or_path is the folder with these
-    files. Raises ConfigError for whatever fails inside."""
+def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> Iterator[tuple]:
+    """-> the local folder ("" for a hub name), the folder that has these files, the configuration.
+
+    Raises ConfigError for whatever fails inside.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
     from transformers import AutoConfig, BertConfig
@@ -107,7 +108,7 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
         config = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
             raise ValueError(f"it is a {config.model_type}, and `transformers` asks for {kind}")
-        yield local, config
+        yield local, folder, config
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
         reason = printable(next(iter(str(error).splitlines()), "") or type(error).__name__, 160)
         raise ConfigError(
