@@ -1,24 +1,45 @@
 """From a JSON file of this family, and overrides, to the checked settings of one data set."""
 
 import difflib
+import functools
 import json
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 from easydict import EasyDict
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from config.schema import PRESETS, SETTING_NAMES, DMDConfig
+from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
-from utils.reading import NAME_CHARACTERS, printable, read_json
+from utils.log import is_first_rank, logger
+from utils.reading import printable, read_json
 
 DEFAULT_FILE = Path(__file__).parent / "config.json"
-MODEL_SECTIONS = ("commonParams", "objectiveParams", "datasetParams")
-VARIANTS = ("aligned", "unaligned")
 COMMAND_LINE = "--set"
 RUN_FILE = "the run's config.json"
+ALIASES = {  # what other programs call a setting, or what is a flag here
+    "lr": "learning_rate", "bert_lr": "learning_rate_bert", "bs": "batch_size", "epochs": "max_epochs", "layers":
+    "nlevels", "num_layers": "nlevels", "dropout": "attn_dropout, text_dropout or output_dropout", "wd": "weight_decay",
+    "accumulation_steps": "update_epochs", "clip": "grad_clip", "hidden_size": "dst_feature_dim_nheads", "num_heads":
+    "dst_feature_dim_nheads", "bert": "pretrained", "seed": "--seeds", "seeds": "--seeds", "device": "--device",
+}  # fmt: skip
+
+DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
+
+
+class ModelSections(BaseModel, extra="forbid"):
+    commonParams: dict
+    objectiveParams: dict = {}
+    datasetParams: dict[str, dict] = {}
+
+
+class ConfigFile(BaseModel):
+    """The layout of config.json; sections of other models are passed over."""
+
+    datasetCommonParams: dict[DataSetName, dict[Literal["aligned", "unaligned"], dict] | str]
+    dmd: ModelSections
 
 
 def load_config(
@@ -31,203 +52,146 @@ def load_config(
     -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
-    path = Path(config_file) if str(config_file) else DEFAULT_FILE
-    content = read_object(path)
-    overrides = dict(overrides or {})
-    check_names(overrides, SETTING_NAMES, COMMAND_LINE, path, "key")
-    model_name = model_name.lower()
-    if model_name != "dmd":
-        raise ConfigError(f"{path}: no model '{model_name}' here; expected a section 'dmd', the only model there is.")
-    check_names(content, None, path, path, "section", required=("datasetCommonParams", model_name))
+    overrides = _check_types(overrides, config_file)
+    path = Path(config_file or DEFAULT_FILE)
+    content = read_object(path, "'datasetCommonParams' and 'dmd'", "config file", "leave out -c for the default")
+    content = _validated(ConfigFile, content, path)
+    check_names([model_name.lower()], ["dmd"], path, "model")
+    datasets, sections = content.datasetCommonParams, content.dmd.datasetParams
+    root = {key: value for key, value in datasets.items() if isinstance(value, str)}
+    known = [key for key in datasets if key not in root]
+    dataset_name = dataset_name if dataset_name in known else dataset_name.lower()
+    check_names([dataset_name], known, path, "data set")
+    if dataset_name not in sections:  # because it is misspelt?
+        check_names(sections, known, f"dmd.datasetParams of {path}", "section")
 
-    datasets, model = content["datasetCommonParams"], content[model_name]
-    check_names(model, MODEL_SECTIONS, f"{model_name} of {path}", path, "section", required=("commonParams",))
-    known = _data_sets(datasets, path)
-    dataset_name = _find(dataset_name, known, path)
-    layers = {
-        f"{model_name}.commonParams": model["commonParams"],
-        f"{model_name}.objectiveParams": model.get("objectiveParams", {}),
-        f"{model_name}.datasetParams.{dataset_name}": _own_section(
-            model.get("datasetParams", {}), dataset_name, known, f"{model_name}.datasetParams of {path}"
-        ),
-    }
-    root = {key: value for key, value in datasets.items() if key == "dataset_root_dir"}
-    merged, origin = _merge({"datasetCommonParams": root} | layers, path)
-    variants = datasets[dataset_name]
-    check_names(variants, VARIANTS, f"datasetCommonParams.{dataset_name} of {path}", path, "section")
-    asked = overrides | layers[f"{model_name}.datasetParams.{dataset_name}"]
-    if list(variants) == ["unaligned"] and "need_data_aligned" not in asked and merged.get("need_data_aligned") is True:
-        merged["need_data_aligned"] = False  # the commonParams speak of data sets that have both
-    # Only `false` means unaligned; a value of another type gets its own error below.
-    variant = "unaligned" if (merged | overrides).get("need_data_aligned", True) is False else "aligned"
+    variants, common, section = datasets[dataset_name], content.dmd.commonParams, sections.get(dataset_name, {})
+    aligned = (section | overrides).get("need_data_aligned")
+    if aligned is None:  # commonParams speak of data sets that have both
+        aligned = "aligned" in variants and common.get("need_data_aligned", True)
+    variant = "unaligned" if aligned is False else "aligned"  # what is no flag is refused below
     if variant not in variants:
-        raise ConfigError(
-            f"{path}: datasetCommonParams.{dataset_name} has no '{variant}' features. Add them, or set "
-            f"need_data_aligned to {str(variant == 'unaligned').lower()}."
-        )
-    # The model's sections are the stronger ones, so that a data set's own section there may override anything.
-    files = {f"datasetCommonParams.{dataset_name}.{variant}": variants[variant]}
-    base, base_origin = _merge(files, path)
-    origin = base_origin | origin | dict.fromkeys(overrides, COMMAND_LINE)
-    settings = _validate(base | merged | overrides, origin)
+        where = f"{path}: datasetCommonParams.{dataset_name}"
+        raise ConfigError(f"{where} has no '{variant}' features. Add them, or set need_data_aligned accordingly.")
+    layers = {
+        f"datasetCommonParams.{dataset_name}.{variant}": variants[variant],
+        "datasetCommonParams": root,
+        "dmd.commonParams": common | {"need_data_aligned": aligned},
+        "dmd.objectiveParams": content.dmd.objectiveParams,
+        f"dmd.datasetParams.{dataset_name}": section,
+    }
+    settings = _checked({f"{where} of {path}": layer for where, layer in layers.items()} | {COMMAND_LINE: overrides})
     settings.featurePath = os.path.join(settings.dataset_root_dir, settings.featurePath)
-    return EasyDict(settings, model_name=model_name, dataset_name=dataset_name)
+    return EasyDict(settings, model_name="dmd", dataset_name=dataset_name)
 
 
 def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
     """Check settings that were resolved before (a run's config.json), with overrides on top.
 
-    An overriding featurePath is relative to dataset_root_dir, as in `load_config`. An overriding objective replaces
-    the switches that have the value which the stored objective chooses; one set to another value stays.
+    featurePath is relative to dataset_root_dir, as in `load_config`, whichever of the two is overridden. An overriding
+    objective replaces the switches that have the value which the stored objective chooses; others stay.
     """
-    check_names(settings, None, RUN_FILE, "", "key")
-    settings, overrides = dict(settings), dict(overrides or {})
-    names = {key: settings.pop(key, "") for key in ("model_name", "dataset_name")}
-    settings.pop("seq_lens", None)  # what the data had, not a setting
-    for layer in (settings, overrides):
-        check_names(layer, SETTING_NAMES, COMMAND_LINE if layer is overrides else RUN_FILE, "", "key")
+    overrides = _check_types(overrides)
+    names = {key: settings.get(key, "") for key in ("model_name", "dataset_name")}
+    settings = {key: value for key, value in settings.items() if key not in (*names, *IGNORED_KEYS)}
     if "objective" in overrides:
         chosen = PRESETS.get(str(settings.get("objective")), {})
         settings = {key: value for key, value in settings.items() if key not in chosen or value != chosen[key]}
-    origin = dict.fromkeys(settings, RUN_FILE) | dict.fromkeys(overrides, COMMAND_LINE)
-    checked = _validate(settings | overrides, origin)
-    if "dataset_root_dir" in overrides and "featurePath" not in overrides:
-        raise ConfigError(
-            f"{COMMAND_LINE}: dataset_root_dir says where a relative featurePath starts, and the run's is "
-            f"{show(checked.featurePath)}. Set featurePath too."
-        )
+    checked = _checked({RUN_FILE: settings, COMMAND_LINE: overrides})
+    path, root = checked.featurePath, str(settings.get("dataset_root_dir", checked.dataset_root_dir))
     if "featurePath" in overrides:
-        checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
-    elif names["dataset_name"] == "synthetic" and _elsewhere(checked.featurePath):
-        # The embedded data set would be made there: wherever a stranger's file says.
-        raise ConfigError(
-            f"{RUN_FILE}: featurePath is {show(checked.featurePath)}, where no file is. Name the features with "
-            "--set featurePath=FILE."
-        )
-    return EasyDict(checked, **names)
-
-
-def _elsewhere(path: str) -> bool:
-    return not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
+        path = os.path.join(checked.dataset_root_dir, path)
+    elif Path(path).is_relative_to(root):
+        path = os.path.join(checked.dataset_root_dir, Path(path).relative_to(root))
+    strange = not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
+    if strange and names["dataset_name"] == "synthetic" and "featurePath" not in overrides:
+        # The built-in data would be written there: wherever a stranger's file says.
+        raise ConfigError(f"{RUN_FILE}: featurePath is {show(path)}, where no file is. Add --set featurePath=FILE.")
+    return EasyDict(checked | {"featurePath": path}, **names)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
-    """['batch_size=32', 'pretrained=bert-base-cased'] -> {key: value}, values as JSON where they are JSON.
-
-    Raises ConfigError for an item without '='.
-    """
+    """['batch_size=32', 'pretrained=bert-base-cased'] -> {key: value}, values as JSON where they are JSON."""
     overrides = {}
     for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in item.partition("="))
+        if not equals or not key:
             raise ConfigError(f"{COMMAND_LINE}: '{item}' is not of the form key=value.")
+        text = {"True": "true", "False": "false", "None": "null"}.get(text, text)  # Python's words for JSON's
         try:
-            overrides[key.strip()] = json.loads(text)
-        except (ValueError, RecursionError):
-            words = {"True": True, "False": False, "None": None}  # Python's spelling of JSON's words
-            overrides[key.strip()] = words.get(text.strip(), text)
+            overrides[key] = json.loads(text)
+        except ValueError:
+            overrides[key] = text
     return overrides
 
 
-def read_object(
-    path: Path,
-    expected: str = "'datasetCommonParams' and 'dmd'",
-    kind: str = "config file",
-    instead: str = "leave out -c for the default",
-) -> dict:
+def read_object(path: str | Path, expected: str, kind: str, instead: str) -> dict:
     """The JSON object in a file; `expected` says what it should hold, `instead` what to do where there is none."""
-    if os.path.isdir(path):
-        raise ConfigError(f"{path}: a folder, not a {kind}. Name the JSON file in it.")
-    if not os.path.exists(path):
-        raise ConfigError(f"{path}: no such {kind}. Name another, or {instead}.")
     try:
         content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object with {expected}, got {show(content)}")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or printable(error, 160)
-        raise ConfigError(f"{path}: not a readable JSON text file: {reason}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected an object with {expected}, got {show(content)}.")
+        reason = printable(getattr(error, "strerror", None) or error, 160)
+        raise ConfigError(
+            f"{os.path.abspath(path)}: not a readable JSON {kind}: {reason}. Name another, or {instead}."
+        ) from error
     return content
 
 
-def _data_sets(datasets: dict, path: Path) -> list[str]:
-    """Names of the data sets; anything that is no section there can only be dataset_root_dir."""
-    for name, section in datasets.items():
-        if name != "dataset_root_dir" and not isinstance(section, dict):
-            where = f"datasetCommonParams.{name} of {path}"
-            raise ConfigError(f"{where}: expected an object, got {show(section)}; the only plain key beside the "
-                              "data sets is 'dataset_root_dir'.")  # fmt: skip
-    return [name for name in datasets if name != "dataset_root_dir"]
-
-
-def _find(dataset_name: str, known: list[str], path: Path) -> str:
-    """The data set as the file spells it: capitals do not matter unless they tell two of them apart."""
-    found = [name for name in known if name == dataset_name] or [n for n in known if n.lower() == dataset_name.lower()]
-    if len(found) != 1:
-        listed = printable(", ".join(known), 200)
-        raise ConfigError(f"data set '{printable(dataset_name)}' is not in {path}; it has {listed}. Use one of them.")
-    if not re.fullmatch(r"[\w-]+", found[0]):
-        raise ConfigError(
-            f"{path}: the data set {show(found[0])} gives files their name: use letters, digits, - and _."
-        )
-    return found[0]
-
-
-def _own_section(sections, dataset_name: str, known: list[str], where: str) -> dict:
-    """The data set's section, or {} without one; a misspelt one must not pass for none."""
-    check_names(sections, None, where, "", "section")
-    if dataset_name not in sections:
-        strangers = [name for name in sections if name not in known]
-        for name in difflib.get_close_matches(dataset_name, strangers, n=1, cutoff=0.8):
-            raise ConfigError(f"{where}: unknown section {show(name)}; did you mean '{dataset_name}'?")
-    return sections.get(dataset_name, {})
-
-
-def check_names(names, known, where, path, kind: str, required: tuple[str, ...] = ()) -> None:
-    """Refuse a section that is no object, an unknown name in it (naming the nearest known one), a missing one."""
-    if not isinstance(names, dict):
-        raise ConfigError(f"{where}: expected an object, got {show(names)}.")
-    for name in names:
-        if known is not None and name not in known:
-            nearest = difflib.get_close_matches(str(name)[:NAME_CHARACTERS], known, n=1, cutoff=0.0)
-            shown = show(str(name))[1:-1]  # escaped: a name may hold a line break
-            raise ConfigError(f"{where}: unknown {kind} '{shown}'; the nearest known one is '{nearest[0]}'.")
-    for name in required:
-        if not isinstance(names.get(name), dict):
-            nearest = difflib.get_close_matches(name, names, n=1)
-            hint = f"; is '{nearest[0]}' meant to be it?" if nearest and nearest[0] != name else "."
-            raise ConfigError(f"{path}: the section '{name}' is missing or no object{hint}")
-
-
-def _merge(layers: dict[str, dict], path: Path) -> tuple[dict, dict[str, str]]:
-    """Later layers win.  -> (settings, where each comes from)"""
-    settings, origin = {}, {}
-    for section, layer in layers.items():
-        where = f"{section} of {path}"
-        check_names(layer, SETTING_NAMES, where, path, "key")
-        settings |= layer
-        origin |= dict.fromkeys(layer, where)
-    return settings, origin
-
-
-def _validate(settings: dict, origin: dict[str, str]) -> EasyDict:
-    try:
-        return EasyDict(DMDConfig(**settings).model_dump())
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # a condition on several settings
-            key = first["msg"].removeprefix("Value error, ").split()[0]
-            raise ConfigError(f"{origin.get(key, 'config')}: {first['msg'].removeprefix('Value error, ')}.") from error
-        key = first["loc"][0]
-        if first["type"] == "missing":
-            raise ConfigError(f"config: '{key}' is missing.") from error
-        where, allowed = origin.get(key, "config"), first["msg"][0].lower() + first["msg"][1:]
-        raise ConfigError(f"{where}: {key} is {show(settings[key])}; {allowed}.") from error
+def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str = "key") -> None:
+    """Raise ConfigError for a name that is not known, with the one that was probably meant."""
+    aliases = ALIASES if known is SETTING_NAMES else {}
+    for name in (name for name in names if name not in known):
+        meant = [aliases.get(name.lower(), ""), *difflib.get_close_matches(printable(name), known, n=1)]
+        hint = "config/schema.py describes all keys." if aliases else f"known: {', '.join(known)}."
+        hint = next((f"did you mean {word}?" for word in meant if word), hint)
+        raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
 def show(value) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=str)
-    except RecursionError:
-        text = f"a {type(value).__name__} nested deeply"
+    """A value as JSON, cut to 80 characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _check_types(overrides: dict | None, config_file: str | Path = "") -> dict:
+    if not isinstance(overrides or {}, dict) or isinstance(config_file, dict):
+        raise ConfigError("`config` takes a dict of settings, and `config_file` the path of a JSON file.")
+    return overrides or {}
+
+
+def _checked(layers: dict[str, dict]) -> EasyDict:
+    """The settings of layers by where they stand; later ones override."""
+    used = {where: {k: v for k, v in layer.items() if k not in IGNORED_KEYS} for where, layer in layers.items()}
+    for where, layer in used.items():
+        check_names(layer, SETTING_NAMES, where)
+    ignored = set().union(*layers.values()) & set(IGNORED_KEYS)
+    if ignored and is_first_rank():
+        _tell_ignored(", ".join(sorted(ignored)))
+    settings = {key: value for layer in used.values() for key, value in layer.items()}
+    origin = {key: where for where, layer in used.items() for key in layer}
+    return EasyDict(_validated(DMDConfig, settings, origin).model_dump())
+
+
+@functools.cache  # a command resolves its settings several times
+def _tell_ignored(keys: str) -> None:
+    logger.warning(f"Settings that have no effect here: {keys}.")
+
+
+def _validated(model: type[BaseModel], values: dict, origin: dict[str, str] | Path):
+    """The values as a pydantic model. Raises ConfigError for the first that is wrong; origin: where each stands."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        loc, message = first["loc"], first["msg"].removeprefix("Value error, ").rstrip(".")
+        key = str(loc[0]) if loc else message.split()[0]  # a condition on several settings begins with the key
+        where = origin if isinstance(origin, Path) else origin.get(key, "config")
+        if where is origin or key not in values:
+            message = f"{'.'.join(map(str, loc))}: {message}"
+        elif loc:
+            message = f"{key} is {show(values[key])}; {message[0].lower()}{message[1:]}"
+            if isinstance(values[key], list) and not isinstance(model.model_fields[key].default, list):
+                message += ". A run takes one value: search several with --tune and --search, or make a --suite of them"
+        raise ConfigError(f"{where}: {printable(message, 400)}.") from error

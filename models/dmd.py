@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import fast
-from models.text_encoder import BertTextEncoder
+from models.text_encoder import TextEncoder
 from models.transformer import CrossModalEncoder, run_encoders
 
 ARGUMENT_ORDER = ("l", "a", "v")  # forward's arguments, feature_dims, seq_lens: text, audio, vision
@@ -121,7 +121,7 @@ class DMD(nn.Module):
             )
 
         if args.use_bert:
-            self.text_model = BertTextEncoder(args.pretrained, args.use_finetune, widths["l"])
+            self.text_model = TextEncoder(args.pretrained, args.use_finetune, widths["l"], args.transformers)
         # Registration order is part of the format: published checkpoints list parameters in it, and the same seed
         # gives the same initial weights only in it. Hence a loop for each stage.
         for m in ARGUMENT_ORDER:  # proj_l, proj_a, proj_v

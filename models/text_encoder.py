@@ -1,4 +1,4 @@
-"""BERT behind one small class."""
+"""BERT, RoBERTa or another encoder of the transformers library, behind one small class."""
 
 import contextlib
 import logging
@@ -7,102 +7,111 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.utils import disable_progress_bars
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, BertTokenizer
-from transformers.utils import logging as transformers_logging
 
 from utils.errors import ConfigError
-from utils.reading import printable
+from utils.reading import printable, read_json
 
+# transformers is imported where it is used: without BERT nothing needs it, and it takes seconds.
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-WEIGHT_FILES = (*WEIGHTS, *(f"{name}.index.json" for name in WEIGHTS))  # whole, or in shards
-VOCABULARIES = ("vocab.txt", "tokenizer.json")
-TOKENIZER_SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # whole, or in shards
+VOCABULARIES = ("vocab.*", "tokenizer.json", "*.model")
+TOKENIZER_FILES = (*VOCABULARIES, "config.json", "merges.txt", "tokenizer_config.json", "*_tokens*.json")
 
 
-class BertTextEncoder(nn.Module):
-    """BERT's last hidden state over all positions, padding included.
+class TextEncoder(nn.Module):
+    """The last hidden state over all positions, padding included.
 
     tokens (B, 3, T)  input ids, attention mask, segment ids (any number type)
     ->     (B, T, D)  gradients only with `finetune`
 
-    `pretrained` is a hub name, a folder with weights, or a folder with only config.json (and vocab.txt): the
-    last is initialised from the current random state.
+    `pretrained` is a hub name, a folder with weights, or a folder with only config.json (and a vocabulary): the last
+    is initialised from the current random state. `kind` is "bert", "roberta", or "auto" for whatever it is.
 
-    Raises ConfigError if the weights cannot be had or are not `width` wide.
+    Raises ConfigError if the weights cannot be had, are of another kind or not `width` wide.
     """
 
-    def __init__(self, pretrained: str, finetune: bool, width: int):
+    def __init__(self, pretrained: str, finetune: bool, width: int, kind: str = "bert"):
         super().__init__()
         self.finetune = finetune
-        self.model = load_bert(pretrained).requires_grad_(finetune)
-        if self.model.config.hidden_size != width:
+        self.model = load_encoder(pretrained, kind).requires_grad_(finetune)
+        config = self.model.config
+        self.has_segments = getattr(config, "type_vocab_size", 0) > 1  # RoBERTa has none to tell apart
+        if config.hidden_size != width:
             raise ConfigError(
-                f"pretrained: {pretrained} is {self.model.config.hidden_size} wide, but feature_dims[0] is {width}. "
-                "Set the first of feature_dims to BERT's hidden size, or choose another pretrained."
+                f"pretrained: {pretrained} is {config.hidden_size} wide, but feature_dims[0] is {width}. "
+                f"Set feature_dims to [{config.hidden_size}, audio, vision], or choose another pretrained."
             )
 
     def forward(self, tokens: Tensor) -> Tensor:
         ids, mask, segments = tokens.long().unbind(1)  # (B, T) each
+        # The model counts positions itself: RoBERTa skips its padding id, which tokenizers of its kind pad with.
+        inputs = {"input_ids": ids, "attention_mask": mask} | (
+            {"token_type_ids": segments} if self.has_segments else {}
+        )
         with contextlib.nullcontext() if self.finetune else torch.no_grad():
-            return self.model(input_ids=ids, attention_mask=mask, token_type_ids=segments).last_hidden_state
+            return self.model(**inputs).last_hidden_state
 
 
-def load_bert(pretrained: str) -> BertModel:
-    """Load or initialise the BERT that `pretrained` names, in float32. Raises ConfigError if that cannot be done."""
-    with _loading(pretrained, "weights") as place:
-        if os.path.isdir(place) and not (Path(place) / "config.json").is_file():
-            raise FileNotFoundError("no config.json there")  # the library would take bert-base's
-        if os.path.isdir(place) and not any((Path(place) / name).is_file() for name in WEIGHT_FILES):
-            return BertModel(BertConfig.from_pretrained(place, local_files_only=True)).float()
-        kind = BertConfig.get_config_dict(place)[0].get("model_type", "bert")
-        if kind != "bert":
-            raise ConfigError(f"pretrained: '{pretrained}' is a {printable(kind)}. Choose a BERT.")
-        # In float32, for the file's own type may be a half one.
-        model, found = BertModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
+def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
+    """Load or initialise the encoder in float32, whatever type its file has. Raises ConfigError if that cannot be."""
+    with _loading(pretrained, kind, ("config.json",), "weights") as (local, _, config):
+        from transformers import AutoModel
+
+        if local and not _holds(local, WEIGHTS):
+            return AutoModel.from_config(config, dtype=torch.float32)
+        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
+        model, found = AutoModel.from_pretrained(local or pretrained, output_loading_info=True, **options)
         missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))  # which is not used
         if missing:
-            raise ConfigError(
-                f"pretrained: '{pretrained}' lacks {len(missing)} weights of a BERT, such as {missing[0]}. Get it anew."
-            )
+            raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
         return model
 
 
-def load_tokenizer(pretrained: str) -> tuple[BertTokenizer, BertConfig]:
-    """The tokenizer and the sizes of the BERT that `pretrained` names; its weights are not asked for.
+def load_tokenizer(pretrained: str, kind: str = "auto"):
+    """-> tokenizer and configuration of the encoder, without its weights. Raises ConfigError if they cannot be had."""
+    with _loading(pretrained, kind, TOKENIZER_FILES, "vocabulary") as (_, folder, config):
+        from transformers import AutoTokenizer
 
-    Raises ConfigError if they cannot be had.
-    """
-    with _loading(pretrained, "vocab.txt") as place:
-        if not os.path.isdir(place):  # in one request: each of the files would be looked for for half a minute
-            place = snapshot_download(place, allow_patterns=[*VOCABULARIES, *TOKENIZER_SETTINGS])
-        if not any((Path(place) / name).is_file() for name in VOCABULARIES):
-            raise FileNotFoundError(f"no {' or '.join(VOCABULARIES)} there")  # the library would make up a vocabulary
-        config = BertConfig.from_pretrained(place, local_files_only=True)
-        return BertTokenizer.from_pretrained(place, local_files_only=True), config
+        if not _holds(folder, VOCABULARIES):  # the library would make one up
+            raise ValueError("it has no vocabulary")
+        options = {"config": config, "local_files_only": True, "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(folder, **options), config
+
+
+def _holds(folder: str, patterns: tuple[str, ...]) -> bool:
+    return any(any(Path(folder).glob(pattern)) for pattern in patterns)
 
 
 @contextlib.contextmanager
-def _loading(pretrained: str, needs: str) -> Iterator[str]:
-    """What to load from: the local folder, or the hub name as it is. Raises ConfigError for whatever fails inside."""
+def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> Iterator[tuple]:
+    """-> the local folder ("" for a hub name), the folder that has these files, the configuration.
+
+    Raises ConfigError for whatever fails inside.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers import AutoConfig, BertConfig
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()  # its report of unused weights is no news to our users
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are five retries without a network
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are retries without a network
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
-    folder = Path(pretrained)
-    if not os.path.isdir(folder) and os.path.isdir(PROJECT_ROOT / folder):
-        folder = PROJECT_ROOT / folder  # the folders shipped with the project are found from anywhere
+    # The folders shipped with the project are found from anywhere.
+    local = next((str(f) for f in (Path(pretrained), PROJECT_ROOT / pretrained) if os.path.isdir(f)), "")
     try:
-        yield str(folder) if os.path.isdir(folder) else pretrained
-    except ConfigError:
-        raise
+        # In one request, which fails at once without a network; the library would retry each file for half a minute.
+        folder = local or snapshot_download(pretrained, allow_patterns=files)
+        # BERT folders of 2019 do not say what they are.
+        loader = AutoConfig if "model_type" in read_json(Path(folder) / "config.json") else BertConfig
+        config = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
+            raise ValueError(f"it is a {config.model_type}, and `transformers` asks for {kind}")
+        yield local, folder, config
     except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = printable(next(iter(str(error).splitlines()), "") or type(error).__name__, 160)
         raise ConfigError(
-            f"pretrained: cannot load '{pretrained}': neither a readable local folder, nor in the local cache, nor "
-            f"to be had from the model hub ({type(error).__name__}: {reason[:160]}). "
-            f"Check the network, or set pretrained to a folder with config.json and {needs}."
+            f"pretrained: cannot load '{pretrained}': {reason}. Expected a folder with config.json and {needs}, or "
+            "the name of a model on the hub (without a network: of one in its local cache)."
         ) from error

@@ -193,7 +193,7 @@ BAD_RUNS = {
     "no such device": (["--device", "tpu"], "tpu"),
     "heads do not divide": (["--set", "dst_feature_dim_nheads=[50,7]"], "dst_feature_dim_nheads"),
     "no such BERT": (["--set", "pretrained=no-such/bert"], "pretrained"),
-    "folder without a BERT": (["--set", "pretrained=dataset/SYNTHETIC"], "no config.json there"),
+    "folder without a BERT": (["--set", "pretrained=dataset/SYNTHETIC"], "config.json"),
     "BERT of another width": (["--set", "feature_dims=[768,5,20]"], "feature_dims"),
     "kernel longer than the data": (["--set", "conv1d_kernel_size_a=51"], "conv1d_kernel_size_a"),
     "other audio width": (["--set", "feature_dims=[64,74,20]"], "aligned_50.pkl"),

@@ -22,21 +22,17 @@ def read_json(path: str | Path) -> object:
         raise ValueError(f"larger than {JSON_BYTES // 2**20} MB")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from error
     except RecursionError as error:
         raise ValueError("sections nested too deeply") from error
 
 
 def _without_repeats(pairs: list[tuple]) -> dict:
     """Python's reader would silently keep the last of two equal keys."""
-    content = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"the key {json.dumps(printable(key))} stands twice in one section; remove one of the two")
-        content[key] = value
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {json.dumps(printable(twice))} stands twice in one section; remove one of the two")
     return content
 
 
