@@ -1,6 +1,5 @@
 """The command that trains the rows of a suite, and writes one table of them."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")
     ranks = find_ranks(options.device)
-    for args in map(copy.deepcopy, settings.values()):  # reading the features tells them their sizes
+    for args in settings.values():
         build_model(args, prepare_features(args, **options.replaced))
     if options.overwrite and ranks.rank == 0:  # as for the seeds of a run
         for run in every_run:

@@ -19,7 +19,7 @@ from trainers.options import RunOptions
 from trainers.run_settings import INCONSEQUENTIAL
 from trainers.runs import write_csv
 from trainers.session import train
-from trainers.setup import data_sha256, prepare_features
+from trainers.setup import data_sha256, prepare_features, with_sizes
 from utils.errors import ConfigError, NumericalError, RunError
 from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
@@ -41,9 +41,11 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     _check_flags(options, trials)
     [seed], args = options.seeds, options.settings()
     space = load_search_space(search_file or DEFAULT_SPACE, options)
-    prepare_features(args, **options.replaced)
+    features = prepare_features(args, **options.replaced)
+    args = with_sizes(args, features.feature_dims, features.seq_lens)
     comparable = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
     comparable |= {"data": data_sha256(args, options.replaced), "precision": options.precision, "seed": seed}
+    comparable |= {"init": str(options.init)}
     comparable |= {"search": {key: dimension.model_dump() for key, dimension in space.items()}}
     name, folder = f"{options.name}-{args.dataset_name}", Path(options.res_save_dir) / "tune"
     table, lock = folder / f"{name}.csv", FileLock(folder / ".lock")
@@ -82,7 +84,8 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     def write_table(study: optuna.Study, _=None) -> None:
         with lock:  # else an older state of the study could replace a newer one
             trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
-            write_csv(table, trials.drop(columns="user_attrs_settings", errors="ignore"))
+            trials = trials.drop(columns="user_attrs_settings", errors="ignore")
+            write_csv(table, trials.rename(columns={"value": f"valid_{args.KeyEval}"}))
 
     try:
         for parent in (folder, Path(options.model_save_dir)):
