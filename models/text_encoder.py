@@ -109,7 +109,7 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
         if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
             raise ValueError(f"it is a {config.model_type}, and `transformers` asks for {kind}")
         yield local, folder, config
-    except Exception as error:  # the hub, its cache and the file formats raise errors of many unrelated kinds
+    except Exception as error:  # the hub, its cache and the file formats have many unrelated kinds
         reason = printable(next(iter(str(error).splitlines()), "") or type(error).__name__, 160)
         raise ConfigError(
             f"pretrained: cannot load '{pretrained}': {reason}. Expected a folder with config.json and {needs}, or "
