@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from config.schema import PRESETS, DMDConfig
+from config.schema import IGNORED_KEYS, PRESETS, DMDConfig
 from trainers.options import RunOptions
 from utils.errors import RunError
 from utils.reading import read_json
@@ -16,7 +16,8 @@ from utils.reading import read_json
 LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have larger
 REPLACEMENTS = ("feature_T", "feature_A", "feature_V")
 # Settings that change no number of a run, `fast` but for rounding and random draws; the data's SHA-256 counts.
-INCONSEQUENTIAL = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir", *REPLACEMENTS)
+CHANGE_NOTHING = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir")
+INCONSEQUENTIAL = (*CHANGE_NOTHING, *REPLACEMENTS, *IGNORED_KEYS)
 DEFAULTS = {key: field.default for key, field in DMDConfig.model_fields.items() if not field.is_required()}
 SHORT = {"learning_rate": "lr"}  # in the name that is suggested for a run with other settings
 

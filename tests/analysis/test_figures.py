@@ -178,9 +178,10 @@ def test_what_history_alone_allows_is_drawn(copied, capsys, word):
 
 
 def test_a_run_that_cannot_be_drawn_is_complete(copied, capsys):
-    Path("result/dmd-synthetic-1111").mkdir()
+    assert call(run, "-d", "synthetic", *TINY, "--no-figures") == 0
+    shutil.rmtree("result/dmd-synthetic-1111/figures", ignore_errors=True)
     Path("result/dmd-synthetic-1111/figures").write_text("in the way")
-    assert call(run, "-d", "synthetic", *TINY) == 0
+    assert call(run, "-d", "synthetic", *TINY, "--overwrite") == 0
     assert re.search(r"\[WARNING\] - No figures \(.*figures.*\)\. To try again: python -m", capsys.readouterr().out)
     assert json.loads(Path("result/dmd-synthetic-1111/metrics.json").read_text())["seed"] == 1111
 

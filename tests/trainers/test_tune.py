@@ -59,8 +59,8 @@ def test_a_sweep_continues_and_its_best_trial_is_an_ordinary_run(space, corpus, 
     assert (python, program) == ("python", str(ROOT / "run.py"))  # called from another folder
     assert call(run, *arguments) == 0
     metrics = json.loads(Path("result/dmd-best-synthetic-1111/metrics.json").read_text())
-    best = trials.loc[trials["value"].idxmin()]
-    assert (metrics["valid_Loss"], metrics["epoch"]) == (best["value"], best["user_attrs_best_epoch"])
+    best = trials.loc[trials["valid_Loss"].idxmin()]
+    assert (metrics["valid_Loss"], metrics["epoch"]) == (best["valid_Loss"], best["user_attrs_best_epoch"])
 
     assert train("--tune", "3", "--search", space, "--name", "whole") == 0
     assert table("whole-synthetic").equals(trials)
@@ -108,11 +108,11 @@ def test_trials_beyond_the_median_are_pruned(folder, monkeypatch):
             after_epoch({"epoch": epoch, "best_epoch": 1, "valid/Acc_2": gamma})
         return {"valid_Acc_2": gamma}
 
-    assert tune_with(monkeypatch, train_on, 15, KeyEval="Acc_2") == {"gamma": table()["value"].max()}
+    assert tune_with(monkeypatch, train_on, 15, KeyEval="Acc_2") == {"gamma": table()["valid_Acc_2"].max()}
     for number, trial in enumerate(table().itertuples()):
-        complete = table()[:number].query("state == 'COMPLETE'")["value"]
-        pruned = number >= 5 and trial.value < complete.median()
-        assert trial.state == ("PRUNED" if pruned else "COMPLETE") and trial.value == trial.params_gamma
+        complete = table()[:number].query("state == 'COMPLETE'")["valid_Acc_2"]
+        pruned = number >= 5 and trial.valid_Acc_2 < complete.median()
+        assert trial.state == ("PRUNED" if pruned else "COMPLETE") and trial.valid_Acc_2 == trial.params_gamma
     assert "PRUNED" in states()
 
 
