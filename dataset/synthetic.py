@@ -169,17 +169,13 @@ def _as_arrays(fields: dict[str, list], vectors: np.ndarray) -> dict:
     }
 
 
-def write_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, making its folder where there is none. Raises DataError where it cannot."""
+def ensure_synthetic(path: str | Path) -> None:
+    """Write the data set to `path`, unless a file is there. Raises DataError where that cannot be."""
+    if os.path.exists(path):
+        return
     try:
         write_atomically(Path(path), lambda file: pickle.dump(generate(), file))
     except OSError as error:
         raise DataError(
             f"{path}: cannot write the synthetic data ({error.strerror}). Set dataset_root_dir to a writable folder."
         ) from error
-
-
-def ensure_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, unless a file is there (raises as write_synthetic does)."""
-    if not os.path.exists(path):
-        write_synthetic(path)
