@@ -67,6 +67,9 @@ class _Reader(pickle._Unpickler):
         for number in pending.numbers:
             self.memo[number] = value
 
+    def load_bytearray8(self) -> None:
+        self.append(self.read(int.from_bytes(self.read(8), "little")))  # as bytes: one copy less
+
     def _reconstruct(self, *_) -> _Pending:
         return _Pending(lambda state: _array(state[-1], state[-3], state[-4], "F" if state[-2] else "C"))
 
@@ -101,7 +104,7 @@ def _array(values, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
     elif values:
         array = np.frombuffer(_encoded(values), dtype)
         with np.errstate(over="ignore"):
-            array = array.astype(np.float32 if dtype == np.float64 else dtype, copy=not isinstance(values, bytearray))
+            array = array.astype(np.float32 if dtype == np.float64 else dtype)
     else:
         array = np.zeros(0, dtype)
     return array.reshape(shape, order=order)
@@ -116,12 +119,9 @@ def _checking_keys(load: Callable, keys: slice) -> Callable:
     return checked
 
 
-_Reader.dispatch[pickle.BUILD[0]] = _Reader.load_build
-for code, keys in (
-    (pickle.SETITEM, slice(-2, -1)),
-    (pickle.SETITEMS, slice(0, None, 2)),
-    (pickle.DICT, slice(0, None, 2)),
-):
+_Reader.dispatch |= {pickle.BUILD[0]: _Reader.load_build, pickle.BYTEARRAY8[0]: _Reader.load_bytearray8}
+for code in (pickle.SETITEM, pickle.SETITEMS, pickle.DICT):
+    keys = slice(-2, -1) if code == pickle.SETITEM else slice(0, None, 2)
     _Reader.dispatch[code[0]] = _checking_keys(_Reader.dispatch[code[0]], keys)
 for code in (pickle.ADDITEMS, pickle.FROZENSET):  # sets, which would hash what they hold
     del _Reader.dispatch[code[0]]

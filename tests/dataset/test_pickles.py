@@ -21,7 +21,7 @@ HARMLESS = {
 }
 
 
-def read(path, content, protocol):
+def read(path, content, protocol: int):
     path.write_bytes(pickle.dumps(content, protocol))
     return load_pickle(path)
 
