@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from config.schema import DMDConfig
-from dataset.check import check_file
+from dataset.check import check_content
 from dataset.features import FIELDS, SPLITS
 from dataset.sources import padded, read_folder, read_table
-from dataset.writing import check_output, write_checked
+from dataset.writing import check_output, write_pickle
 from models.text_encoder import load_tokenizer, most_tokens
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
@@ -98,15 +98,6 @@ def _add_tokens(built: Built, pretrained: str, steps: int) -> None:
     built.encoder = config
 
 
-def verify(path: str, pretrained: str, built: Built, to_predict: bool) -> None:
-    """Read the pickle back as a user's would be, and print what is odd about it. Raises DataError where it is wrong."""
-    findings = check_file(path, "", to_predict, pretrained, built.encoder and built.encoder.vocab_size)
-    errors = [text for level, text in findings if level == "error"]
-    if errors:
-        raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
-    print(*(f"note  {text}\n" for level, text in findings if level == "note"), sep="", end="")
-
-
 def config_entry(path: Path, pretrained: str, built: Built) -> tuple[str, dict]:
     """-> name and section of the data set under datasetCommonParams, with everything that it needs to be trained on"""
     path, root = path.resolve(), Path("dataset").resolve()  # dataset_root_dir, seen from where run.py is called
@@ -144,7 +135,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     built = build(options)
     sizes = {split: len(fields["id"]) for split, fields in built.content.items()}
     to_predict = options.unlabelled or "train" not in sizes
-    write_checked(path, built.content, lambda written: verify(written, pretrained, built, to_predict))
+    tokens = built.encoder and built.encoder.vocab_size
+    findings = check_content(str(path), built.content, None, to_predict, pretrained, tokens)
+    errors = [text for level, text in findings if level == "error"]
+    if errors:
+        raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
+    write_pickle(path, built.content)
+    print(*(f"note  {text}\n" for level, text in findings if level == "note"), sep="", end="")
     cut = ", ".join(f"{key} {count}" for key, count in built.cut.items() if count) or "none"
     print(f"{path}: {', '.join(f'{split} {n}' for split, n in sizes.items())} utterances.")
     print(f"Text, audio, vision: {built.seq_lens} steps, {built.feature_dims} wide; longer ones that were cut: {cut}.")

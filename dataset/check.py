@@ -6,7 +6,7 @@ python -m dataset.check dataset/MOSI/aligned_50.pkl -d mosi
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -14,36 +14,44 @@ import numpy as np
 from easydict import EasyDict
 
 from config import load_config
-from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, load_splits, numbers_of, strings_of, take_features
+from dataset.features import (
+    FIELDS,
+    LABELS,
+    PUBLISHED_SHA256,
+    SPLITS,
+    load_splits,
+    numbers_of,
+    shorten,
+    strings_of,
+    take_features,
+)  # fmt: skip
 from utils.cli import run_command
 from utils.errors import DataError, DMDError
 from utils.files import sha256_of
 from utils.reading import printable, read_json
 
-BERT_BASE, BERT_BASE_TOKENS = "bert-base-uncased", 30522
+BERT_BASE = "bert-base-uncased"
+VOCABULARIES = {BERT_BASE: 30522}  # sizes that are known without the hub
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 Finding = tuple[str, str]  # 'ok', 'note' (may be as it should) or 'error' (training would be wrong or fail); and a text
 
 
-def check_file(
-    path: str | Path, dataset_name: str = "", to_predict: bool = False, pretrained: str = "", tokens: int | None = None
+def check_content(
+    path: str, content: dict, settings: EasyDict | None, to_predict: bool, pretrained: str = "", size: int | None = None
 ) -> list[Finding]:
-    """Everything there is to say about a feature pickle; with `dataset_name`, also whether it fits that data set's
-    settings in config/config.json.
+    """Everything there is to say about the content of a feature pickle that is, or will be, at `path`.
 
-    to_predict          the file is not trained on: any of the splits will do, and labels may be absent
-    pretrained, tokens  whose tokens the text has (default: the data set's), and the size of that vocabulary
-
-    Raises DataError if the file cannot be read at all, ConfigError for a data set that is not in the config.
+    settings          a data set's, which the file should fit
+    to_predict        the file is not trained on: any of the splits will do, and labels may be absent
+    pretrained, size  whose tokens the text has (default: the settings'), and the size of that vocabulary
     """
-    path, content = str(path), load_splits(str(path))
-    settings = load_config("dmd", dataset_name) if dataset_name else None
     pretrained = pretrained or (settings.pretrained if settings else BERT_BASE)
+    folder = next((f for f in (Path(pretrained), PROJECT_ROOT / pretrained) if (f / "config.json").is_file()), None)
+    if size is None:
+        size = read_json(folder / "config.json").get("vocab_size") if folder else VOCABULARIES.get(pretrained)
     splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
-    findings = []
-    for split, fields in splits.items():
-        findings += [*_arrays(path, split, fields), *_tokens(split, fields, pretrained, tokens)]
+    findings = [finding for item in splits.items() for finding in _arrays(path, *item, pretrained, size)]
     return findings + [*_identities(path, splits), *_verdict(path, content, splits, settings, to_predict)]
 
 
@@ -56,14 +64,14 @@ def _digest(path: str, dataset_name: str) -> Finding:
     return "note", f"SHA-256 {digest}: no published file; published numbers cannot be expected of it."
 
 
-def _arrays(path: str, split: str, fields: dict) -> Iterator[Finding]:
-    """Shapes and types, silence, features that never change, lengths and the side of the padding, labels.
+def _arrays(path: str, split: str, fields: dict, pretrained: str, size: int | None) -> Iterator[Finding]:
+    """Shapes and types, silence, features that never change, lengths and the side of the padding, tokens, labels.
 
     What can be an array of numbers becomes one in `fields`; of what cannot, the verdict speaks.
     """
     shapes = {key: f"{getattr(x, 'shape', '')} {getattr(x, 'dtype', type(x).__name__)}" for key, x in fields.items()}
     yield "ok", f"{split}: {printable(', '.join(f'{key} {shape}' for key, shape in shapes.items()), 1000)}."
-    for key, ndim in {**dict.fromkeys((*FIELDS, "text_bert"), 3), "regression_labels": 1}.items():
+    for key, ndim in {**dict.fromkeys((*FIELDS, "text_bert"), 3), LABELS: 1}.items():
         where = f"{split}: '{key}'"
         try:
             fields[key] = array = numbers_of(fields[key], path, split, key)
@@ -71,21 +79,23 @@ def _arrays(path: str, split: str, fields: dict) -> Iterator[Finding]:
             continue
         if array.ndim != ndim or not array.size:
             continue
-        if key == "regression_labels":
+        if key == LABELS:
             counts = Counter(np.rint(array[np.isfinite(array)]).astype(int).tolist())
             yield "ok", f"{where}, rounded: {', '.join(f'{value:+d}: {n}' for value, n in sorted(counts.items()))}."
-            continue
-        if key == "audio" and (silent := int(np.isneginf(array).sum())):
-            yield "note", f"{where} holds {silent} times -inf, read as 0, as in the published files."
-        constant = np.flatnonzero(array.min((0, 1)) == array.max((0, 1)))
-        if not array.any():
-            yield "note", f"{where} is all zero: a dead modality, from which nothing can be learned."
-        elif len(constant) and key != "text_bert":
-            yield (
-                "note",
-                f"{where}: {len(constant)} of {array.shape[2]} features never change: {constant[:8].tolist()}.",
-            )
-        yield _padding(where, array[:, 1] != 0 if key == "text_bert" else (array != 0).any(axis=2))
+        elif key == "text_bert":
+            yield _padding(where, array[:, 1] != 0)
+            outside = (array[:, 0] >= (np.inf if size is None else size)).sum()
+            told = "not known here" if size is None else f"of {size}, and {outside} are outside it"
+            level = "error" if outside else "note" if size is None else "ok"
+            yield level, f"{where}: ids up to {array[:, 0].max():g}; the vocabulary of {pretrained} is {told}."
+        else:
+            if key == "audio" and (silent := int(np.isneginf(array).sum())):
+                yield "note", f"{where} holds {silent} times -inf, read as 0, as in the published files."
+            constant = np.flatnonzero(array.min((0, 1)) == array.max((0, 1)))
+            if len(constant):
+                kind = "never change" if array.any() else "are all zero, so that nothing can be learned from them"
+                yield "note", f"{where}: {len(constant)} of {array.shape[2]} features {kind}: {constant[:8].tolist()}."
+            yield _padding(where, (array != 0).any(axis=2))
 
 
 def _padding(where: str, real: np.ndarray) -> Finding:
@@ -93,28 +103,10 @@ def _padding(where: str, real: np.ndarray) -> Finding:
     filled = real.any(axis=1)
     before, after = (np.where(filled, side.argmax(axis=1), 0) for side in (real, real[:, ::-1]))
     lengths = np.where(filled, real.shape[1] - before - after, 0)
-    text = (
+    return "note" if before.any() and after.any() else "ok", (
         f"{where}: {lengths.min()} to {lengths.max()} of {real.shape[1]} steps, median {np.median(lengths):g}; padded "
         f"in front in {(before > 0).sum()} and after in {(after > 0).sum()} utterances; {(~filled).sum()} empty."
     )
-    return "note" if before.any() and after.any() else "ok", text
-
-
-def _tokens(split: str, fields: dict, pretrained: str, size: int | None) -> Iterator[Finding]:
-    if getattr(fields.get("text_bert"), "ndim", 0) != 3:
-        return
-    for folder in (Path(pretrained), PROJECT_ROOT / pretrained):
-        if size is None and (folder / "config.json").is_file():
-            size = read_json(folder / "config.json").get("vocab_size")
-    size = BERT_BASE_TOKENS if pretrained == BERT_BASE else size
-    ids = fields["text_bert"][:, 0]
-    text = f"{split}: token ids up to {ids.max(initial=0):g}; the vocabulary of {pretrained}"
-    if size is None:
-        yield "note", f"{text} is not known here."
-    elif outside := int((ids >= size).sum()):
-        yield "error", f"{text} has {size}. {outside} are outside it: set pretrained to their BERT."
-    else:
-        yield "ok", f"{text} has {size}."
 
 
 def _identities(path: str, splits: dict[str, dict]) -> Iterator[Finding]:
@@ -138,12 +130,6 @@ def _identities(path: str, splits: dict[str, dict]) -> Iterator[Finding]:
         videos = set.intersection(*({i.split("$_$")[0] for i in ids - shared if "$_$" in i} for ids in (one, other)))
         if videos:
             yield "note", f"{both} {len(videos)} videos ({shorten(videos)}): the same speaker is in both."
-
-
-def shorten(names: Iterable[str]) -> str:
-    """The first three names and, where there are more, dots."""
-    names = sorted(names)
-    return ", ".join(map(printable, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def _verdict(path: str, content: dict, splits: dict, settings: EasyDict | None, to_predict: bool) -> Iterator[Finding]:
@@ -173,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-d", "--dataset", default="", help="a data set of the config: check against its settings")
     parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")
     options = parser.parse_args(argv)
-    findings = check_file(options.file, options.dataset, options.to_predict)
+    settings = load_config("dmd", options.dataset) if options.dataset else None
+    findings = check_content(options.file, load_splits(options.file), settings, options.to_predict)
     findings.insert(0, _digest(options.file, options.dataset.lower()))
     print(*(f"{level:5} {' '.join(text.split())}" for level, text in findings), sep="\n")
     errors = sum(level == "error" for level, _ in findings)

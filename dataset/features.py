@@ -4,7 +4,7 @@ Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,8 +166,14 @@ def _fault_of(key: str, array: np.ndarray, ids: list[str]) -> str:
         what, right = "is NaN or infinite", np.isfinite(array).all(axis=(1, 2))
     if right.all():
         return ""
-    wrong = [printable(ids[i]) for i in np.flatnonzero(~right)]
-    return f"{what} in {len(wrong)} utterances: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}"
+    wrong = [ids[i] for i in np.flatnonzero(~right)]
+    return f"{what} in {len(wrong)} utterances: {shorten(wrong)}"
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first three names and, where there are more, dots."""
+    names = sorted(names)
+    return ", ".join(map(printable, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def _take(content: dict, path: str, split: str, field: str):

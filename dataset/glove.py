@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
-from dataset.features import SPLITS, load_features, load_splits, strings_of
-from dataset.writing import check_output, write_checked
+from dataset.features import SPLITS, load_splits, strings_of, take_features
+from dataset.writing import check_output, write_pickle
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import printable
@@ -107,14 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = check_output(options.output, options.overwrite)
     content = load_splits(options.pickle)
     coverage = add_glove(content, options.pickle, options.vectors, options.steps, options.width)
-    splits, widths = [name for name in SPLITS if name in content], []
-
-    def verify(written: str) -> None:
-        """Read the pickle back as training without BERT does."""
-        args = EasyDict(featurePath=written, use_bert=False, need_data_aligned=False, feature_dims=[0, 0, 0])
-        widths.extend(load_features(args, splits=splits, to_predict=True).feature_dims)
-
-    write_checked(path, content, verify)
+    args = EasyDict(featurePath=str(path), use_bert=False, need_data_aligned=False, feature_dims=[0, 0, 0])
+    copies = {split: dict(fields) for split, fields in content.items() if split in SPLITS}
+    widths = take_features({str(path): copies}, args, [str(path)] * 3, list(copies), to_predict=True).feature_dims
+    write_pickle(path, content)
     print(coverage)
     settings = ["use_bert=false", f"feature_dims={str(widths).replace(' ', '')}", f"featurePath={path.resolve()}"]
     print(f"{path}: train with {shlex.join(word for item in settings for word in ('--set', item))}")

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset.check import shorten
-from dataset.features import LARGEST_LABEL, SPLITS
+from dataset.features import LARGEST_LABEL, SPLITS, shorten
 from utils.errors import DataError
 from utils.reading import printable
 

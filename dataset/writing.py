@@ -1,8 +1,7 @@
-"""Feature pickles that are put in place only after they were read back and found good."""
+"""Where the commands that make feature pickles put them."""
 
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import ConfigError, DataError
@@ -19,22 +18,9 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
     return path
 
 
-def write_checked(path: Path, content: dict, verify: Callable[[str], object]) -> None:
-    """Write a feature pickle beside `path`, let `verify` read it back, then put it in place.
-
-    `content` is empty afterwards: a large file need not be in memory twice. What verify raises leaves `path` as it was.
-    """
-
-    def write(file) -> None:
-        pickle.dump(content, file, protocol=5)
-        content.clear()
-        file.flush()
-        try:
-            verify(file.name)
-        except DataError as error:  # it is the file to be that is wrong
-            raise DataError(str(error).replace(file.name, str(path))) from error
-
+def write_pickle(path: Path, content: dict) -> None:
+    """Write a feature pickle, whole or not at all. Raises DataError where that cannot be."""
     try:
-        write_atomically(path, write)
+        write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
+        raise DataError(f"{path}: cannot be written ({error.strerror}). Name a writable folder.") from error

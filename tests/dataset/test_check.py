@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dataset.check import check_file, main
+from dataset.check import check_content, main
 from dataset.synthetic import ensure_synthetic
 from utils.cli import run_command
 
@@ -27,11 +27,12 @@ def content() -> dict:
 
 
 @pytest.fixture
-def said(tmp_path, content):
-    def check(dataset: str = "", **options) -> dict[str, str]:
+def said(tmp_path, content, capsys):
+    def check(*options: str) -> dict[str, str]:
         """-> {text of a finding: its level}"""
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
-        return {text: level for level, text in check_file(tmp_path / "a.pkl", dataset, **options)}
+        run_command(lambda: main([str(tmp_path / "a.pkl"), *options]))
+        return {line[6:]: line[:5].strip() for line in capsys.readouterr().out.splitlines()}
 
     return check
 
@@ -52,12 +53,16 @@ def test_a_good_file_has_no_errors(said):
         "use_bert=false: can be trained on",
     ):
         assert level_of(findings, words) == "ok"
-    assert level_of(said("mosi"), "[4, 4, 4] wide") == "error"
-    assert level_of(said(pretrained="bert-base-cased"), "the vocabulary of bert-base-cased is not known here") == "note"
+    assert level_of(said("-d", "mosi"), "[4, 4, 4] wide") == "error"
+
+
+def test_a_vocabulary_that_only_the_hub_knows(content):
+    findings = check_content("a.pkl", content, None, False, "bert-base-cased")
+    assert "note" in [level for level, text in findings if "vocabulary of bert-base-cased is not known" in text]
 
 
 CASES = {
-    "dead modality": (lambda c: c["train"]["vision"].fill(0), "note", "'vision' is all zero"),
+    "dead modality": (lambda c: c["train"]["vision"].fill(0), "note", "are all zero"),
     "constant features": (lambda c: c["train"]["audio"][:, :, 1:3].fill(5), "note", "never change: [1, 2]"),
     "silence": (lambda c: c["test"]["audio"][0, :2].fill(-np.inf), "note", "'audio' holds 8 times -inf"),
     "padding": (lambda c: c["train"]["audio"][:, :2].fill(0), "ok", "padded in front in 7 and after in 0"),
@@ -80,7 +85,7 @@ def test_what_is_odd_is_said(case, content, said):
 
 def test_a_file_to_predict_on_needs_no_labels_and_one_split(tmp_path, content, said):
     del content["test"]["regression_labels"], content["train"], content["valid"]
-    findings = said(to_predict=True)
+    findings = said("--to-predict")
     assert "error" not in findings.values() and level_of(findings, "use_bert=true: can be predicted on") == "ok"
     assert run_command(lambda: main([str(tmp_path / "a.pkl"), "--to-predict"])) == 0
     assert run_command(lambda: main([str(tmp_path / "a.pkl")])) == 2
@@ -91,7 +96,7 @@ def test_the_synthetic_data_pass_and_a_leak_ends_with_status_2(tmp_path, content
     assert run_command(lambda: main([str(tmp_path / "synthetic.pkl"), "-d", "synthetic"])) == 0
     printed = capsys.readouterr().out
     assert all(line.startswith(("ok ", "note ")) for line in printed.splitlines())
-    assert "token ids up to 88; the vocabulary of dataset/synthetic_bert has 89" in printed
+    assert "ids up to 88; the vocabulary of dataset/synthetic_bert is of 89" in printed
     assert "SHA-256" in printed
     content["test"]["id"][0] = content["train"]["id"][0]
     said()

@@ -111,7 +111,7 @@ WRONG = {
     "no texts": (change("test", "raw_text", None), "no list of strings"),
     "an id over two lines": (
         lambda c: (c["train"]["id"].__setitem__(2, "a\nb"), c["train"]["vision"].fill(np.nan)),
-        "6 utterances: .* a b",
+        "6 utterances: .*a b",
     ),
 }
 
