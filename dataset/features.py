@@ -103,15 +103,15 @@ def take_features(
         steps.append(columns if key == "text_bert" else rows)
         dims.append(expected if key == "text_bert" else columns)
     wrong = [s == path and own != expected for s, own, expected in zip(sources, dims, args.feature_dims, strict=True)]
-    if any(wrong) and not to_predict:
+    right = ""
+    if any(wrong):
+        right = f"feature_dims={str(dims).replace(' ', '')}"
+    elif args.need_data_aligned and set(sources) == {path} and len(set(steps)) > 1:
+        right = "need_data_aligned=false, as it is unaligned"
+    if right and not to_predict:
         raise DataError(
-            f"{path}: {', '.join(FIELDS)} are {dims} wide, but feature_dims is {list(args.feature_dims)}. Set "
-            f"feature_dims={str(dims).replace(' ', '')}, or point featurePath to the file that was meant."
-        )
-    if args.need_data_aligned and set(sources) == {path} and len(set(steps)) > 1 and not to_predict:
-        raise DataError(
-            f"{path}: text, audio and vision have {steps} steps, so the file is unaligned, but "
-            "need_data_aligned is true. Set need_data_aligned=false, or use the aligned file."
+            f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {right}; or point featurePath to "
+            "the file that was meant."
         )
     return FeatureSet(path, parts, dims, steps)
 
@@ -153,13 +153,13 @@ def _take_split(
 
 def _fault_of(key: str, array: np.ndarray, ids: list[str]) -> str:
     """What is wrong with a field, or an empty string."""
-    expected, ndim = {LABELS: ("(N,)", 1), "text_bert": ("(N, 3, steps)", 3)}.get(key, ("(N, steps, width)", 3))
-    tokens = key == "text_bert"
-    if array.ndim != ndim or len(array) != len(ids) or 0 in array.shape or (tokens and array.shape[1] != 3):
+    expected = {LABELS: "(N,)", "text_bert": "(N, 3, steps)"}.get(key, "(N, steps, width)")
+    fits = array.ndim == (1 if key == LABELS else 3) and (key != "text_bert" or array.shape[1] == 3)
+    if not fits or len(array) != len(ids) or not array.size:
         return f"is {array.shape}; expected {expected} with N = {len(ids)}, as 'id' has"
     if key == LABELS:
         what, right = "is no number in [-3, 3]", np.abs(array) <= LARGEST_LABEL
-    elif tokens:
+    elif key == "text_bert":
         what = "is not token ids, attention masks (0, 1) and segment ids (0, 1)"
         right = ((array >= 0) & (array % 1 == 0)).all(axis=(1, 2)) & (array[:, 1:] <= 1).all(axis=(1, 2))
     else:

@@ -36,10 +36,7 @@ def words_of(text: str) -> list[str]:
 
 
 def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -> dict[str, np.ndarray]:
-    """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else.
-
-    Raises DataError where one of them has other than `width` numbers.
-    """
+    """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else. DataError."""
     wanted, vectors = {word.encode(): word for word in words}, {}
     try:
         with open(path, "rb") as file:
@@ -50,9 +47,9 @@ def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -
                 if name in wanted:
                     vectors.setdefault(wanted[name], np.array(numbers, np.float32).reshape(width))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a word and {width} numbers a line ({error}). Set --width, or get the file again."
-        ) from error
+        raise DataError(f"{path}: not a word and {width} numbers (--width) a line ({error}).") from error
+    if not vectors:
+        raise DataError(f"{path}: none of the {len(words)} words that are needed is listed with {width} numbers.")
     return vectors
 
 
@@ -76,8 +73,6 @@ def add_glove(
     }
     counts = Counter(word for split in texts.values() for words in split for word in words)
     vectors = read_vectors(vectors_file, {form for word in counts for form in (word, word.lower())}, width)
-    if not vectors:
-        raise DataError(f"{vectors_file}: none of the {len(counts)} words of {path} is listed with {width} numbers.")
     for name, split in texts.items():
         array = np.zeros((len(split), steps, width), np.float32)
         for row, words in zip(array, split, strict=True):

@@ -86,7 +86,7 @@ class _Reader(pickle._Unpickler):
         return array if axes is None else array.transpose(axes)
 
     def _encode(self, text: str, _: str) -> bytes:
-        return _encoded(text)
+        return text.encode("latin1")
 
 
 def _encoded(data: bytes | str) -> bytes:

@@ -35,14 +35,13 @@ def snapshot(state):
 
 
 class BackgroundWriter:
-    """Runs writing work in a thread of its own, one piece at a time. Each method raises the error of work that failed."""
+    """Runs writing work in a thread, one piece at a time. All methods raise the error of work that failed."""
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._pending: Future | None = None
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Start a piece of work, after the one before."""
         self.finish()
         self._pending = self._pool.submit(work)
 
@@ -67,15 +66,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
     if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/<epoch>.pth.")
+        raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
     state = read_state(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
         raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {name: value for name, value in state.items() if name != OBSOLETE}
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    names = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {name: value for name, value in names.items() if name != OBSOLETE}
 
 
 def _is_weight(name, value) -> bool:
@@ -83,19 +82,14 @@ def _is_weight(name, value) -> bool:
 
 
 def read_state(path: str | Path):
-    """Read what `save_state` wrote, without running anything the file might contain.
-
-    Raises CheckpointError if that cannot be done.
-    """
+    """Read what `save_state` wrote, without running anything the file might contain. Raises CheckpointError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}: {printable(error, 120)}): damaged, or more than "
-            "weights saved by torch.save. Take another epoch's, or a fresh copy."
-        ) from error
+        reason = f"{type(error).__name__}: {printable(error, 120)}"
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}): damaged, or not weights.") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -104,10 +98,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state_dict strictly; `path` is where it came from, for the message.
-
-    Raises CheckpointError that says in what the checkpoint's model differs where it does not fit.
-    """
+    """Load a state_dict (read from `path`) strictly. Raises CheckpointError that says how another model differs."""
     expected = model.state_dict()
     shapes, wanted = ({name: value.shape for name, value in weights.items()} for weights in (state, expected))
     if shapes == wanted:
@@ -117,9 +108,9 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
     details = [f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key]]
     names = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     raise CheckpointError(
-        f"{path}: not a checkpoint of this model: it has {', '.join([*details, ''])}{len(names)} parameters that are "
-        f"missing, unknown or of another shape ({printable(names[0])}, …). Name the data set and the settings that it was "
-        "trained with (-d, -c, --set), or leave them out where config.json is beside it."
+        f"{path}: not a checkpoint of this model: it has {', '.join([*details, ''])}{len(names)} parameters missing, "
+        f"unknown or of another shape ({printable(names[0])}, …). Name data set and settings that it was trained with "
+        "(-d, -c, --set), or leave them out where config.json is beside it."
     )
 
 
@@ -154,7 +145,7 @@ def _describe(state: dict[str, Tensor]) -> dict[str, object]:
 def settings_beside(checkpoint: str | Path) -> dict | None:
     """The config.json that run.py leaves beside its checkpoints, or None (a published file stands alone).
 
-    Raises CheckpointError if it is there and something else.
+    Raises CheckpointError where it is something else.
     """
     path = Path(checkpoint).parent / "config.json"
     if not path.exists():
