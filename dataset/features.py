@@ -179,7 +179,7 @@ def shorten(names: Iterable[str]) -> str:
 def _take(content: dict, path: str, split: str, field: str):
     """A field of a split, removed from the content: what is converted need not be held twice."""
     if not isinstance(content.get(split), dict) or field not in content[split]:
-        found = {printable(key): sorted(map(printable, value)) for key, value in content.items() if type(value) is dict}
+        found = {key: list(value) for key, value in content.items() if isinstance(value, dict)}
         hint = HINTS.get(field, "")
         raise DataError(f"{path}: split '{split}' lacks the field '{field}'; there are {printable(found, 600)}.{hint}")
     return content[split].pop(field)

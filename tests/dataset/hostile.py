@@ -55,24 +55,20 @@ CODE = {
     "getattr": call("builtins", "getattr", name("numpy", "dtype"), text("__subclasses__")),
     "pickle.loads": call("pickle", "loads", b"U" + bytes([12]) + b"cos\nsystem\n."),
     "numpy runstring": call("numpy.testing._private.utils", "runstring", text(RUN), b"}"),
-    "INST": b"(" + text(SHELL) + b"ios\nsystem\n",
     "OBJ": b"(" + name("os", "system") + text(SHELL) + b"o",
     "NEWOBJ": name("subprocess", "Popen") + text(SHELL) + b"\x85\x81",
     "PERSID": b"Pabc\n",
     "STACK_GLOBAL": text("os") + text("system") + b"\x93" + text(SHELL) + b"\x85R",
     "dotted name": text("numpy") + text("dtype.__class__") + b"\x93",
-    "call of a call": dtype("f4") + b")R",
     "state of a name": name("numpy", "dtype") + b"N}" + text("__defaults__") + b")s\x86b",
     "state of a dict": b"}" + b"}b",
     "array of objects that calls": array(ONE, dtype("O"), b"]" + EVIL + b"a"),
 }
 CRASH = {
     "array of pointers": array(ONE, dtype("O"), b"U\x08aaaaaaaa"),
-    "array of dicts": array(ONE, dtype("O"), b"]}a"),
     "array that is set twice": array(ONE, dtype("u1"), b"U\x01a") + b"(K\x01" + ONE + dtype("u1") + b"\x89U\x01btb",
     "forged type": array(ONE, dtype("V8"), EIGHT),
     "type with fields": dtype("f4,O"),
-    "nested type": dtype("(1000000,1000000)f4"),
     "huge array": array(MANY, dtype("f4"), b"U\x04aaaa"),
     "scalar of an object": call("numpy._core.multiarray", "scalar", dtype("O"), EIGHT),
     "short scalar": call("numpy._core.multiarray", "scalar", dtype("f8"), b"U\x01a"),
@@ -80,7 +76,6 @@ CRASH = {
     "deep tuple as a key": b"}" + DEEP_TUPLE + b"Ns",
     "deep tuple in a set": b"\x8f(" + DEEP_TUPLE + b"\x90",
     "lists nested deeply": b"]" * 10**5 + b"a" * (10**5 - 1),
-    "FRAME": b"\x95" + struct.pack("<Q", HUGE),
 }
 HOSTILE = {key: b"\x80\x02" + content + b"." for key, content in (CODE | CRASH).items()}
 for protocol in (0, 2, 4):

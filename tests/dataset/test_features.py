@@ -46,19 +46,15 @@ def settings(path, **changes) -> EasyDict:
 
 
 def test_sizes_types_and_order(tmp_path):
-    features = load_features(settings(write(tmp_path / "a.pkl", make_content())))
-    assert (features.feature_dims, features.seq_lens) == ([12, 5, 4], [8, 8, 8])
-    assert {name: len(split) for name, split in features.splits.items()} == SIZES
-    train = features.splits["train"]
-    assert {getattr(train, f).dtype for f in ("text", "audio", "vision", "labels")} == {np.dtype(np.float32)}
-    assert train.ids[:2] == ["train$_$0", "train$_$1"] and train.raw_text[1] == "sentence 1"
-
-
-def test_tokens_with_bert_and_unaligned_lengths(tmp_path):
     path = write(tmp_path / "a.pkl", make_content(t_audio=20, t_vision=30))
-    features = load_features(settings(path, use_bert=True, need_data_aligned=False, feature_dims=[768, 5, 4]))
-    assert features.seq_lens == [8, 20, 30] and features.feature_dims == [768, 5, 4]
-    assert features.splits["valid"].text.shape == (3, 3, 8)
+    for use_bert, width, shape in ((False, 12, (6, 8, 12)), (True, 768, (6, 3, 8))):
+        args = settings(path, use_bert=use_bert, need_data_aligned=False, feature_dims=[width, 5, 4])
+        features = load_features(args)
+        assert (features.feature_dims, features.seq_lens) == ([width, 5, 4], [8, 20, 30])
+        assert {name: len(split) for name, split in features.splits.items()} == SIZES
+        train = features.splits["train"]
+        assert {getattr(train, f).dtype for f in ("text", "audio", "vision", "labels")} == {np.dtype(np.float32)}
+        assert train.text.shape == shape and train.ids[1] == "train$_$1" and train.raw_text[1] == "sentence 1"
 
 
 def test_one_split_is_enough_where_one_is_asked_for_and_minus_infinity_in_audio_is_silence(tmp_path):

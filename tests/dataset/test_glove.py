@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dataset import glove
-from dataset.glove import read_vectors, words_of
+from dataset.glove import words_of
 from dataset.pickles import load_pickle
 from dataset.synthetic import vocabulary
 from tests.commands import call, files_below, train, write_pickle
@@ -62,12 +62,6 @@ def test_every_vector_by_hand(data, capsys):
     rewrite(lambda fields: fields.pop("text_bert"))
     assert call(glove, *ARGUMENTS, "--steps", "3", "--overwrite") == 0
     assert load_pickle("out.pkl")["train"]["text"][0].tolist() == [[3, 4], [1, 2], [5, 6]]
-
-
-def test_a_word_with_spaces_is_not_taken_for_its_first_part(data):
-    assert {word: v.tolist() for word, v in read_vectors("vectors.txt", ["the", "."], 2).items()} == {
-        "the": [1, 2], ".": [2, 2],
-    }  # fmt: skip
 
 
 def write_vectors(text: str | bytes) -> None:
