@@ -16,8 +16,8 @@ import numpy as np
 from config.schema import DMDConfig
 from dataset.check import check_content
 from dataset.features import FIELDS, SPLITS
+from dataset.pickles import check_output, write_pickle
 from dataset.sources import padded, read_folder, read_table
-from dataset.writing import check_output, write_pickle
 from models.text_encoder import load_tokenizer, most_tokens
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError

@@ -20,7 +20,7 @@ import numpy as np
 from easydict import EasyDict
 
 from dataset.features import SPLITS, load_splits, strings_of, take_features
-from dataset.writing import check_output, write_pickle
+from dataset.pickles import check_output, write_pickle
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import printable

@@ -1,4 +1,4 @@
-"""Reading feature pickles without running what is in them.
+"""Reading feature pickles without running what is in them, and writing them.
 
 A pickle is a program that can call whatever it names. Here it can name numpy's array, dtype and scalar only, and these
 names stand for methods that check what they are given and make the value by np.frombuffer.
@@ -7,6 +7,7 @@ Built on the Python version of the standard library's reader, not the C one, as 
 until the end, where a file of float64 would take three times its result.
 """
 
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
+from utils.files import write_atomically
 from utils.reading import printable
 
 LARGE = 2**20  # bytes
@@ -141,3 +143,21 @@ def load_pickle(path: str | Path) -> object:
             f"{path}: not a readable pickle ({reason}). Expected numpy arrays, lists and dicts: the file is damaged, "
             "unsafe, or of another kind. Download or make it again."
         ) from error
+
+
+def check_output(path: str | Path, overwrite: bool) -> Path:
+    """The path, if a file can be written there. Raises ConfigError where one is there already, or no folder for it."""
+    path = Path(path)
+    if path.exists() and not (overwrite and path.is_file()) or not os.access(path.parent, os.W_OK):
+        raise ConfigError(
+            f"--output: {path} is there already (--overwrite replaces a file), or its folder cannot be written to."
+        )
+    return path
+
+
+def write_pickle(path: Path, content: dict) -> None:
+    """Write a feature pickle, whole or not at all. Raises DataError where that cannot be."""
+    try:
+        write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}). Name a writable folder.") from error

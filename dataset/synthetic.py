@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.writing import write_pickle
+from dataset.pickles import write_pickle
 
 SIZES = {"train": 600, "valid": 120, "test": 240}
 SEED = 2023
