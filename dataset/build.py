@@ -8,17 +8,17 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from config.schema import DMDConfig
-from dataset.check import check_file
+from dataset.check import check_content
 from dataset.features import FIELDS, SPLITS
-from dataset.sources import open_folder, read_table
-from dataset.writing import check_output, write_checked
-from models.text_encoder import load_tokenizer
+from dataset.pickles import check_output, write_pickle
+from dataset.sources import padded, read_folder, read_table
+from models.text_encoder import load_tokenizer, most_tokens
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
 
@@ -32,10 +32,10 @@ class Built:
     """A data set in the MMSA layout, and what is to be said of it. Lists are of text, audio and vision."""
 
     content: dict[str, dict]
-    feature_dims: list[int]  # with tokens the first is BERT's
+    feature_dims: list[int]  # with tokens the first is the text encoder's
     seq_lens: list[int]
-    cut: dict[str, int] = field(default_factory=dict)  # by field, how many utterances were longer than the steps
-    vocabulary: tuple[int, str] | None = None  # size and name of the tokens', or None without tokens
+    cut: dict[str, int]  # by field, how many utterances were longer than the steps
+    encoder: object = None  # the configuration of the tokens' encoder, if there are tokens
 
 
 def build(options: argparse.Namespace) -> Built:
@@ -49,39 +49,41 @@ def build(options: argparse.Namespace) -> Built:
     if min(given) < 1 or (options.average and (steps["audio"] or steps["vision"])):
         raise ConfigError("--text-steps, --audio-steps and --vision-steps, or --average for the two, are at least 1.")
     table = read_table(options.text, options.unlabelled)
-    opened = {key: open_folder(path, table["id"].tolist(), options.text) for key, path in folders.items() if path}
-    train = table["id"][table["split"] == "train"]
-    for key in ("audio", "vision"):
-        steps[key] = options.average or steps[key] or min(max(map(opened[key].lengths.get, train), default=0), LONGEST)
-        if not steps[key]:
-            raise ConfigError(f"--{key}-steps: without a train split, say how many the checkpoint was trained on.")
-    built = Built({}, [opened[key].width if key in opened else 0 for key in FIELDS], list(steps.values()))
-
-    for split in [split for split in SPLITS if split in set(table["split"])]:
-        part = table[table["split"] == split]
+    parts = {split: table[table["split"] == split] for split in SPLITS if (table["split"] == split).any()}
+    built = Built({}, [0, 0, 0], [], {})
+    for split, part in parts.items():
         built.content[split] = {"id": part["id"].tolist(), "raw_text": part["text"].tolist()}
         if not options.unlabelled:
             built.content[split]["regression_labels"] = part["label"].to_numpy(np.float32)
-    if options.pretrained or not options.text_features:
-        _add_tokens(built, options.pretrained or PRETRAINED, options.text_steps)
-    for key, folder in opened.items():
+    for number, (key, folder) in enumerate(folders.items()):
+        if not folder:
+            continue
         segments = options.average if key != "text" else None
+        sequences = read_folder(folder, table["id"].tolist(), segments, silence=key == "audio")
+        if not (segments or steps[key]):
+            if "train" not in parts:
+                raise ConfigError(f"--{key}-steps: without a train split, say how many the checkpoint was trained on.")
+            steps[key] = min(max(len(sequences[name]) for name in parts["train"]["id"]), LONGEST)
+        steps[key] = segments or steps[key]
+        built.cut[key] = sum(len(sequence) > steps[key] for sequence in sequences.values())
         for fields in built.content.values():
-            fields[key], lengths = folder.padded(fields["id"], steps[key], segments, silence=key == "audio")
+            fields[key], lengths = padded([sequences[name] for name in fields["id"]], steps[key])
             if key != "text":
                 fields[f"{key}_lengths"] = lengths
-        if not segments:
-            built.cut[key] = sum(length > steps[key] for length in folder.lengths.values())
+        built.feature_dims[number] = fields[key].shape[2]
+    built.seq_lens = list(steps.values())
+    if options.pretrained or not options.text_features:
+        _add_tokens(built, options.pretrained or PRETRAINED, options.text_steps)
     return built
 
 
 def _add_tokens(built: Built, pretrained: str, steps: int) -> None:
     """Add text_bert (N, 3, steps): input ids, attention mask and segment ids, as [CLS] … [SEP] and padding."""
     tokenizer, config = load_tokenizer(pretrained)
-    if not 3 <= steps <= config.max_position_embeddings:
+    if not 3 <= steps <= most_tokens(config):
         raise ConfigError(
             f"--text-steps: {steps}, but with the first and the last token '{pretrained}' takes 3 to "
-            f"{config.max_position_embeddings}."
+            f"{most_tokens(config)}."
         )
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     built.cut["text_bert"] = 0
@@ -93,46 +95,24 @@ def _add_tokens(built: Built, pretrained: str, steps: int) -> None:
         segments = tokens.get("token_type_ids", np.zeros_like(ids))  # not every tokenizer has them
         fields["text_bert"] = np.stack([ids, tokens["attention_mask"], segments], axis=1).astype(np.float32)
     built.feature_dims[0] = config.hidden_size
-    built.vocabulary = (config.vocab_size, pretrained)
+    built.encoder = config
 
 
-def verify(path: str, built: Built, to_predict: bool) -> list[str]:
-    """Read the pickle back as a user's would be.  -> what is odd about it. Raises DataError where it is wrong."""
-    findings = check_file(path, "", to_predict, built.vocabulary)
-    errors = [finding.text for finding in findings if finding.level == "error"]
-    if errors:
-        raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
-    # That a new file was not published, and which fields were not asked for, is known.
-    known = ("SHA-256", "no field")
-    return [str(f) for f in findings if f.level == "note" and not any(words in f.text for words in known)]
-
-
-def config_entry(path: Path, built: Built) -> tuple[str, dict]:
+def config_entry(path: Path, pretrained: str, built: Built) -> tuple[str, dict]:
     """-> name and section of the data set under datasetCommonParams, with everything that it needs to be trained on"""
     path, root = path.resolve(), Path("dataset").resolve()  # dataset_root_dir, seen from where run.py is called
     feature_path = str(path.relative_to(root) if path.is_relative_to(root) else path)
     section = {"featurePath": feature_path, "feature_dims": built.feature_dims}
-    if built.vocabulary:
-        section["pretrained"] = built.vocabulary[1]
+    if built.encoder:
+        section["pretrained"] = pretrained
+        if built.encoder.model_type != "bert":
+            section["transformers"] = "roberta" if built.encoder.model_type == "roberta" else "auto"
     for letter, steps in zip("lav", built.seq_lens, strict=True):
         key = f"conv1d_kernel_size_{letter}"
         if steps < DMDConfig.model_fields[key].default:
             section[key] = steps
     variant = "aligned" if len(set(built.seq_lens)) == 1 else "unaligned"
     return re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()), {variant: section}
-
-
-def _report(path: Path, built: Built, sizes: dict[str, int], to_predict: bool) -> None:
-    cut = ", ".join(f"{key} {count}" for key, count in built.cut.items() if count) or "none"
-    print(f"{path}: {', '.join(f'{split} {n}' for split, n in sizes.items())} utterances.")
-    print(f"Text, audio, vision: {built.seq_lens} steps, {built.feature_dims} wide; longer ones that were cut: {cut}.")
-    if to_predict:
-        print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
-        return
-    name, section = config_entry(path, built)
-    print('Paste this line into config/config.json, right after "datasetCommonParams": {')
-    print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)},")
-    print(f"Train on it: python run.py -d {name}{'' if built.vocabulary else ' --set use_bert=false'}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -151,13 +131,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--unlabelled", action="store_true", help="leave the labels out: a file to predict on")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     options = parser.parse_args(argv)
-    path = check_output(options.output, options.overwrite)
+    path, pretrained = check_output(options.output, options.overwrite), options.pretrained or PRETRAINED
     built = build(options)
     sizes = {split: len(fields["id"]) for split, fields in built.content.items()}
     to_predict = options.unlabelled or "train" not in sizes
-    for note in write_checked(path, built.content, lambda written: verify(written, built, to_predict)):
-        print(note)
-    _report(path, built, sizes, to_predict)
+    tokens = built.encoder and built.encoder.vocab_size
+    findings = check_content(str(path), built.content, None, to_predict, pretrained, tokens)
+    errors = [text for level, text in findings if level == "error"]
+    if errors:
+        raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
+    write_pickle(path, built.content)
+    print(*(f"note  {text}\n" for level, text in findings if level == "note"), sep="", end="")
+    cut = ", ".join(f"{key} {count}" for key, count in built.cut.items() if count) or "none"
+    print(f"{path}: {', '.join(f'{split} {n}' for split, n in sizes.items())} utterances.")
+    print(f"Text, audio, vision: {built.seq_lens} steps, {built.feature_dims} wide; longer ones that were cut: {cut}.")
+    if to_predict:
+        print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
+        return
+    name, section = config_entry(path, pretrained, built)
+    print('Paste this line into config/config.json, right after "datasetCommonParams": {')
+    print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)},")
+    print(f"Train on it: python run.py -d {name}{'' if built.encoder else ' --set use_bert=false'}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ PUBLISHED_SHA256 = {
     ("mosei", True): "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791",
     ("mosei", False): "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
 }
-LARGEST_LABEL = 3
+LABELS, LARGEST_LABEL = "regression_labels", 3
 HINTS = {
     "text_bert": " Set use_bert=false for a file without tokens.",
     "text": " python -m dataset.glove makes it from raw_text.",
@@ -74,7 +74,11 @@ def load_features(
     """
     path = str(args.featurePath)
     if not os.path.exists(path):
-        raise DataError(_missing(path, args))
+        digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
+        source = f" The MMSA project shares it (see the README); its SHA-256 is {digest}." if digest else ""
+        raise DataError(
+            f"{os.path.abspath(path)}: no such feature file.{source} Without a download there is --dataset synthetic."
+        )
     sources = [str(file or path) for file in (feature_T, feature_A, feature_V)]
     raw = {source: load_splits(source) for source in dict.fromkeys([path, *sources])}
     return take_features(raw, args, sources, splits, to_predict)
@@ -94,23 +98,20 @@ def take_features(
     for field, key, source, expected in zip(FIELDS, keys, sources, args.feature_dims, strict=True):
         shapes = {name: getattr(part, field).shape[1:] for name, part in parts.items()}
         if len(set(shapes.values())) > 1:
-            raise DataError(
-                f"{source}: '{key}' has other sizes in other splits: {shapes}. All splits must come from one "
-                "extraction. Download the file again, or point featurePath elsewhere."
-            )
+            raise DataError(f"{source}: '{key}' has other sizes in other splits: {shapes}. Extract all of them alike.")
         rows, columns = next(iter(shapes.values()))
         steps.append(columns if key == "text_bert" else rows)
         dims.append(expected if key == "text_bert" else columns)
     wrong = [s == path and own != expected for s, own, expected in zip(sources, dims, args.feature_dims, strict=True)]
-    if any(wrong) and not to_predict:
+    right = ""
+    if any(wrong):
+        right = f"feature_dims={str(dims).replace(' ', '')}"
+    elif args.need_data_aligned and set(sources) == {path} and len(set(steps)) > 1:
+        right = "need_data_aligned=false, as it is unaligned"
+    if right and not to_predict:
         raise DataError(
-            f"{path}: {', '.join(FIELDS)} are {dims} wide, but feature_dims is {list(args.feature_dims)}. Set "
-            f"feature_dims={str(dims).replace(' ', '')}, or point featurePath to the file that was meant."
-        )
-    if args.need_data_aligned and set(sources) == {path} and len(set(steps)) > 1 and not to_predict:
-        raise DataError(
-            f"{path}: text, audio and vision have {steps} steps, so the file is unaligned, but "
-            "need_data_aligned is true. Set need_data_aligned=false, or use the aligned file."
+            f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {right}; or point featurePath to "
+            "the file that was meant."
         )
     return FeatureSet(path, parts, dims, steps)
 
@@ -123,69 +124,64 @@ def load_splits(path: str) -> dict:
     return content
 
 
-def _missing(path: str, args) -> str:
-    digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
-    published = (
-        " It is among the files that the MMSA project shares (linked from the README of MMSA on GitHub); its SHA-256 "
-        f"is {digest}."
-    )
-    hint = " To try the program without a download: --dataset synthetic." if args.dataset_name != "synthetic" else ""
-    return f"{path}: no such feature file.{published if digest else ''}{hint}"
-
-
 def _take_split(
     raw: dict[str, dict], path: str, name: str, keys: Sequence[str], sources: Sequence[str], to_predict: bool
 ) -> Split:
     """Take one split out of the raw pickles (arrays are moved, not copied) and check it by itself."""
-    content, where = raw[path], f"{path}: split '{name}'"
-    ids = strings_of(_take(content, path, name, "id"), path, name, "id")
+    ids = strings_of(_take(raw[path], path, name, "id"), path, name, "id")
+    raw_text = strings_of(raw[path][name].get("raw_text", [""] * len(ids)), path, name, "raw_text")
+    if len(raw_text) != len(ids):
+        raise DataError(f"{path}: split '{name}' has {len(raw_text)} 'raw_text', but {len(ids)} 'id'.")
     arrays = []
-    for key, source in zip(keys, sources, strict=True):
+    for key, source in zip((*keys, LABELS), (*sources, path), strict=True):
+        if key == LABELS and to_predict and LABELS not in raw[path][name]:
+            arrays.append(np.full(len(ids), np.nan, np.float32))
+            continue
         array = numbers_of(_take(raw[source], source, name, key), source, name, key)
-        field = f"{source}: '{key}' of split '{name}'"
-        if array.ndim != 3 or len(array) != len(ids) or 0 in array.shape:
-            raise DataError(f"{field} is {array.shape}; expected (N, steps, width) with N = {len(ids)}, as 'id' has.")
-        if source != path and strings_of(raw[source][name].get("id", ids), source, name, "id") != ids:
-            raise DataError(f"{field} is of other utterances than those of {path}, or in another order.")
         if key == "audio":  # published audio holds -inf (the logarithm of silence)
             array[np.isneginf(array)] = 0
-        broken = ~np.isfinite(array).all(axis=(1, 2))
-        if broken.any():
-            raise DataError(f"{field} is NaN or infinite in {_named(broken, ids)}. Repair or remove them.")
-        if key == "text_bert" and not _are_tokens(array):
-            raise DataError(f"{field} is not (N, 3, steps) of token ids, attention masks (0, 1), segment ids (0, 1).")
+        if key == LABELS:
+            array = array.reshape(-1)
+        fault = _fault_of(key, array, ids)
+        if source != path and strings_of(raw[source][name].get("id", ids), source, name, "id") != ids:
+            fault = f"is of other utterances than those of {path}, or in another order"
+        if fault:
+            raise DataError(f"{source}: '{key}' of split '{name}' {fault}.")
         arrays.append(array)
-    labels, labelled = np.full(len(ids), np.nan, np.float32), "regression_labels" in content[name] or not to_predict
-    if labelled:
-        key = "regression_labels"
-        labels = numbers_of(_take(content, path, name, key), path, name, key).reshape(-1)
-    raw_text = strings_of(content[name].get("raw_text", [""] * len(ids)), path, name, "raw_text")
-    if not len(labels) == len(raw_text) == len(ids):
-        raise DataError(
-            f"{where} has {len(ids)} 'id', but {len(labels)} 'regression_labels' and {len(raw_text)} 'raw_text'."
-        )
-    wrong = ~(np.abs(labels) <= LARGEST_LABEL)  # NaN too
-    if labelled and wrong.any():
-        raise DataError(
-            f"{where}: 'regression_labels' is no number in [-3, 3] in {_named(wrong, ids)}. Scale or repair the labels."
-        )
-    return Split(*arrays, labels=labels, ids=ids, raw_text=raw_text)
+    return Split(*arrays, ids=ids, raw_text=raw_text)
 
 
-def _named(wrong: np.ndarray, ids: list[str]) -> str:
-    """'5 utterances: a, b, c, …' of those where wrong (N,) is true."""
-    shown = ", ".join(printable(ids[i]) for i in np.flatnonzero(wrong)[:3])
-    return f"{int(wrong.sum())} utterances: {shown}{', …' if wrong.sum() > 3 else ''}"
+def _fault_of(key: str, array: np.ndarray, ids: list[str]) -> str:
+    """What is wrong with a field, or an empty string."""
+    expected = {LABELS: "(N,)", "text_bert": "(N, 3, steps)"}.get(key, "(N, steps, width)")
+    fits = array.ndim == (1 if key == LABELS else 3) and (key != "text_bert" or array.shape[1] == 3)
+    if not fits or len(array) != len(ids) or not array.size:
+        return f"is {array.shape}; expected {expected} with N = {len(ids)}, as 'id' has"
+    if key == LABELS:
+        what, right = "is no number in [-3, 3]", np.abs(array) <= LARGEST_LABEL
+    elif key == "text_bert":
+        what = "is not token ids, attention masks (0, 1) and segment ids (0, 1)"
+        right = ((array >= 0) & (array % 1 == 0)).all(axis=(1, 2)) & (array[:, 1:] <= 1).all(axis=(1, 2))
+    else:
+        what, right = "is NaN or infinite", np.isfinite(array).all(axis=(1, 2))
+    if right.all():
+        return ""
+    wrong = [ids[i] for i in np.flatnonzero(~right)]
+    return f"{what} in {len(wrong)} utterances: {shorten(wrong)}"
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first three names and, where there are more, dots."""
+    names = sorted(names)
+    return ", ".join(map(printable, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def _take(content: dict, path: str, split: str, field: str):
     """A field of a split, removed from the content: what is converted need not be held twice."""
     if not isinstance(content.get(split), dict) or field not in content[split]:
-        found = {printable(key): sorted(map(printable, value)) for key, value in content.items() if type(value) is dict}
-        raise DataError(
-            f"{path}: split '{split}' lacks the field '{field}'; the file has {printable(found, 600)}."
-            f"{HINTS.get(field, '')}"
-        )
+        found = {key: list(value) for key, value in content.items() if isinstance(value, dict)}
+        hint = HINTS.get(field, "")
+        raise DataError(f"{path}: split '{split}' lacks the field '{field}'; there are {printable(found, 600)}.{hint}")
     return content[split].pop(field)
 
 
@@ -205,8 +201,3 @@ def strings_of(value, path: str, split: str, field: str) -> list[str]:
     except (TypeError, ValueError, SystemError) as error:  # also an array of texts with bytes that are none
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings ({printable(error)}).") from error
     return [text.encode("utf-8", "replace").decode() for text in texts]  # halves of surrogate pairs cannot be written
-
-
-def _are_tokens(tokens: np.ndarray) -> bool:
-    """Whether (N, 3, T) holds what BERT takes: whole numbers, and masks and segments of 0 and 1."""
-    return tokens.shape[1] == 3 and (tokens >= 0).all() and not (tokens % 1).any() and tokens[:, 1:].max() <= 1

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
-from dataset.features import FIELDS, SPLITS, load_features, load_splits, strings_of
-from dataset.writing import check_output, write_checked
+from dataset.features import SPLITS, load_splits, strings_of, take_features
+from dataset.pickles import check_output, write_pickle
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import printable
 
 WIDTH, STEPS = 300, 50
+TEXTS = {"text_bert": 2, "text": 1}  # the fields of texts, and the axis of their steps
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)
 
 
@@ -35,10 +36,7 @@ def words_of(text: str) -> list[str]:
 
 
 def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -> dict[str, np.ndarray]:
-    """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else.
-
-    Raises DataError where one of them has other than `width` numbers.
-    """
+    """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else. DataError."""
     wanted, vectors = {word.encode(): word for word in words}, {}
     try:
         with open(path, "rb") as file:
@@ -49,36 +47,32 @@ def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -
                 if name in wanted:
                     vectors.setdefault(wanted[name], np.array(numbers, np.float32).reshape(width))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: not a word and {width} numbers a line ({error}). Set --width, or get the file again."
-        ) from error
+        raise DataError(f"{path}: not a word and {width} numbers (--width) a line ({error}).") from error
+    if not vectors:
+        raise DataError(f"{path}: none of the {len(words)} words that are needed is listed with {width} numbers.")
     return vectors
 
 
 def add_glove(
     content: dict, path: str | Path, vectors_file: str | Path, steps: int | None = None, width: int = WIDTH
 ) -> str:
-    """Give each split of a pickle's content a field `text` (N, steps, width), in place of one that it may have.
+    """Give each split of a pickle's content (read from `path`) a field `text` (N, steps, width), in place of one that
+    it may have. `steps` are as many as its text_bert or text has, or 50, unless they are given.
     -> how many words of the texts have no vector, and how many texts were cut
-
-    steps  None: as many as the pickle's text_bert, or text, has, or 50
-    path   where the content is from, for messages
 
     Raises DataError.
     """
     splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
-    steps = steps or _steps_of(splits)
+    shapes = [
+        np.shape(fields[key])[axis:] for fields in splits.values() for key, axis in TEXTS.items() if key in fields
+    ]
+    steps = steps or next((shape[0] for shape in shapes if shape), STEPS)
     texts = {
         name: [words_of(text) for text in strings_of(fields.get("raw_text"), str(path), name, "raw_text")]
         for name, fields in splits.items()
     }
     counts = Counter(word for split in texts.values() for words in split for word in words)
     vectors = read_vectors(vectors_file, {form for word in counts for form in (word, word.lower())}, width)
-    if not vectors:
-        raise DataError(
-            f"{vectors_file}: none of the {len(counts)} words of {path} is listed with {width} numbers. Name a file of "
-            "vectors, and its --width."
-        )
     for name, split in texts.items():
         array = np.zeros((len(split), steps, width), np.float32)
         for row, words in zip(array, split, strict=True):
@@ -86,27 +80,12 @@ def add_glove(
                 row[step] = vectors.get(word, vectors.get(word.lower(), 0))
         splits[name]["text"] = array
     unknown = Counter({word: n for word, n in counts.items() if not {word, word.lower()} & vectors.keys()})
-    lost, total = unknown.total(), counts.total()
     frequent = ", ".join(f"{printable(word)} {count}" for word, count in unknown.most_common(10)) or "none"
     cut = sum(len(words) > steps for split in texts.values() for words in split)
     return (
-        f"Without a vector: {lost} of {total} words ({lost / total:.1%}), {len(unknown)} of {len(counts)} distinct "
-        f"ones; most frequent: {frequent}.\nTexts longer than the steps, and cut: {cut}."
+        f"Without a vector: {unknown.total()} of {counts.total()} words ({unknown.total() / counts.total():.1%}); most "
+        f"frequent: {frequent}. Texts longer than the steps, and cut: {cut}."
     )
-
-
-def _steps_of(splits: dict[str, dict]) -> int:
-    for fields in splits.values():
-        for key, axis in (("text_bert", 2), ("text", 1)):
-            if getattr(fields.get(key), "ndim", 0) == 3:
-                return fields[key].shape[axis]
-    return STEPS
-
-
-def verify(path: str, splits: Sequence[str]) -> list[int]:
-    """Read the pickle back as training without BERT does.  -> its widths. Raises DataError where it is wrong."""
-    args = EasyDict(featurePath=path, use_bert=False, need_data_aligned=False, feature_dims=[0] * len(FIELDS))
-    return load_features(args, splits=splits, to_predict=True).feature_dims
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,8 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = check_output(options.output, options.overwrite)
     content = load_splits(options.pickle)
     coverage = add_glove(content, options.pickle, options.vectors, options.steps, options.width)
-    splits = [name for name in SPLITS if name in content]
-    widths = write_checked(path, content, lambda written: verify(written, splits))
+    args = EasyDict(featurePath=str(path), use_bert=False, need_data_aligned=False, feature_dims=[0, 0, 0])
+    copies = {split: dict(fields) for split, fields in content.items() if split in SPLITS}
+    widths = take_features({str(path): copies}, args, [str(path)] * 3, list(copies), to_predict=True).feature_dims
+    write_pickle(path, content)
     print(coverage)
     settings = ["use_bert=false", f"feature_dims={str(widths).replace(' ', '')}", f"featurePath={path.resolve()}"]
     print(f"{path}: train with {shlex.join(word for item in settings for word in ('--set', item))}")

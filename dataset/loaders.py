@@ -52,29 +52,20 @@ class Shares(BatchSampler):
         return len(self.batches)
 
 
-def _whole(batch: Batch) -> Batch:
-    """The collating function: the dataset answers with batches."""
-    return batch
+def _keep(batch: Batch) -> Batch:
+    return batch  # the dataset answers with batches
 
 
 def make_loaders(
-    features: FeatureSet,
-    batch_size: int,
-    eval_batch_size: int,
-    seed: int,
-    num_workers: int = 0,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    ranks: int = 1,
-) -> dict[str, DataLoader]:
-    """A loader for each split that was read. Train is shuffled by a generator of its own, seeded with `seed`, so
-    that nothing else that draws random numbers changes the order; the other splits come in file order (the release
-    shuffles them too, which only changes what its Loss calls a batch).
+    features: FeatureSet, batch_size: int, eval_batch_size: int, seed: int, num_workers: int = 0,
+    device: torch.device | str = "cpu", rank: int = 0, ranks: int = 1
+) -> dict[str, DataLoader]:  # fmt: skip
+    """A loader for each split that was read; of several ranks each gets its share of every batch.
 
-    With a GPU as `device`, splits of at most RESIDENT_BYTES and a quarter of its free memory altogether are moved there
-    once (and need no workers); larger ones come from pinned memory.
-
-    Of several ranks each gets its share of every batch.
+    Train is shuffled by a generator of its own, seeded with `seed`, so that nothing else that draws random numbers
+    changes the order. The other splits come in file order (the release shuffles them too, which only changes what its
+    Loss calls a batch). On a GPU, splits of at most RESIDENT_BYTES and a quarter of its free memory altogether are
+    moved there once (and need no workers); larger ones come from pinned memory.
     """
     device = torch.device(device)
     arrays = [array for s in features.splits.values() for array in (s.text, s.audio, s.vision)]
@@ -90,7 +81,7 @@ def make_loaders(
         loaders[name] = DataLoader(
             dataset,
             batch_sampler=batches if ranks == 1 else Shares(batches, rank, ranks),
-            collate_fn=_whole,
+            collate_fn=_keep,
             generator=generator,
             num_workers=0 if resident else num_workers,
             pin_memory=device.type == "cuda" and not resident,

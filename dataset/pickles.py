@@ -1,13 +1,13 @@
-"""Reading feature pickles without running what is in them.
+"""Reading feature pickles without running what is in them, and writing them.
 
 A pickle is a program that can call whatever it names. Here it can name numpy's array, dtype and scalar only, and these
 names stand for methods that check what they are given and make the value by np.frombuffer.
 
 Built on the Python version of the standard library's reader, not the C one, as that keeps all that an array is made of
-until the end (a file of float64 would take three times its result), and can be crashed by a tuple as a key.
+until the end, where a file of float64 would take three times its result.
 """
 
-import codecs
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
+from utils.files import write_atomically
 from utils.reading import printable
 
 LARGE = 2**20  # bytes
-PLAIN = (str, bytes, bool, int, float, np.generic, type(None))  # what an array of objects, or a key, may be
+PLAIN = (str, bytes, bool, int, float, np.generic, type(None))  # what an array of objects may hold
 NAMES = {
     ("numpy", "ndarray"): "_reconstruct",  # only ever an argument
     ("numpy", "dtype"): "_dtype",
@@ -29,10 +30,6 @@ for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     NAMES[f"{core}.multiarray", "_reconstruct"] = "_reconstruct"
     NAMES[f"{core}.multiarray", "scalar"] = "_scalar"
     NAMES[f"{core}.numeric", "_frombuffer"] = "_from_buffer"
-
-
-class ForbiddenContent(Exception):
-    """The pickle names something that is no data."""
 
 
 class _Pending:
@@ -62,7 +59,7 @@ class _Reader(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Callable:
         if (module, name) not in NAMES:
-            raise ForbiddenContent(f"{module}.{name}")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is forbidden")
         return getattr(self, NAMES[module, name])
 
     def load_build(self) -> None:
@@ -74,17 +71,6 @@ class _Reader(pickle._Unpickler):
 
     def load_bytearray8(self) -> None:
         self.append(self.read(int.from_bytes(self.read(8), "little")))  # as bytes: one copy less
-
-    def load_binunicode(self) -> None:
-        """A text; a large one is an array of protocol 2, kept as the bytes that it stands for."""
-        size = int.from_bytes(self.read(4), "little")
-        if size < LARGE:
-            self.append(str(self.read(size), "utf-8", "surrogatepass"))
-            return
-        decoder, data = codecs.getincrementaldecoder("utf-8")(), bytearray()
-        for start in range(0, size, LARGE):
-            data += decoder.decode(self.read(min(LARGE, size - start))).encode("latin1")
-        self.append(data)
 
     def _reconstruct(self, *_) -> _Pending:
         return _Pending(lambda state: _array(state[-1], state[-3], state[-4], "F" if state[-2] else "C"))
@@ -102,73 +88,76 @@ class _Reader(pickle._Unpickler):
         return array if axes is None else array.transpose(axes)
 
     def _encode(self, text: str, _: str) -> bytes:
-        return _encoded(text)  # in latin1, as all that pickle writes
+        return text.encode("latin1")
 
 
 def _encoded(data: bytes | str) -> bytes:
-    return data.encode("latin1") if isinstance(data, str) else data  # text: from Python 2
+    """Bytes, which old protocols and Python 2 write as text in latin1."""
+    return data.encode("latin1") if isinstance(data, str) else data
 
 
 def _array(values, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
     """A writable array; float64 as float32. numpy checks that bytes, dtype and shape agree."""
     if dtype.hasobject:
-        _check_plain(values)
+        if not all(isinstance(value, PLAIN) for value in values):
+            raise pickle.UnpicklingError("an array of other than texts and numbers")
         array = np.empty(len(values), object)
         array[:] = values
     elif values:
         array = np.frombuffer(_encoded(values), dtype)
         with np.errstate(over="ignore"):
-            array = array.astype(np.float32 if dtype == np.float64 else dtype, copy=not isinstance(values, bytearray))
+            array = array.astype(np.float32 if dtype == np.float64 else dtype)
     else:
         array = np.zeros(0, dtype)
     return array.reshape(shape, order=order)
 
 
-def _check_plain(values: list) -> None:
-    if not all(isinstance(value, PLAIN) for value in values):
-        raise pickle.UnpicklingError("other than texts and numbers as keys, or in an array")
-
-
-def _checking_keys(load: Callable, keys_of: Callable) -> Callable:
+def _checking_keys(load: Callable, keys: slice) -> Callable:
     def checked(reader: _Reader) -> None:
-        _check_plain(keys_of(reader))  # the hash of a deep tuple crashes Python
+        if any(isinstance(key, tuple) for key in reader.stack[keys]):  # the hash of a deep one crashes Python
+            raise pickle.UnpicklingError("a tuple as a key")
         load(reader)
 
     return checked
 
 
-_Reader.dispatch |= {
-    pickle.BUILD[0]: _Reader.load_build,
-    pickle.BYTEARRAY8[0]: _Reader.load_bytearray8,
-    pickle.BINUNICODE[0]: _Reader.load_binunicode,
-}
-for code, keys_of in (
-    (pickle.SETITEM, lambda reader: reader.stack[-2:-1]),
-    (pickle.SETITEMS, lambda reader: reader.stack[::2]),
-    (pickle.DICT, lambda reader: reader.stack[::2]),
-    (pickle.ADDITEMS, lambda reader: reader.stack),  # of a set
-    (pickle.FROZENSET, lambda reader: reader.stack),
-):
-    _Reader.dispatch[code[0]] = _checking_keys(_Reader.dispatch[code[0]], keys_of)
+_Reader.dispatch |= {pickle.BUILD[0]: _Reader.load_build, pickle.BYTEARRAY8[0]: _Reader.load_bytearray8}
+for code in (pickle.SETITEM, pickle.SETITEMS, pickle.DICT):
+    keys = slice(-2, -1) if code == pickle.SETITEM else slice(0, None, 2)
+    _Reader.dispatch[code[0]] = _checking_keys(_Reader.dispatch[code[0]], keys)
+for code in (pickle.ADDITEMS, pickle.FROZENSET):  # sets, which would hash what they hold
+    del _Reader.dispatch[code[0]]
 
 
 def load_pickle(path: str | Path) -> object:
-    """Read a pickle of numpy arrays, numpy scalars, lists, tuples, dicts and sets, of any protocol; arrays of float64
-    come as float32.
+    """Read a pickle of numpy arrays, numpy scalars, lists, tuples and dicts, of any protocol; float64 comes as float32.
 
     Raises DataError if the file cannot be read, is damaged, or asks for anything else; nothing of it is run.
     """
     try:
         with open(path, "rb") as file:
             return _Reader(file).load()
-    except ForbiddenContent as error:
-        raise DataError(
-            f"{path}: the pickle contains {printable(error)}, which is forbidden: a feature file holds numpy arrays "
-            "and plain lists and dicts only. Do not use this file."
-        ) from error
     except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
         reason = printable(error, 120) or type(error).__name__
         raise DataError(
-            f"{path}: not a readable pickle ({reason}): truncated, damaged, or another kind of file. "
-            "Download or make it again."
+            f"{path}: not a readable pickle ({reason}). Expected numpy arrays, lists and dicts: the file is damaged, "
+            "unsafe, or of another kind. Download or make it again."
         ) from error
+
+
+def check_output(path: str | Path, overwrite: bool) -> Path:
+    """The path, if a file can be written there. Raises ConfigError where one is there already, or no folder for it."""
+    path = Path(path)
+    if path.exists() and not (overwrite and path.is_file()) or not os.access(path.parent, os.W_OK):
+        raise ConfigError(
+            f"--output: {path} is there already (--overwrite replaces a file), or its folder cannot be written to."
+        )
+    return path
+
+
+def write_pickle(path: Path, content: dict) -> None:
+    """Write a feature pickle, whole or not at all. Raises DataError where that cannot be."""
+    try:
+        write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}). Name a writable folder.") from error

@@ -5,14 +5,12 @@ Legend: N utterances, T steps, d width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dataset.check import shorten
-from dataset.features import LARGEST_LABEL, SPLITS
+from dataset.features import LARGEST_LABEL, SPLITS, shorten
 from utils.errors import DataError
 from utils.reading import printable
 
@@ -25,25 +23,21 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
 
     Raises DataError, with the first few rows, for what is wrong.
     """
+    columns = ["id", "split", "text"] if unlabelled else ["id", "split", "label", "text"]
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
         if not isinstance(table.index, pd.RangeIndex):
-            raise ValueError("a row has more fields than the header; a text with a comma stands in double quotes")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no CSV table in UTF-8 ({printable(error, 160)}).") from error
-    table.columns = table.columns.str.strip()
-    columns = ["id", "split", "label", "text"]
-    if unlabelled:
-        columns.remove("label")
-        table["split"] = table.get("split", "test")
-    missing = [name for name in columns if name not in table]
-    if missing or table.empty:
-        hint = " For a file to predict on, give --unlabelled." if {*missing} <= {"split", "label"} else ""
+            raise ValueError("a row has more fields than the header")
+        table.columns = table.columns.str.strip()
+        if unlabelled:
+            table["split"] = table.get("split", "test")
+        table = table[columns]
+    except (OSError, ValueError, KeyError) as error:
+        hint = "" if unlabelled else " A file to predict on needs neither split nor label: --unlabelled."
         raise DataError(
-            f"{path}: has {len(table)} rows and no column {', '.join(missing)}. Expected a header "
-            f"{','.join(columns)} and a row an utterance.{hint}"
-        )
-    table = table[columns]
+            f"{path}: no CSV table in UTF-8 with the columns {','.join(columns)}, a text with a comma in double quotes "
+            f"({printable(error, 160)}).{hint}"
+        ) from error
     wrong = {
         "an id that another has too": table["id"].duplicated(keep=False),
         f"a split other than {', '.join(SPLITS)}": ~table["split"].isin(SPLITS),
@@ -60,36 +54,13 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
     return table
 
 
-@dataclass(frozen=True)
-class FeatureFolder:
-    """The files of one modality, by utterance; `lengths` are their steps, `width` is that of all of them."""
+def read_folder(
+    path: str | Path, ids: Sequence[str], segments: int | None = None, silence: bool = False
+) -> dict[str, np.ndarray]:
+    """The sequence (T, d) of each of these utterances, as float32.
 
-    path: Path
-    files: dict[str, Path]
-    lengths: dict[str, int]
-    width: int
-
-    def padded(self, ids: Sequence[str], steps: int, segments: int | None, silence: bool) -> tuple[np.ndarray, list]:
-        """The sequences of these utterances as (N, steps, d) float32, and how many steps of each are its own.
-
-        What is longer loses its end, what is shorter gets zeros after it. With `segments`, each is averaged first.
-        With `silence`, -inf is read as 0: the logarithm of silence, which audio may hold.
-        """
-        array, lengths = np.zeros((len(ids), steps, self.width), np.float32), []
-        for row, name in zip(array, ids, strict=True):
-            with np.errstate(over="ignore"):  # what is not finite, reading the file back tells
-                sequence = np.array(read_sequence(self.files[name]), np.float32)
-            if silence:
-                sequence[np.isneginf(sequence)] = 0
-            if segments:
-                sequence = averaged(sequence, segments)
-            lengths.append(min(len(sequence), steps))
-            row[: lengths[-1]] = sequence[:steps]
-        return array, lengths
-
-
-def open_folder(path: str | Path, ids: Sequence[str], table: str | Path) -> FeatureFolder:
-    """The feature files of the utterances that `table` lists, and their sizes.
+    segments  average each over so many parts
+    silence   read -inf as 0 before: the logarithm of silence, which audio may hold
 
     Raises DataError where the folder has other utterances, or a file is no array (T, d) of the others' width.
     """
@@ -99,36 +70,38 @@ def open_folder(path: str | Path, ids: Sequence[str], table: str | Path) -> Feat
     missing, surplus = set(ids) - files.keys(), files.keys() - set(ids)
     if missing or surplus or len(files) < len(found):
         raise DataError(
-            f"{path}: each id of {table} needs one file here, <id>.npy or <id>.csv, and each file a row there. "
+            f"{path}: each id of the table needs one file here, <id>.npy or <id>.csv, and each file a row there. "
             f"Ids without a file: {len(missing)} of {len(ids)} ({shorten(missing)}); files without a row: "
             f"{len(surplus)} ({shorten(surplus)}); second files: {len(found) - len(files)}."
         )
-    shapes = {name: read_sequence(files[name]).shape for name in ids}
-    width = shapes[ids[0]][1]
-    others = [name for name, shape in shapes.items() if shape[1] != width]
+    sequences = {}
+    for name in ids:
+        sequence = _read(files[name])
+        if silence:
+            sequence[np.isneginf(sequence)] = 0
+        sequences[name] = averaged(sequence, segments) if segments else sequence
+    width = sequences[ids[0]].shape[1]
+    others = [name for name, sequence in sequences.items() if sequence.shape[1] != width]
     if others:
         raise DataError(
-            f"{path}: {files[ids[0]].name} is {width} wide, but {len(others)} files are not ({shorten(others)}). All "
-            "must come from one extraction."
+            f"{path}: {files[ids[0]].name} is {width} wide, but {len(others)} files are not ({shorten(others)})."
         )
-    return FeatureFolder(path, files, {name: shape[0] for name, shape in shapes.items()}, width)
+    return sequences
 
 
-def read_sequence(file: Path) -> np.ndarray:
-    """The numbers of a feature file (T, d); of a .npy only what is looked at is read.
-
-    Raises DataError, and runs nothing that the file may contain.
-    """
+def _read(file: Path) -> np.ndarray:
+    """The numbers of a feature file (T, d)."""
     try:
         if file.suffix == ".csv":
             array = pd.read_csv(file, header=None, dtype=np.float32).to_numpy()
         else:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            array = np.load(file, allow_pickle=False)
         if array.dtype.kind not in "fiub" or array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"it is {array.shape} {array.dtype}")
     except Exception as error:  # a damaged file can fail in any way that numpy and pandas know
         raise DataError(f"{file}: no table of numbers, steps x features ({printable(error, 120)}).") from error
-    return array
+    with np.errstate(over="ignore"):  # what is not finite, reading the pickle back tells
+        return array.astype(np.float32)
 
 
 def averaged(sequence: np.ndarray, segments: int) -> np.ndarray:
@@ -140,4 +113,12 @@ def averaged(sequence: np.ndarray, segments: int) -> np.ndarray:
         return sequence
     starts = np.arange(segments) * len(sequence) // segments
     counts = np.diff(starts, append=len(sequence))
-    return np.add.reduceat(sequence, starts, axis=0, dtype=np.float64) / counts[:, None]
+    return (np.add.reduceat(sequence, starts, axis=0, dtype=np.float64) / counts[:, None]).astype(np.float32)
+
+
+def padded(sequences: Sequence[np.ndarray], steps: int) -> tuple[np.ndarray, list[int]]:
+    """-> (N, steps, d), where what is longer has lost its end, and what is shorter gets zeros; and the lengths left"""
+    array = np.zeros((len(sequences), steps, sequences[0].shape[1]), np.float32)
+    for row, sequence in zip(array, sequences, strict=True):
+        row[: len(sequence)] = sequence[:steps]
+    return array, [min(len(sequence), steps) for sequence in sequences]

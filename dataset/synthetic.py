@@ -13,13 +13,11 @@ less, as in MOSI.
 """
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
 
-from utils.errors import DataError
-from utils.files import write_atomically
+from dataset.pickles import write_pickle
 
 SIZES = {"train": 600, "valid": 120, "test": 240}
 SEED = 2023
@@ -169,17 +167,7 @@ def _as_arrays(fields: dict[str, list], vectors: np.ndarray) -> dict:
     }
 
 
-def write_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, making its folder where there is none. Raises DataError where it cannot."""
-    try:
-        write_atomically(Path(path), lambda file: pickle.dump(generate(), file))
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot write the synthetic data ({error.strerror}). Set dataset_root_dir to a writable folder."
-        ) from error
-
-
 def ensure_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, unless a file is there (raises as write_synthetic does)."""
+    """Write the data set to `path`, unless a file is there. Raises DataError where that cannot be."""
     if not os.path.exists(path):
-        write_synthetic(path)
+        write_pickle(Path(path), generate())

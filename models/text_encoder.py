@@ -53,6 +53,13 @@ class TextEncoder(nn.Module):
             return self.model(**inputs).last_hidden_state
 
 
+def most_tokens(config) -> int:
+    """The longest sequence that an encoder of this configuration takes."""
+    if "roberta" in config.model_type:  # it counts positions from the one after its padding id
+        return config.max_position_embeddings - config.pad_token_id - 1
+    return config.max_position_embeddings
+
+
 def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
     """Load or initialise the encoder in float32, whatever type its file has. Raises ConfigError if that cannot be."""
     with _loading(pretrained, kind, ("config.json",), "weights") as (local, _, config):

@@ -83,9 +83,8 @@ def damaged(content: bytes, amount: int, seed: int) -> Iterator[tuple[str, bytes
         yield f"seed {seed}, damage {number}", bytes(changed)
 
 
-VALUES = [None, 1, "text", b"\xff", [], [[]], ["a"] * 8, [None] * 8, {"a": 1}, np.zeros(()), np.zeros((8, 6, 0)),
-          np.zeros((8, 6, 4), complex), np.full((8, 6, 4), 1e39), np.zeros((8, 6, 4), "S3"), np.zeros((8, 6, 4), "O"),
-          np.zeros((4, 6)), np.full(8, np.nan), [10**400] * 8]  # fmt: skip
+VALUES = [None, "text", [], [[]], [None] * 8, {"a": 1}, np.zeros(()), np.zeros((8, 6, 0)), np.full((8, 6, 4), 1e39),
+          np.zeros((8, 6, 4), "S3"), np.zeros((8, 6, 4), "O"), [10**400] * 8]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -94,7 +93,7 @@ def test_features(record, amount):
     files = [pickle.dumps(make_content(), protocol) for protocol in (2, 4, 5)]
     files += [HOSTILE[name] for name in ("os.system", "protocol 0, nested", "protocol 4, in an array")]
     changed = [pair for seed, content in enumerate(files) for pair in damaged(content, amount // 4, seed)]
-    for number, value in enumerate(VALUES * (amount // 16)):
+    for number, value in enumerate(VALUES):
         content = make_content()
         fields = list(content["train"])
         content[["train", "test"][number % 2]][fields[(number * 7 // 2) % len(fields)]] = value

@@ -35,24 +35,23 @@ def snapshot(state):
 
 
 class BackgroundWriter:
-    """Runs writing work in a thread of its own, one piece at a time."""
+    """Runs writing work in a thread, one piece at a time. All methods raise the error of work that failed."""
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._pending: Future | None = None
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Start a piece of work; waits for the one before, if it still runs, and raises its error, if it failed."""
         self.finish()
         self._pending = self._pool.submit(work)
 
     def check(self) -> None:
-        """Raise the error of work that has failed; never waits."""
+        """Never waits."""
         if self._pending is not None and self._pending.done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the work under way. Raises its error, if it failed."""
+        """Wait for the work under way."""
         if self._pending is not None:
             try:
                 self._pending.result()
@@ -62,23 +61,20 @@ class BackgroundWriter:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a state_dict, ours or a published one, without running anything the file might contain.
-
-    Also what Lightning saves around one, and names that DataParallel has put "module." before.
+    """Read a state_dict, ours or a published one; also one that Lightning or DataParallel has wrapped.
 
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
     if not os.path.isfile(path):
-        what = "a folder. Name a checkpoint in it, such as best.pth" if os.path.isdir(path) else "no such checkpoint"
-        raise CheckpointError(f"{path}: {what}. run.py writes checkpoints to pt/<name>-<dataset>-<seed>/.")
+        raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
     state = read_state(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
         raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {name: value for name, value in state.items() if name != OBSOLETE}
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    names = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {name: value for name, value in names.items() if name != OBSOLETE}
 
 
 def _is_weight(name, value) -> bool:
@@ -86,20 +82,14 @@ def _is_weight(name, value) -> bool:
 
 
 def read_state(path: str | Path):
-    """Read what `save_state` wrote, without running anything the file might contain.
-
-    Raises CheckpointError if that cannot be done.
-    """
+    """Read what `save_state` wrote, without running anything the file might contain. Raises CheckpointError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
         reason = f"{type(error).__name__}: {printable(error, 120)}"
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({reason}); expected a state_dict saved by torch.save. "
-            "The file is damaged, or holds more than weights: take another epoch's, or a fresh copy."
-        ) from error
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}): damaged, or not weights.") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -108,40 +98,34 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state_dict strictly; `path` is where it came from, for the message.
-
-    Raises CheckpointError that says in what the checkpoint's model differs where it does not fit.
-    """
+    """Load a state_dict (read from `path`) strictly. Raises CheckpointError that says how another model differs."""
     expected = model.state_dict()
-    other = [name for name, value in state.items() if name in expected and value.shape != expected[name].shape]
-    kinds = {"missing": sorted(expected.keys() - state.keys()), "unknown": sorted(state.keys() - expected.keys()),
-             "of another shape": other}  # fmt: skip
-    if not any(kinds.values()):
-        model.load_state_dict(state, strict=True)
+    shapes, wanted = ({name: value.shape for name, value in weights.items()} for weights in (state, expected))
+    if shapes == wanted:
+        model.load_state_dict(state)
         return
     theirs, ours = _describe(state), _describe(expected)
     details = [f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key]]
-    details += [f"{len(names)} parameters {kind} ({printable(names[0])}, …)" for kind, names in kinds.items() if names]
-    if (Path(path).parent / "config.json").exists():
-        remedy = "The config.json beside it says what it was trained on: leave out -d, -c and --set, and give it those"
-    else:
-        remedy = "Name the data set it was trained on with -d, and its settings with -c or --set"
-    raise CheckpointError(f"{path}: not a checkpoint of this model: it has {'; '.join(details)}. {remedy}.")
+    names = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    raise CheckpointError(
+        f"{path}: not a checkpoint of this model: it has {', '.join([*details, ''])}{len(names)} parameters missing, "
+        f"unknown or of another shape ({printable(names[0])}, …). Name data set and settings that it was trained with "
+        "(-d, -c, --set), or leave them out where config.json is beside it."
+    )
 
 
-def sizes_of(state: dict[str, Tensor]) -> tuple[dict[str, int], dict[str, int]] | None:
-    """Widths and steps of the data that a DMD was trained on, by l, a, v, from the shapes of its weights alone.
+def sizes_of(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
+    """Widths and steps of the text, audio and vision that a DMD was trained on, from the shapes of its weights alone.
 
-    The steps are those before the convolution. None where these are not the weights of a DMD.
+    None where these are not the weights of a DMD.
     """
     try:
-        widths = {m: state[f"proj_{m}.weight"].shape[1] for m in "lav"}
-        d = state["proj_l.weight"].shape[0]
-        kernels = {m: state[f"proj_{m}.weight"].shape[2] for m in "lav"}
-        steps = {m: state[f"align_c_{m}.weight"].shape[1] // d for m in "lav"}
-    except (KeyError, IndexError, ZeroDivisionError):
+        convolutions = [state[f"proj_{m}.weight"].shape for m in "lav"]  # (d, width, kernel)
+        after = [state[f"align_c_{m}.weight"].shape[1] // d for m, (d, _, _) in zip("lav", convolutions, strict=True)]
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
         return None
-    return widths, {m: steps[m] + (kernels[m] - 1 if widths[m] != d else 0) for m in "lav"}
+    before = [n + (size - 1 if width != d else 0) for n, (d, width, size) in zip(after, convolutions, strict=True)]
+    return [width for _, width, _ in convolutions], before
 
 
 def _describe(state: dict[str, Tensor]) -> dict[str, object]:
@@ -149,12 +133,11 @@ def _describe(state: dict[str, Tensor]) -> dict[str, object]:
     sizes = sizes_of(state)
     if sizes is None:
         return {}
-    layers = {match[1] for name in state if (match := re.match(r"trans_l_with_a\.layers\.(\d+)\.", name))}
     return {
         "use_bert": any(name.startswith("text_model.") for name in state),
-        "feature_dims": [sizes[0][m] for m in "lav"],
-        "steps": [sizes[1][m] for m in "lav"],
-        "nlevels": len(layers),
+        "feature_dims": sizes[0],
+        "steps": sizes[1],
+        "nlevels": len({match[1] for name in state if (match := re.match(r"trans_l_with_a\.layers\.(\d+)\.", name))}),
         "width (of dst_feature_dim_nheads)": state["proj_l.weight"].shape[0],
     }
 
@@ -162,7 +145,7 @@ def _describe(state: dict[str, Tensor]) -> dict[str, object]:
 def settings_beside(checkpoint: str | Path) -> dict | None:
     """The config.json that run.py leaves beside its checkpoints, or None (a published file stands alone).
 
-    Raises CheckpointError if it is there and something else.
+    Raises CheckpointError where it is something else.
     """
     path = Path(checkpoint).parent / "config.json"
     if not path.exists():
@@ -176,8 +159,8 @@ def settings_beside(checkpoint: str | Path) -> dict | None:
 
 
 def check_description(content) -> None:
-    """Raise ValueError, KeyError or TypeError where a run's config.json is not as run.py writes it, in what is not
-    checked as settings: the name of the data set, which names files, and the feature files."""
+    """Raise ValueError, KeyError or TypeError where a run's config.json has not the names that run.py writes: the data
+    set's, which names files, and those of the feature files. (Settings are checked where they are used.)"""
     features, data = dict(content["features"]), dict(content.get("data", {}))
     plain = re.fullmatch(r"[\w-]+", content["settings"]["dataset_name"])
     known = {"feature_T", "feature_A", "feature_V"}.issuperset(features)

@@ -13,7 +13,8 @@ from config import config_from_resolved, load_config
 from dataset.features import FIELDS, SPLITS, FeatureSet, load_features
 from dataset.loaders import make_loaders
 from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
-from models.dmd import ARGUMENT_ORDER, DMD
+from models.dmd import DMD
+from models.text_encoder import most_tokens
 from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import sha256_of
@@ -57,7 +58,7 @@ def build_model(args, features: FeatureSet) -> DMD:
         highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
         for what, value, limit in (
             ("a token id", highest, bert.vocab_size - 1),
-            ("a number of steps", features.seq_lens[0], bert.max_position_embeddings),
+            ("a number of steps", features.seq_lens[0], most_tokens(bert)),
         ):
             if value > limit:
                 raise DataError(
@@ -86,7 +87,7 @@ def load_model(
     sizes = sizes_of(state)
     if sizes is None:
         raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
-    settings = with_sizes(settings, *([size[m] for m in ARGUMENT_ORDER] for size in sizes))
+    settings = with_sizes(settings, *sizes)
     model = _make_model(settings, checkpoint)
     load_state(model, state, checkpoint)
     return model.eval(), settings
@@ -147,7 +148,7 @@ def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str |
     sizes = sizes_of(state)
     if sizes is None:
         return  # load_state says so
-    widths, steps = ([size[m] for m in ARGUMENT_ORDER] for size in sizes)
+    widths, steps = sizes
     inputs = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
     if (features.feature_dims[inputs], features.seq_lens) != (widths[inputs], steps):
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))

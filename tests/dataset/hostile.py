@@ -51,55 +51,34 @@ EVIL = call("os", "system", text(SHELL))
 DEEP_TUPLE = b")" + b"\x85" * 10**6
 CODE = {
     "os.system": EVIL,
-    "posix.system": call("posix", "system", text(SHELL)),
-    "subprocess": call("subprocess", "getoutput", text(SHELL)),
     "eval": call("builtins", "eval", text(RUN)),
-    "python 2 eval": call("__builtin__", "eval", text(RUN)),
-    "open": call("io", "open", text(CANARY), text("w")),
     "getattr": call("builtins", "getattr", name("numpy", "dtype"), text("__subclasses__")),
     "pickle.loads": call("pickle", "loads", b"U" + bytes([12]) + b"cos\nsystem\n."),
     "numpy runstring": call("numpy.testing._private.utils", "runstring", text(RUN), b"}"),
-    "codecs.decode": call("_codecs", "decode", text("x"), text("zip")),
-    "INST": b"(" + text(SHELL) + b"ios\nsystem\n",
     "OBJ": b"(" + name("os", "system") + text(SHELL) + b"o",
     "NEWOBJ": name("subprocess", "Popen") + text(SHELL) + b"\x85\x81",
-    "NEWOBJ_EX": name("subprocess", "Popen") + text(SHELL) + b"\x85}\x92",
-    "EXT1": b"\x82\x01",
     "PERSID": b"Pabc\n",
-    "NEXT_BUFFER": b"\x97",
     "STACK_GLOBAL": text("os") + text("system") + b"\x93" + text(SHELL) + b"\x85R",
     "dotted name": text("numpy") + text("dtype.__class__") + b"\x93",
-    "name over two lines": b"\x8c\x03o\ns\x8c\x06system\x93",
-    "call of a call": dtype("f4") + b")R",
     "state of a name": name("numpy", "dtype") + b"N}" + text("__defaults__") + b")s\x86b",
     "state of a dict": b"}" + b"}b",
     "array of objects that calls": array(ONE, dtype("O"), b"]" + EVIL + b"a"),
 }
 CRASH = {
     "array of pointers": array(ONE, dtype("O"), b"U\x08aaaaaaaa"),
-    "array of too few objects": array(ONE, dtype("O"), b"]"),
-    "array of dicts": array(ONE, dtype("O"), b"]}a"),
     "array that is set twice": array(ONE, dtype("u1"), b"U\x01a") + b"(K\x01" + ONE + dtype("u1") + b"\x89U\x01btb",
     "forged type": array(ONE, dtype("V8"), EIGHT),
     "type with fields": dtype("f4,O"),
-    "nested type": dtype("(1000000,1000000)f4"),
-    "date": dtype("M8"),
-    "complex numbers": dtype("c8"),
     "huge array": array(MANY, dtype("f4"), b"U\x04aaaa"),
-    "array of no size": array(MANY, dtype("S0"), b"U\x01a"),
     "scalar of an object": call("numpy._core.multiarray", "scalar", dtype("O"), EIGHT),
     "short scalar": call("numpy._core.multiarray", "scalar", dtype("f8"), b"U\x01a"),
     "buffer of a huge shape": call("numpy._core.numeric", "_frombuffer", EIGHT, dtype("f8"), MANY, text("C")),
-    "buffer of objects": call("numpy._core.numeric", "_frombuffer", EIGHT, dtype("O"), ONE, text("C")),
     "deep tuple as a key": b"}" + DEEP_TUPLE + b"Ns",
     "deep tuple in a set": b"\x8f(" + DEEP_TUPLE + b"\x90",
     "lists nested deeply": b"]" * 10**5 + b"a" * (10**5 - 1),
-    "negative BINSTRING": b"T" + struct.pack("<i", -1),
-    "BINBYTES8": b"\x8e" + struct.pack("<Q", HUGE),
-    "FRAME": b"\x95" + struct.pack("<Q", HUGE),
 }
 HOSTILE = {key: b"\x80\x02" + content + b"." for key, content in (CODE | CRASH).items()}
-for protocol in range(6):
+for protocol in (0, 2, 4):
     evil = Call(os.system, SHELL)
     HOSTILE |= {
         f"protocol {protocol}": pickle.dumps(evil, protocol),

@@ -1,5 +1,6 @@
 """Checkpoints: strict, safe, exchangeable with published files."""
 
+import io
 import json
 import os
 import pickle
@@ -23,19 +24,15 @@ def build(dataset: str = "mosi", seq_lens=(50, 50, 50), **overrides) -> DMD:
     return DMD(args)
 
 
-def test_round_trip(tmp_path):
-    model, other = build(), build()
-    save_state(model.state_dict(), tmp_path / "1.pth")
-    load_weights(other, tmp_path / "1.pth")
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
-    assert [path.name for path in tmp_path.iterdir()] == ["1.pth"]
-
-
-def test_an_old_position_ids_buffer_is_dropped(tmp_path):
+def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
     model = Reference("mosi_aligned_bert", tmp_path / "bert").build()[0]
-    torch.save(model.state_dict() | {OBSOLETE: torch.arange(64)[None]}, tmp_path / "old.pth")
-    load_weights(model, tmp_path / "old.pth")
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    save_state(state | {OBSOLETE: torch.arange(64)[None]}, tmp_path / "1.pth")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    load_weights(model, tmp_path / "1.pth")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -43,9 +40,8 @@ def test_an_old_position_ids_buffer_is_dropped(tmp_path):
     [
         (lambda: build("mosei"), "feature_dims [768, 74, 35] instead of [768, 5, 20]"),
         (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), "steps [50, 375, 500] instead of [50, 50"),
-        (lambda: build(nlevels=2), "nlevels 2 instead of 1; 108 parameters unknown ("),
-        (lambda: build(dst_feature_dim_nheads=[40, 10]), "dst_feature_dim_nheads) 40 instead of 50"),
-        (lambda: torch.nn.Linear(2, 3), "parameters missing (align_c_a.bias, …); 2 parameters unknown (bias, …)"),
+        (lambda: build(nlevels=2), "nlevels 2 instead of 1, 108 parameters"),
+        (lambda: torch.nn.Linear(2, 3), "unknown"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, words):
@@ -71,14 +67,18 @@ def test_what_torch_save_writes_around_weights_is_read(zipped, tmp_path):
         assert all(torch.equal(read[name], value) for name, value in state.items())
 
 
+def truncated() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(99)}, buffer)
+    return buffer.getvalue()[:-300]
+
+
 BAD = {  # content of the file, a word of the error
     "a call": ({"weight": Call(os.system, SHELL)}, "not a readable checkpoint"),
-    "a call beside the weights": ({"state_dict": {"w": torch.ones(1)}, "x": Call(os.system, SHELL)}, "not a readable"),
     "a pickle that calls": (pickle.dumps(Call(os.system, SHELL)), "not a readable checkpoint"),
-    "nothing": (b"", "not a readable checkpoint"),
+    "cut short": (truncated(), "not a readable checkpoint"),
     "a list": ([1, 2], "not a state_dict"),
     "numbers": ({"weight": 1.0}, "not a state_dict"),
-    "no weights": ({}, "not a state_dict"),
     "a tensor without numbers": ({"weight": torch.empty(10**12, device="meta")}, "not a state_dict"),
     "a sparse tensor": ({"weight": torch.eye(3).to_sparse()}, "not a state_dict"),
 }
@@ -90,27 +90,19 @@ def test_other_files_are_refused_in_one_line_and_run_nothing(case, tmp_path, mon
     content, words = BAD[case]
     with open("bad.pth", "wb") as file:
         file.write(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_checkpoint("none.pth")
     with pytest.raises(CheckpointError, match=words) as error:
         read_checkpoint("bad.pth")
     assert "\n" not in str(error.value) and os.listdir() == ["bad.pth"]
-
-
-def test_a_missing_or_truncated_file(tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
-        read_checkpoint(tmp_path / "none.pth")
-    save_state(build().state_dict(), tmp_path / "whole.pth")
-    content = (tmp_path / "whole.pth").read_bytes()
-    (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        read_checkpoint(tmp_path / "cut.pth")
 
 
 GOOD = {"settings": {"dataset_name": "mosi"}, "features": {"feature_T": "", "feature_A": "", "feature_V": ""}}
 
 
 @pytest.mark.parametrize("content", [
-    "no JSON", [1], {"features": {}}, GOOD | {"settings": []}, GOOD | {"settings": {"dataset_name": "../../x"}},
-    GOOD | {"features": {"splits": "train"}}, GOOD | {"features": {"feature_T": 1}},
+    "no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}},
+    GOOD | {"features": {"feature_T": 1}},
 ])  # fmt: skip
 def test_a_config_beside_the_checkpoint_is_checked(content, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(GOOD))
