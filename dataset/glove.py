@@ -46,7 +46,7 @@ def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -
                 name, *numbers = line.rstrip().rsplit(b" ", width)  # some words hold spaces
                 if name in wanted:
                     vectors.setdefault(wanted[name], np.array(numbers, np.float32).reshape(width))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not a word and {width} numbers (--width) a line ({error}).") from error
     if not vectors:
         raise DataError(f"{path}: none of the {len(words)} words that are needed is listed with {width} numbers.")

@@ -132,17 +132,17 @@ for code in (pickle.ADDITEMS, pickle.FROZENSET):  # sets, which would hash what 
 def load_pickle(path: str | Path) -> object:
     """Read a pickle of numpy arrays, numpy scalars, lists, tuples and dicts, of any protocol; float64 comes as float32.
 
-    Raises DataError if the file cannot be read, is damaged, or asks for anything else; nothing of it is run.
+    Raises DataError if the file is damaged, or asks for anything else; nothing of it is run. OSError, as open does.
     """
-    try:
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
             return _Reader(file).load()
-    except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
-        reason = printable(error, 120) or type(error).__name__
-        raise DataError(
-            f"{path}: not a readable pickle ({reason}). Expected numpy arrays, lists and dicts: the file is damaged, "
-            "unsafe, or of another kind. Download or make it again."
-        ) from error
+        except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
+            reason = printable(error, 120) or type(error).__name__
+            raise DataError(
+                f"{path}: not a readable pickle ({reason}). Expected numpy arrays, lists and dicts: the file is "
+                "damaged, unsafe, or of another kind. Download or make it again."
+            ) from error
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:

@@ -32,7 +32,7 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
         if unlabelled:
             table["split"] = table.get("split", "test")
         table = table[columns]
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         hint = "" if unlabelled else " A file to predict on needs neither split nor label: --unlabelled."
         raise DataError(
             f"{path}: no CSV table in UTF-8 with the columns {','.join(columns)}, a text with a comma in double quotes "
@@ -65,7 +65,7 @@ def read_folder(
     Raises DataError where the folder has other utterances, or a file is no array (T, d) of the others' width.
     """
     path = Path(path)
-    found = sorted(file for file in path.glob("[!.]*") if file.suffix in (".npy", ".csv"))
+    found = sorted(file for file in path.iterdir() if file.suffix in (".npy", ".csv") and file.name[0] != ".")
     files = {file.stem: file for file in found}
     missing, surplus = set(ids) - files.keys(), files.keys() - set(ids)
     if missing or surplus or len(files) < len(found):
