@@ -147,11 +147,11 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     for (row, column), count in np.ndenumerate(counts):
         shade = "white" if shares[row, column] > 0.5 else "black"
         matrix.text(column, row, count, ha="center", va="center", color=shade)
-    matrix.grid(False)
     ticks, names = range(7), ["-3", "-2", "-1", "0", "+1", "+2", "+3"]
     share = f"{np.trace(counts)}/{counts.sum()} = {metrics['Acc_7']:.4f}"
     matrix.set(title=f"Utterances by class: Acc_7 = {share}", xlabel="predicted class", ylabel="true class",
                xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)  # fmt: skip
+    matrix.grid(False)
     figure.colorbar(image, ax=matrix, label="share of the true class (row)", fraction=0.05)
     return figure
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from optuna import Trial
 from optuna.distributions import FloatDistribution, IntDistribution
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from config.loading import COMMAND_LINE, read_object, show
+from config.loading import COMMAND_LINE, read_model
 from utils.errors import ConfigError
 from utils.metrics import METRICS
 
@@ -49,20 +49,19 @@ class Range(_Strict):
     high: float
     log: bool = False
 
-    @model_validator(mode="after")
-    def _check(self):
-        distribution = IntDistribution if self.type == "int" else FloatDistribution
-        distribution(*self.bounds, log=self.log)  # raises ValueError
-        return self
-
     @property
     def bounds(self) -> list:
         """The values that must be allowed for all others to be."""
-        number = int if self.type == "int" else float
+        number = {"int": int, "float": float}[self.type]
         return [number(self.low), number(self.high)]
 
+    @model_validator(mode="after")
+    def _check(self):
+        {"int": IntDistribution, "float": FloatDistribution}[self.type](*self.bounds, log=self.log)  # or ValueError
+        return self
+
     def suggest(self, trial: Trial, key: str):
-        suggest = trial.suggest_int if self.type == "int" else trial.suggest_float
+        suggest = {"int": trial.suggest_int, "float": trial.suggest_float}[self.type]
         return suggest(key, *self.bounds, log=self.log)
 
 
@@ -89,7 +88,7 @@ Dimension = Annotated[
 
 def load_suite(name: str) -> Suite:
     """Read config/suites/<name>.json, or the JSON file of that name. Raises ConfigError for what is wrong in it."""
-    return _read(Suite, SUITES.get(name, Path(name)), "suite file", f"one of {', '.join(SUITES)}")
+    return read_model(Suite, SUITES.get(name, Path(name)), "suite file", f"one of {', '.join(SUITES)}")
 
 
 def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
@@ -98,7 +97,7 @@ def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
     Raises ConfigError for what is wrong in the file, and for bounds or choices which the settings do not allow.
     """
     model = Annotated[dict[str, Dimension], Field(min_length=1)]
-    space = _read(model, Path(path), "search space", "leave out --search for the default")
+    space = read_model(model, Path(path), "search space", "leave out --search for the default")
     for key, dimension in space.items():
         for value in dimension.bounds:
             resolve(str(path), {key: value}, options)
@@ -116,13 +115,3 @@ def resolve(where: str, overrides: dict, options) -> dict:
         return replace(options, config=options.config | overrides).settings()
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
-
-
-def _read(model, path: Path, kind: str, instead: str):
-    content = read_object(path, "settings", kind, instead)
-    try:
-        return TypeAdapter(model).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg'].rstrip('.')}; got {show(first['input'])}.") from error
