@@ -134,7 +134,7 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     figure = _figure(f"Predictions of {name} (test)", 9.6)
     scatter, matrix = figure.subplots(2, 1, height_ratios=(1, 1.15))
     metrics, predicted = inspection.head_metrics()["output_logit"], inspection.heads["output_logit"]
-    scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--")
+    scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--", marker="")
     scatter.scatter(inspection.labels, predicted, s=16, facecolors="none", edgecolors="#0072b2")
     numbers = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
     scatter.set(title=f"Each circle an utterance; dashed: predicted = true\n{numbers}",

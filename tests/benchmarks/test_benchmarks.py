@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import epoch, step
-from benchmarks.measure import Times, alternate, operations, peak_memory, table
+from benchmarks.measure import alternate, operations, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -22,22 +22,12 @@ def test_work_is_done_in_turn():
     assert len(times["a"].seconds) == len(times["b"].seconds) == 5
 
 
-def test_median_and_middle_half():
-    times = Times([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert (times.median, times.spread) == (3.0, "2.000–4.000")
-
-
 def test_operations_and_peak_memory():
     x = torch.ones(1000)
     assert operations(lambda: x.add(1).mul(2), CPU).aten >= 2
     assert operations(lambda: None, CPU).aten == 0
     peak = peak_memory(lambda: torch.ones(2**25).sum(), CPU)
     assert peak != peak or 120 <= peak < 160  # NaN where the system does not tell
-
-
-def test_table_is_read_back():
-    rows = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
-    assert cells(table(rows)) == rows
 
 
 @pytest.mark.slow
