@@ -77,9 +77,6 @@ def test_an_old_file_loads_and_the_rest_is_the_release_s(tmp_path, caplog):
     assert not set(args) & set(IGNORED_KEYS)
     assert (args.batch_size, args.nlevels, args.featurePath) == (24, 3, "/data/MOSI/aligned_50.pkl")
     assert args.hetero_gd_prior == [0, 0, 1, 0, 1, 1] and args.max_epochs is None
-
-
-def test_flags_beat_the_file_and_the_file_beats_defaults(tmp_path):
     assert load_config("dmd", "mosi", write(tmp_path, OLD_FILE), {"batch_size": 4}).batch_size == 4
     own = edited("dmd", "datasetParams", "mosi", "update_epochs", 3)  # a data set's section beats the common one
     assert load_config("dmd", "mosi", write(tmp_path, own)).update_epochs == 3
@@ -92,16 +89,6 @@ def test_unaligned_features_and_absolute_paths(tmp_path):
     only = edited("datasetCommonParams", "mosi", {"unaligned": {"featurePath": "u.pkl"}})
     args = load_config("dmd", "mosi", write(tmp_path, only))  # commonParams speak of data sets that have both
     assert (args.need_data_aligned, args.featurePath) == (False, "/data/u.pkl")
-
-
-def test_resolved_settings_come_back_as_they_were():
-    args = load_config("dmd", "mosei", overrides={"learning_rate": 0.5})
-    older = {"seq_lens": [50, 50, 50], "num_classes": 3, "optimizer": "adam"}
-    stored = json.loads(json.dumps(dict(args, **older)))
-    assert config_from_resolved(stored) == args
-    assert config_from_resolved(stored, {"batch_size": 2}).batch_size == 2
-    assert config_from_resolved(stored, {"dataset_root_dir": "/d"}).featurePath == "/d/MOSEI/aligned_50.pkl"
-    assert config_from_resolved(stored, {"featurePath": "x.pkl"}).featurePath == "./dataset/x.pkl"
 
 
 RELEASE, PAPER = PRESETS["release"], PRESETS["paper"]
@@ -120,21 +107,6 @@ def test_what_is_set_beats_the_objective_whichever_layer_names_it(tmp_path):
     assert switches(own) == PAPER
     assert switches(own, {"objective": "release"}) == RELEASE | {"fusion": "gate"}
     assert switches(own, {"objective": "release", "fusion": None}) == RELEASE  # null: as the objective says
-
-
-def test_objective_over_resolved_settings():
-    stored = json.loads(json.dumps(load_config("dmd", "mosi", "", {"objective": "paper", "ort": "feature"})))
-    assert stored["fusion"] == "gate"  # resolved, not null
-    again = config_from_resolved(stored, {"objective": "release"})
-    assert {key: again[key] for key in RELEASE} == RELEASE | {"ort": "feature"}
-    older = {key: value for key, value in stored.items() if key not in RELEASE and key != "objective"}
-    assert {key: value for key, value in config_from_resolved(older).items() if key in RELEASE} == RELEASE
-
-
-def test_overrides_are_json_where_they_can_be():
-    items = ["a=1", "b=[1, 2]", "c=true", "d=False", "e=bert-base", "f=1e-4", "g=x=y", "a=2", "h=null"]
-    assert parse_overrides(items) == {"a": 2, "b": [1, 2], "c": True, "d": False, "e": "bert-base", "f": 1e-4,
-                                      "g": "x=y", "h": None}  # fmt: skip
 
 
 BAD_FILES = {
@@ -203,3 +175,20 @@ def test_import_and_mistakes_need_no_torch():
     code = "import sys, config; print({'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_resolved_settings_come_back_as_they_were():
+    args = load_config("dmd", "mosei", overrides={"objective": "paper", "ort": "feature"})
+    stored = json.loads(json.dumps(dict(args, seq_lens=[50, 50, 50], num_classes=3, optimizer="adam")))
+    assert config_from_resolved(stored) == args
+    assert config_from_resolved(stored, {"batch_size": 2}).batch_size == 2
+    assert config_from_resolved(stored, {"dataset_root_dir": "/d"}).featurePath == "/d/MOSEI/aligned_50.pkl"
+    assert config_from_resolved(stored, {"featurePath": "x.pkl"}).featurePath == "./dataset/x.pkl"
+    again = config_from_resolved(stored, {"objective": "release"})
+    assert {key: again[key] for key in RELEASE} == RELEASE | {"ort": "feature"}
+
+
+def test_overrides_are_json_where_they_can_be():
+    items = ["a=1", "b=[1, 2]", "c=true", "d=False", "e=bert-base", "f=1e-4", "g=x=y", "a=2", "h=null"]
+    given = {"a": 2, "b": [1, 2], "c": True, "d": False, "e": "bert-base", "f": 1e-4, "g": "x=y", "h": None}
+    assert parse_overrides(items) == given

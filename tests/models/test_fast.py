@@ -188,36 +188,25 @@ def test_it_steps_aside_where_an_encoder_is_not_as_the_others(change):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"),
-    [(transformer.Layer, "forward"), (CrossModalEncoder, "embed"), (torch.nn.Linear, "forward"),
-     (transformer, "causal_mask")],
-)  # fmt: skip
-def test_it_steps_aside_where_a_class_is_changed(monkeypatch, owner, name):
-    made = encoders()
-    monkeypatch.setattr(owner, name, lambda *arguments: arguments[0])
-    assert not fast.applies(made)
-
-
-@pytest.mark.parametrize("how", ["edit", "replace the class", "replace its forward"])
-def test_it_steps_aside_where_the_specification_was_edited(tmp_path, how):
+    "change",
+    [
+        "",
+        "transformer.Layer = type('Own', (transformer.Layer,), {})",
+        "transformer.Layer.forward = lambda self, q, k, v, mask: q",
+    ],
+)
+def test_it_steps_aside_where_the_specification_was_edited(tmp_path, change):
     """A researcher writes GELU for ReLU into a copy of models/transformer.py, or replaces what is in it before
     anything else of models/ is imported: it takes effect, with a warning."""
     shutil.copytree(ROOT / "models", tmp_path / "models")
     file = tmp_path / "models/transformer.py"
-    program = ""
-    if how == "edit":
+    if not change:
         file.write_text(file.read_text(encoding="utf-8").replace("F.relu", "F.gelu"), encoding="utf-8")
-    elif how == "replace the class":
-        program = "from models import transformer\ntransformer.Layer = type('Own', (transformer.Layer,), {})"
-    else:
-        program = "from models import transformer\ntransformer.Layer.forward = lambda self, q, k, v, mask: q"
-    program += """
-import torch
-from models import dmd, fast, transformer
-torch.manual_seed(0)
-made = [transformer.CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, True) for _ in range(2)]
-print(fast.__file__, fast.applies(made))
-"""
+    program = f"from models import transformer\n{change}\n"
+    program += (
+        "from models import fast\nmade = [transformer.CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, True)] * 2\n"
+    )
+    program += "print(fast.__file__, fast.applies(made))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -282,19 +271,6 @@ def test_gradients_under_dropout_are_those_of_the_same_draw():
         assert slope.item() == pytest.approx((tensor.grad * direction).sum().item(), rel=0.02, abs=0.05)
 
 
-def test_backward_leaves_the_gradient_it_is_given_and_nan_is_passed_on():
-    """With one head, or one query, heads are a view of what comes in."""
-    torch.manual_seed(0)
-    for heads, t_q in ((1, 5), (2, 1)):
-        q, k, given = torch.randn(3, t_q, 8, requires_grad=True), torch.randn(3, 6, 8), torch.randn(3, t_q, 8)
-        before = given.clone()
-        cpu.Attention.apply(q, k, k, heads, False, (0.0,)).backward(given)
-        assert torch.equal(given, before)
-    q = q.detach().clone()
-    q[0, 0, 2] = torch.nan
-    assert cpu.Attention.apply(q, k, k, 2, False, (0.0,)).isnan().any()
-
-
 def test_dropout_keeps_the_stated_part_and_the_mean():
     torch.manual_seed(0)
     for p in (0.1, 0.3, 0.5):
@@ -323,14 +299,6 @@ def test_a_model_of_another_type(dtype):
             assert (output.double() - expected).abs().max() <= tolerance
 
 
-def test_neighbouring_dropout_draws_are_independent():
-    torch.manual_seed(0)
-    kept = cpu.dropout(torch.ones(2**20), 0.5).ne(0).double()
-    for lag in range(1, 9):  # eight draws share a random number
-        agreement = (kept[lag:] == kept[:-lag]).double().mean().item()
-        assert agreement == pytest.approx(0.5, abs=4 * 0.5 / 2**10)
-
-
 def test_attention_dropout_differs_between_encoders_and_keeps_the_mean(form):
     """With equal weights the output is the mean of the kept values: 1 on average, and exactly 1 without dropout."""
     torch.manual_seed(0)
@@ -341,14 +309,3 @@ def test_attention_dropout_differs_between_encoders_and_keeps_the_mean(form):
     spread = (0.3 / 0.7 / 10) ** 0.5  # of a mean over 10 keys, each kept with probability 0.7 and scaled by 1 / 0.7
     assert dropped.mean().item() == pytest.approx(1, abs=4 * spread / (100 * 10 * 2) ** 0.5)
     assert dropped.std().item() == pytest.approx(spread, rel=0.1)
-
-
-def test_a_librarys_dropout_runs_in_the_cpus_form():
-    layer = torch.nn.Dropout(0.5)
-    torch.manual_seed(0)
-    with fast.CpuForms():
-        dropped = layer(torch.ones(1000))
-    torch.manual_seed(0)
-    assert torch.equal(dropped, cpu.dropout(torch.ones(1000), 0.5))
-    with fast.CpuForms():
-        assert torch.equal(copy.deepcopy(layer).eval()(dropped), dropped)
