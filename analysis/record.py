@@ -46,8 +46,7 @@ class RunRecord:
             return read(self.folder / name)
         except FileNotFoundError as error:
             raise RunError(
-                f"{self.folder / name}: no such file. Name the result folder of a run, such as result/dmd-mosi-1111; a "
-                "run that has not come so far continues with run.py … --resume."
+                f"{self.folder / name}: no such file. Name a run's result folder, or --resume the run until then."
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self.folder / name}: not as run.py writes it ({printable(error)}).") from error

@@ -43,8 +43,8 @@ def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -
             write_csv(path, table)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise RunError(
-            f"{path}: the tables cannot be read or written ({printable(error)}). The runs themselves are complete, in "
-            f"{res_save_dir}. Make room, or move a damaged table away; --resume then adds the rows."
+            f"{path}: the tables cannot be read or written ({printable(error)}). The runs themselves are complete: "
+            "make room, or move a damaged table away; --resume then adds the rows."
         ) from error
     return path
 

@@ -109,6 +109,18 @@ class Reference:
         batch = {name: torch.from_numpy(array[rows]) for name, array in self.utterances.items()}
         return batch | {"labels": batch["labels"][:, None], "rows": torch.arange(size)}
 
+    def compare(self, group: str, got: dict, tolerance: float, least: float = 0.0) -> None:
+        """Assert that tensors by name are those of a group of the numbers, but for values that are not above `least`;
+        of gradients, the norms: -1 stands for none."""
+        expected = self.group(group)
+        assert set(got) == set(expected)
+        for name, value in expected.items():
+            if group == "gradnorm" and value == -1:
+                assert got[name] is None, name
+            elif group != "gradnorm" or value > least:
+                x = got[name].norm() if group == "gradnorm" else got[name]
+                assert relative_difference(x, value) <= tolerance, name
+
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """The reference numbers whose names begin with `prefix`/, without it."""
         start = prefix + "/"

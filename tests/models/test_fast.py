@@ -188,6 +188,15 @@ def test_it_steps_aside_where_an_encoder_is_not_as_the_others(change):
 
 
 @pytest.mark.parametrize(
+    ("owner", "name"), [(transformer.Layer, "forward"), (torch.nn.Linear, "forward"), (transformer, "causal_mask")]
+)
+def test_it_steps_aside_where_a_class_is_changed(monkeypatch, owner, name):
+    made = encoders()
+    monkeypatch.setattr(owner, name, lambda *arguments: arguments[0])
+    assert not fast.applies(made)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         "",
@@ -202,11 +211,9 @@ def test_it_steps_aside_where_the_specification_was_edited(tmp_path, change):
     file = tmp_path / "models/transformer.py"
     if not change:
         file.write_text(file.read_text(encoding="utf-8").replace("F.relu", "F.gelu"), encoding="utf-8")
-    program = f"from models import transformer\n{change}\n"
-    program += (
-        "from models import fast\nmade = [transformer.CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, True)] * 2\n"
-    )
-    program += "print(fast.__file__, fast.applies(made))"
+    program = f"from models import transformer\n{change}\nfrom models import fast\n"
+    program += "made = transformer.CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, True)\n"
+    program += "print(fast.__file__, fast.applies([made, made]))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -269,6 +276,15 @@ def test_gradients_under_dropout_are_those_of_the_same_draw():
             tensor += 1e-3 * direction
         slope = (values[0] - values[1]) / 2e-3
         assert slope.item() == pytest.approx((tensor.grad * direction).sum().item(), rel=0.02, abs=0.05)
+
+
+def test_backward_leaves_the_gradient_it_is_given_and_nan_is_passed_on():
+    """With one head, or one query, heads are a view of what comes in."""
+    for heads, t_q in ((1, 5), (2, 1)):
+        q, k, given = torch.ones(3, t_q, 8, requires_grad=True), torch.ones(3, 6, 8), torch.ones(3, t_q, 8)
+        cpu.Attention.apply(q, k, k, heads, False, (0.0,)).backward(given)
+        assert (given == 1).all()
+    assert cpu.Attention.apply(q * torch.nan, k, k, 2, False, (0.0,)).isnan().any()
 
 
 def test_dropout_keeps_the_stated_part_and_the_mean():
