@@ -71,10 +71,6 @@ class Choice(_Strict):
     type: Literal["categorical"]
     choices: Annotated[list, Field(min_length=1)]
 
-    @property
-    def bounds(self) -> list:
-        return self.choices
-
     def suggest(self, trial: Trial, key: str):
         return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.choices]))
 
@@ -99,7 +95,7 @@ def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
     model = Annotated[dict[str, Dimension], Field(min_length=1)]
     space = read_model(model, Path(path), "search space", "leave out --search for the default")
     for key, dimension in space.items():
-        for value in dimension.bounds:
+        for value in dimension.choices if isinstance(dimension, Choice) else dimension.bounds:
             resolve(str(path), {key: value}, options)
     return space
 

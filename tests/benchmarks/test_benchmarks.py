@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import epoch, step
-from benchmarks.measure import alternate, operations, peak_memory
+from benchmarks.measure import operations, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -13,13 +13,6 @@ def cells(printed: str) -> list[dict[str, str]]:
     """The rows of the Markdown table in the text."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-
-
-def test_work_is_done_in_turn():
-    done = []
-    times = alternate({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, CPU, budget=0, warm_up=1)
-    assert done == ["a", "b"] + ["a", "b"] * 5
-    assert len(times["a"].seconds) == len(times["b"].seconds) == 5
 
 
 def test_operations_and_peak_memory():

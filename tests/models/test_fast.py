@@ -162,17 +162,13 @@ class OwnLayer(transformer.Layer):
     "change",
     [
         lambda made: setattr(made[1].layers[0], "__class__", OwnLayer),
-        lambda made: setattr(made[1].layers[0], "fc1", torch.nn.Sequential(made[1].layers[0].fc1)),
         lambda made: setattr(made[1].layers[0], "forward", lambda query, key, value, mask: query),
         lambda made: made[2].layers[1].fc2.register_forward_hook(lambda *arguments: None),
         lambda made: made[2].register_full_backward_hook(lambda *arguments: None),
-        lambda made: made[0].layers[0].dropout.register_forward_pre_hook(lambda *arguments: None),
         lambda made: made[0].eval(),
         lambda made: setattr(made[0].layers[1].dropout, "p", 0.5),
         lambda made: [setattr(encoder.layers[2].layer_norms[0], "eps", 1e-3) for encoder in made],
         lambda made: [encoder.layers[0].dropout.eval() for encoder in made],
-        lambda made: setattr(made[0], "layers", made[0].layers[:2]),
-        lambda made: [setattr(encoder.layers[0].fc1, "bias", None) for encoder in made],
         lambda made: [setattr(encoder.layers[2], "fc1", torch.nn.Linear(8, 64)) for encoder in made],
         lambda made: setattr(made[1], "embed", lambda x: x),
         lambda made: torch.nn.utils.parametrizations.weight_norm(made[0].layers[0].fc1),
@@ -313,15 +309,3 @@ def test_a_model_of_another_type(dtype):
             assert output.dtype == dtype
             expected = copy.deepcopy(encoder).double()(query.double())
             assert (output.double() - expected).abs().max() <= tolerance
-
-
-def test_attention_dropout_differs_between_encoders_and_keeps_the_mean(form):
-    """With equal weights the output is the mean of the kept values: 1 on average, and exactly 1 without dropout."""
-    torch.manual_seed(0)
-    rows = fast.encoders._Rows(encoders(count=2, dim=4)[0], [torch.ones(100, 10, 4)])
-    q, v = torch.zeros(2000, 4), torch.ones(2000, 4)
-    dropped, whole = rows.attend(q, q, v, [10, 10], [10, 10], 2, False, [0.3, 0.0]).chunk(2)
-    assert torch.allclose(whole, torch.ones(()))
-    spread = (0.3 / 0.7 / 10) ** 0.5  # of a mean over 10 keys, each kept with probability 0.7 and scaled by 1 / 0.7
-    assert dropped.mean().item() == pytest.approx(1, abs=4 * spread / (100 * 10 * 2) ** 0.5)
-    assert dropped.std().item() == pytest.approx(spread, rel=0.1)
