@@ -69,8 +69,8 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
     logger.info(f"low, high: 95 % interval of the mean over {len(labels)} test utterances; in {path}.")
 
 
-def sum_up_seeds(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Print and return the table of the seeds of one configuration. Raises ConfigError where they are not that."""
+def seeds_of_one_configuration(runs: Sequence[RunRecord]) -> list[int]:
+    """The seeds of runs. Raises ConfigError where one occurs twice, or the settings differ."""
     seeds, first = [run.config["seed"] for run in runs], runs[0]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: the runs have the seeds {', '.join(map(str, seeds))}. Name each seed once.")
@@ -80,19 +80,7 @@ def sum_up_seeds(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 f"--seeds: {run.folder} has {key} {printable(value)}, but {first.folder} has {printable(other)}. "
                 "Name seeds of one configuration; two configurations are compared without --seeds."
             )
-    predictions, labels, sizes = pair(runs)
-    table = over_seeds(predictions, labels, seeds)
-    print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
-    return table.rename_axis("seed").reset_index()
-
-
-def compare_two(a: RunRecord, b: RunRecord) -> pd.DataFrame:
-    """Print and return the table of run A against run B. Raises RunError where they cannot be paired."""
-    predictions, labels, sizes = pair([a, b])
-    table = compare(*predictions, labels)
-    print(f"A: {a.folder}", f"B: {b.folder}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
-    named = {"run_A": str(a.folder), "run_B": str(b.folder), "utterances": len(labels)}
-    return table.rename_axis("metric").reset_index().assign(**named)
+    return seeds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,7 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [RunRecord(folder) for folder in options.runs]
     if len(runs) < 2 or (len(runs) > 2 and not options.seeds):
         raise ConfigError(f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds.")
-    write_output(options.output, sum_up_seeds(runs) if options.seeds else compare_two(*runs))
+    seeds = seeds_of_one_configuration(runs) if options.seeds else []
+    predictions, labels, sizes = pair(runs)
+    if seeds:
+        table = over_seeds(predictions, labels, seeds)
+        print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
+    else:
+        table, (a, b) = compare(*predictions, labels), (str(run.folder) for run in runs)
+        print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
+        table = table.assign(run_A=a, run_B=b, utterances=len(labels))
+    write_output(options.output, table.rename_axis("seed" if seeds else "metric").reset_index())
 
 
 if __name__ == "__main__":
