@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent / "parity"
 CASES = ("mosi_aligned", "mosei_aligned", "mosi_aligned_bert")
 DROPOUTS = ("text_dropout", "attn_dropout", "attn_dropout_a", "attn_dropout_v",
             "relu_dropout", "embed_dropout", "res_dropout", "output_dropout")  # fmt: skip
+NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
 TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
              "vocab_size": 200, "max_position_embeddings": 64,
              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
@@ -84,7 +85,7 @@ class Reference:
     def __init__(self, name: str, bert_folder: Path, **overrides):
         self.numbers = np.load(FOLDER / f"{name}.npz")
         self.case = json.loads(str(self.numbers["case"]))
-        overrides = dict.fromkeys(DROPOUTS, 0.0) | overrides
+        overrides = NO_DROPOUT | overrides
         overrides |= {"use_bert": self.case["use_bert"], "feature_dims": self.case["feature_dims"]}
         overrides |= self.case["overrides"] | {"batch_size": self.case["batch_size"]}
         if self.case["use_bert"]:

@@ -34,14 +34,6 @@ def test_step(capsys):
     assert all(float(row["median s"]) > 0 and int(row["ATen"]) > 1000 for row in rows)
 
 
-@pytest.mark.parametrize("bert", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_both_paths_of_a_case_predict_the_same(bert, tmp_path):
-    case = step.Case("mosei", "aligned", bert, "eval", 2)
-    args = case.settings(str(tmp_path))
-    predicted = [step.work_of(case, args, CPU, fast, "fp32", compiled=False)() for fast in (False, True)]
-    torch.testing.assert_close(*predicted, rtol=1e-4, atol=1e-5)
-
-
 def test_epoch(capsys):
     epoch.main(["--utterances", "18", "3", "3", "--epochs", "2"])
     plain, fast = cells(capsys.readouterr().out)

@@ -6,6 +6,7 @@ from torch.nn.functional import dropout as torch_dropout
 
 from config import load_config
 from models.dmd import DMD
+from tests.reference import DROPOUTS
 from trainers.losses import Objective
 
 
@@ -60,9 +61,7 @@ def test_every_name_and_layout_of_the_release():
 
 def test_each_dropout_acts_where_it_should(monkeypatch):
     """Every setting has a probability of its own, and every modality a length, so that each draw tells whose it is."""
-    settings = ("text_dropout", "output_dropout", "attn_dropout", "attn_dropout_a", "attn_dropout_v",
-                "relu_dropout", "embed_dropout", "res_dropout")  # fmt: skip
-    p = {name: (number + 1) / 16 for number, name in enumerate(settings)}
+    p = {name: (number + 1) / 16 for number, name in enumerate(DROPOUTS)}
     steps, d = {"l": 5, "a": 6, "v": 7}, 8  # after convolutions of 1
     kernel_sizes = {f"conv1d_kernel_size_{m}": 1 for m in steps}
     sizes = {"dst_feature_dim_nheads": [d, 2], "nlevels": 2, "need_data_aligned": False, "fast": False}

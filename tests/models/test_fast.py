@@ -1,6 +1,5 @@
 """models/fast/ against its specification, the plain model: values, gradients, draws, and when it steps aside."""
 
-import copy
 import os
 import shutil
 import subprocess
@@ -16,8 +15,7 @@ from models.dmd import DMD
 from models.fast import cpu
 from models.transformer import CrossModalEncoder
 from tests.commands import ROOT
-from tests.models.test_ordinary_pytorch import NO_DROPOUT
-from tests.reference import CASES, Reference
+from tests.reference import CASES, NO_DROPOUT, Reference
 from trainers.losses import Objective
 
 UNALIGNED = (50, 375, 500)
@@ -296,16 +294,3 @@ def test_dropout_keeps_the_stated_part_and_the_mean():
         assert torch.equal(x.grad, dropped)
     assert cpu.dropout(x, 0) is x and cpu.dropout(x, 0.5, training=False) is x
     assert cpu.dropout(torch.ones(100), 0.999999).isfinite().all() and not cpu.dropout(torch.ones(100), 1.0).any()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_of_another_type(dtype):
-    """model.to(dtype) is computed in it, on both paths."""
-    made = [encoder.to(dtype) for encoder in encoders(dim=8)]
-    queries = [torch.randn(2, 5, 8, dtype=dtype) for _ in made]
-    tolerance = 0.2 if dtype == torch.bfloat16 else 1e-6
-    for run in (transformer.run_encoders, fast.run_encoders):
-        for output, encoder, query in zip(run(made, queries), made, queries, strict=True):
-            assert output.dtype == dtype
-            expected = copy.deepcopy(encoder).double()(query.double())
-            assert (output.double() - expected).abs().max() <= tolerance

@@ -11,12 +11,10 @@ from transformers import BertConfig
 
 from models import fast
 from models.transformer import Layer
+from tests.reference import NO_DROPOUT
 from tests.trainers.test_switches import make_batch, make_trainer
 from trainers.trainer import Trainer
 
-NO_DROPOUT = dict.fromkeys(
-    ("text_dropout", "attn_dropout", "attn_dropout_a", "attn_dropout_v", "relu_dropout", "embed_dropout",
-     "res_dropout", "output_dropout"), 0.0)  # fmt: skip
 LABELS = [1.0, 1.0, -2.0]
 
 
