@@ -61,10 +61,9 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table without the wider metrics, and 'mean ± std' in one cell."""
-    table = table.drop(columns=[*WIDER_METRICS, *(f"{metric}_std" for metric in WIDER_METRICS)], errors="ignore")
-    for column in table.filter(regex="_std$"):
-        deviations = table.pop(column).map(lambda std: "" if pd.isna(std) else f" ± {std:.4f}")
-        name = column.removesuffix("_std")
+    table = table[[column for column in table if column.removesuffix("_std") not in WIDER_METRICS]]
+    for name in [column for column in table if f"{column}_std" in table]:
+        deviations = table.pop(f"{name}_std").map(lambda std: "" if pd.isna(std) else f" ± {std:.4f}")
         table[name] = table[name].map("{:.4f}".format, na_action="ignore") + deviations
     return table
 

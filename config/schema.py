@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 # Keys of this family's files that choose nothing here: accepted, and named in the log.
 IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler")
@@ -33,11 +33,12 @@ def knob(default, description: str):
     return Field(default, description=description)
 
 
-class DMDConfig(BaseModel):
-    """The settings of one data set, merged and flat; lengths and names as in the released config."""
+class Strict(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    """In which "1" is no number and 1 no flag; an int is still a float."""
 
-    # strict: "1" is no number and 1 no flag; an int is still a float.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+class DMDConfig(Strict):
+    """The settings of one data set, merged and flat; lengths and names as in the released config."""
 
     # Data
     featurePath: Name = knob(..., "feature pickle, relative to dataset_root_dir or absolute")

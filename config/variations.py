@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from optuna import Trial
 from optuna.distributions import FloatDistribution, IntDistribution
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from config.loading import COMMAND_LINE, read_model
+from config.schema import Strict
 from utils.errors import ConfigError
 from utils.metrics import METRICS
 
@@ -19,11 +20,7 @@ DEFAULT_SPACE = Path(__file__).parent / "search" / "default.json"
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+_.-]{0,59}$")]  # it becomes part of a folder's name
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Published(_Strict):
+class Published(Strict):
     """Published numbers of rows, in the units of metrics.json; for runs whose settings have the values of `when`."""
 
     source: str
@@ -31,7 +28,7 @@ class Published(_Strict):
     rows: dict[RowName, dict[Literal[METRICS], float]]
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """Trainings that differ in a few settings each, for one table."""
 
     description: str = ""
@@ -41,7 +38,7 @@ class Suite(_Strict):
     kept: list[Annotated[str, Field(pattern="^[lva]{1,3}$")]] = ["lva"]  # which modalities are there at that
 
 
-class Range(_Strict):
+class Range(Strict):
     """A number from low to high, both included; on a logarithmic scale with `log`."""
 
     type: Literal["float", "int"]
@@ -65,7 +62,7 @@ class Range(_Strict):
         return suggest(key, *self.bounds, log=self.log)
 
 
-class Choice(_Strict):
+class Choice(Strict):
     """One of some values, of any JSON type. A study holds no lists, and takes true for 1: it gets JSON texts."""
 
     type: Literal["categorical"]
