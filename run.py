@@ -49,12 +49,12 @@ def run(options: RunOptions) -> dict[int, dict[str, float]]:
 
     per_seed = train(options)
     if is_first_rank():
-        table = append_results(where, dataset, options.name, per_seed, once=options.resume)
+        table = append_results(where, dataset, options.name, per_seed)
         logger.info(f"Results saved to {table}.")
         runs = run_folders(options, dataset)
         if len(runs) > 1:
             folders = {seed: run.results for seed, run in runs.items()}
-            report_seeds(folders, where, dataset, options.name, once=options.resume)
+            report_seeds(folders, where, dataset, options.name)
         if options.figures:
             for run in runs.values():
                 draw_after_training(run, choose_device(options.device))

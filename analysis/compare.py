@@ -14,15 +14,13 @@ import pandas as pd
 
 from analysis.record import RunRecord
 from analysis.statistics import RESAMPLES, compare, over_seeds
-from analysis.tables import append_intervals, as_text, write_output
+from analysis.tables import append, as_text, write_output
 from trainers.run_settings import INCONSEQUENTIAL, different_settings
 from utils.cli import run_command
 from utils.errors import ConfigError, DMDError, RunError
 from utils.log import logger
-from utils.metrics import LOWER_IS_BETTER
 from utils.reading import printable
 
-LEVEL = 0.05
 COMPARISON_NOTES = """\
 better: at 5 %, by p for Acc_2 and Acc_7 (McNemar's exact test), by the interval from low to high for F1_score and MAE.
 p asks which utterances only one run has right, the interval what other utterances would give: near 5 % they may differ.
@@ -46,15 +44,15 @@ def pair(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray, str]:
     if len(joined) < 2 or (labels != labels[:, :1]).any():
         folders = ", ".join(str(run.folder) for run in runs)
         raise RunError(f"{folders}: they share less than 2 utterances of test, or have other labels for these.")
-    others = [(len(run.predictions) - len(joined), run.folder) for run in runs]
-    rest = ", ".join(f"{number} of {folder}" for number, folder in others if number)
+    others = {run.folder: len(run.predictions) - len(joined) for run in runs}
+    rest = ", ".join(f"{number} of {folder}" for folder, number in others.items() if number)
     return predictions.T, labels[:, 0], f"{len(joined)} utterances of test{rest and f'; not in all runs: {rest}'}."
 
 
-def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, name: str, once: bool) -> None:
+def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, name: str) -> None:
     """Log how sure the metrics of test are over the seeds, and append it to `normal/<dataset>-intervals.csv`.
 
-    runs: result folders by seed, of one configuration; once: as for append_results
+    runs: result folders by seed, of one configuration
     What cannot be summed up is a warning: the runs themselves are complete.
     """
     try:
@@ -63,40 +61,26 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
         logger.warning(f"No intervals over the seeds: {error}")
         return
     table = over_seeds(predictions, labels, list(runs))
-    path = append_intervals(res_save_dir, dataset, name, table, once)
+    rows = table.tail(4).T.round(4).rename_axis("metric").reset_index()  # mean, std, low, high
+    rows.insert(0, "seeds", " ".join(map(str, runs)))
+    path = append(res_save_dir, f"{dataset}-intervals.csv", name, rows)
     for line in as_text(table).splitlines():
         logger.info(line)
     logger.info(f"low, high: 95 % interval of the mean over {len(labels)} test utterances; in {path}.")
 
 
-def sum_up_seeds(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Print and return the table of the seeds of one configuration. Raises ConfigError where they are not that."""
-    seeds = [run.config["seed"] for run in runs]
+def seeds_of_one_configuration(runs: Sequence[RunRecord]) -> list[int]:
+    """The seeds of runs. Raises ConfigError where one occurs twice, or the settings differ."""
+    seeds, first = [run.config["seed"] for run in runs], runs[0]
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds: the runs have the seeds {', '.join(map(str, seeds))}. Name each seed once.")
     for run in runs:
-        for key, value, first in different_settings(run.config, runs[0].config, INCONSEQUENTIAL):
+        for key, value, other in different_settings(run.config, first.config, INCONSEQUENTIAL):
             raise ConfigError(
-                f"--seeds: {run.folder} has {key} {printable(value)}, but {runs[0].folder} has {printable(first)}. "
+                f"--seeds: {run.folder} has {key} {printable(value)}, but {first.folder} has {printable(other)}. "
                 "Name seeds of one configuration; two configurations are compared without --seeds."
             )
-    predictions, labels, sizes = pair(runs)
-    table = over_seeds(predictions, labels, seeds)
-    print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
-    return table.rename_axis("seed").reset_index()
-
-
-def compare_two(a: RunRecord, b: RunRecord) -> pd.DataFrame:
-    """Print and return the table of run A against run B. Raises RunError where they cannot be paired."""
-    predictions, labels, sizes = pair([a, b])
-    table = compare(*predictions, labels)
-    by_interval = (table["low"] > 0) | (table["high"] < 0)
-    differs = (table["p"] < LEVEL).where(table["p"].notna(), by_interval)
-    b_better = (table["difference"] > 0) == table.index.isin(LOWER_IS_BETTER)
-    table["better"] = np.where(differs, np.where(b_better, "B", "A"), "neither")
-    print(f"A: {a.folder}", f"B: {b.folder}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
-    named = {"run_A": str(a.folder), "run_B": str(b.folder), "utterances": len(labels)}
-    return table.rename_axis("metric").reset_index().assign(**named)
+    return seeds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,11 +91,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", action="store_true", help="the runs are seeds of one configuration")
     parser.add_argument("--output", metavar="FILE.csv", help="write the table there too")
     options = parser.parse_intermixed_args(argv)
-    number = len(options.runs)
-    if number < 2 or (number > 2 and not options.seeds):
-        raise ConfigError(f"{number} runs: a comparison needs two; seeds of one configuration take --seeds.")
     runs = [RunRecord(folder) for folder in options.runs]
-    write_output(options.output, sum_up_seeds(runs) if options.seeds else compare_two(*runs))
+    if len(runs) < 2 or (len(runs) > 2 and not options.seeds):
+        raise ConfigError(f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds.")
+    seeds = seeds_of_one_configuration(runs) if options.seeds else []
+    predictions, labels, sizes = pair(runs)
+    if seeds:
+        table = over_seeds(predictions, labels, seeds)
+        print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
+    else:
+        table, (a, b) = compare(*predictions, labels), (str(run.folder) for run in runs)
+        print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
+        table = table.assign(run_A=a, run_B=b, utterances=len(labels))
+    write_output(options.output, table.rename_axis("seed" if seeds else "metric").reset_index())
 
 
 if __name__ == "__main__":

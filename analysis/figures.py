@@ -4,15 +4,20 @@ python -m analysis.figures result/dmd-mosi-1111
 """
 
 import argparse
+import base64
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
+import pandas as pd
 import torch
 
 from analysis.record import RunRecord
 from config import config_from_resolved
+from dataset.features import SPLITS
 from trainers.checkpoint import read_checkpoint, settings_beside
 from trainers.heads import Inspection, inspect
 from trainers.runs import RunFolder
@@ -22,6 +27,7 @@ from utils.device import choose_device, keep_freed_memory
 from utils.errors import CheckpointError, DMDError, RunError
 from utils.files import write_atomically
 from utils.log import logger
+from utils.metrics import METRICS
 
 CAPTIONS = {  # of what <run>/figures/ holds, by the files' names
     "training": "Total loss, Loss, MAE and Acc_2 over the epochs, with the best epoch marked.",
@@ -39,25 +45,32 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
     inspection: of the test split at the best epoch; None leaves out what needs it, and `skipped` says why
     -> the paths of the files. Raises RunError where one cannot be written.
     """
-    from analysis import plots, report  # here: a run without figures needs no matplotlib, which takes long to import
+    from analysis.plots import draw_all  # here: a run without figures needs no matplotlib, which takes long to import
 
-    with plots.own_style():
-        figures = {"training": plots.training_curves(record), "edges": plots.edge_curves(record)}
-        if inspection is not None:
-            of_test = {"features": plots.feature_map, "predictions": plots.predictions, "heads": plots.head_bars}
-            figures |= {key: make(record.name, inspection) for key, make in of_test.items()}
-        files = {
-            f"{key}.{kind}": plots.render(figure, kind) for key, figure in figures.items() for kind in ("png", "svg")
-        }
-    page = report.page(record, [(files[f"{key}.svg"], CAPTIONS[key]) for key in figures], skipped)
-    contents = {record.folder / "figures" / name: content for name, content in files.items()}
-    contents[record.folder / "report.html"] = page.encode()
+    drawn = draw_all(record, inspection)
+    folder = record.folder / "figures"
+    contents = {folder / f"{name}.{kind}": file for name, files in drawn.items() for kind, file in files.items()}
+    contents[record.folder / "report.html"] = report(record, drawn, skipped).encode()
     try:
         for path, content in contents.items():
             write_atomically(path, lambda file, content=content: file.write(content))
     except OSError as error:
         raise RunError(f"{record.folder}: figures and report cannot be written ({error.strerror}).") from error
     return list(contents)
+
+
+def report(record: RunRecord, drawn: dict[str, dict[str, bytes]], skipped: str) -> str:
+    """Settings, numbers and pictures on a page of HTML that needs no other file."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = lambda v: "-" if pd.isna(v) else f"{v:.5g}" if isinstance(v, float) else v
+    environment.filters["text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+    pictures = [(base64.b64encode(files["svg"]).decode(), CAPTIONS[name]) for name, files in drawn.items()]
+    best_row = record.history.set_index("epoch").loc[record.best_epoch]
+    names = {"splits": SPLITS, "metrics": ("Loss", *METRICS), "skipped": skipped}
+    template = environment.get_template("report.html.jinja")
+    return template.render(run=record, best_row=best_row, pictures=pictures, **names)
 
 
 def draw_after_training(run: RunFolder, device: torch.device) -> None:

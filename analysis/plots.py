@@ -5,10 +5,10 @@ Figures are made without pyplot: no display is needed, and no global state of ma
 
 import io
 import textwrap
-from contextlib import AbstractContextManager
 
 import matplotlib.style
 import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix
@@ -21,24 +21,19 @@ from trainers.heads import Inspection, embed
 from utils.metrics import sentiment_classes
 
 STYLE = {
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.88",
-    "legend.fontsize": 9,
-    "legend.title_fontsize": 9,
-    "lines.linewidth": 1.5,
-    "lines.markerfacecolor": "white",
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True, "grid.color": "0.88",
+    "legend.fontsize": 9, "legend.title_fontsize": 9, "lines.linewidth": 1.5, "lines.markerfacecolor": "white",
+    "axes.prop_cycle": cycler(  # any one of these tells lines apart
+        color=["#0072b2", "#d55e00", "#000000", "#cc79a7", "#009e73", "#8a6d00"],
+        linestyle=["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1))],
+        marker=["o", "s", "^", "D", "v", "P"],
+    ),
     "text.parse_math": False,  # a run's name may hold a $
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "dmd",  # the same figure gives the same bytes
     "figure.constrained_layout.use": True,
-}
-LOOKS = (  # colour, dashes, marker: any one of them tells lines apart
-    ("#0072b2", "-", "o"), ("#d55e00", "--", "s"), ("#000000", ":", "^"),
-    ("#cc79a7", "-.", "D"), ("#009e73", (0, (6, 1, 1, 1, 1, 1)), "v"), ("#8a6d00", (0, (1, 1)), "P"),
-)  # fmt: skip
+}  # fmt: skip
+METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}  # no date: the same bytes again
 MODALITY_MARKS = {"l": ("#0072b2", "o"), "v": ("#d55e00", "^"), "a": ("#009e73", "s")}
 GRAPHS = {"homo": "Homogeneous graph (common features)", "hetero": "Heterogeneous graph (specific features)"}
 HEAD_LABELS = {"output_logit": "all, fused", "logits_c": "common, fused"} | {
@@ -46,16 +41,22 @@ HEAD_LABELS = {"output_logit": "all, fused", "logits_c": "common, fused"} | {
 }
 
 
-def own_style() -> AbstractContextManager:
-    """Draw and render in this style, whatever a user's matplotlibrc says."""
-    return matplotlib.style.context(["default", STYLE])
+def draw_all(run: RunRecord, inspection: Inspection | None) -> dict[str, dict[str, bytes]]:
+    """{name: {"png": file, "svg": file}} of each picture, in this style, whatever a user's matplotlibrc says.
+
+    Without an inspection of the test split only those of the history. The same run gives the same bytes.
+    """
+    with matplotlib.style.context(["default", STYLE]):
+        figures = {"training": training_curves(run), "edges": edge_curves(run)}
+        if inspection is not None:
+            of_test = {"features": feature_map, "predictions": predictions, "heads": head_bars}
+            figures |= {name: make(run.name, inspection) for name, make in of_test.items()}
+        return {name: {kind: _file(figure, kind) for kind in METADATA} for name, figure in figures.items()}
 
 
-def render(figure: Figure, kind: str) -> bytes:
-    """A "png" or "svg" file; the same figure gives the same bytes."""
+def _file(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata[kind])
+    figure.savefig(buffer, format=kind, dpi=150, metadata=METADATA[kind])
     return buffer.getvalue()
 
 
@@ -67,17 +68,16 @@ def _figure(title: str, height: float) -> Figure:
 
 def training_curves(run: RunRecord) -> Figure:
     """Total loss, Loss, MAE and Acc_2 over the epochs, for each split."""
-    panels = {
-        ("Objective: what training minimises, mean over the batches of train", "total loss"): {"train": "loss/total"}
-    }
+    title, points = "Objective: what training minimises, mean over the batches of train", "sentiment points"
+    panels = {(title, "total loss"): {"train": "loss/total"}}
     for metric, meaning, unit in (
-        ("Loss", "mean over batches of the MAE", "sentiment points"),
-        ("MAE", "mean distance of predicted and true sentiment", "sentiment points"),
+        ("Loss", "mean over batches of the MAE", points),
+        ("MAE", "mean distance of predicted and true sentiment", points),
         ("Acc_2", "positive against negative", "share of utterances"),
     ):
         panels[f"{metric}: {meaning}", f"{metric} ({unit})"] = {split: f"{split}/{metric}" for split in SPLITS}
     legend = f"The best epoch is chosen by {run.config['settings']['KeyEval']} on valid"
-    return _over_epochs(f"Training of {run.name}", 9.2, panels, run, legend)
+    return _over_epochs(_figure(f"Training of {run.name}", 9.2), panels, run, legend)
 
 
 def edge_curves(run: RunRecord) -> Figure:
@@ -87,18 +87,16 @@ def edge_curves(run: RunRecord) -> Figure:
         for graph, title in GRAPHS.items()
     }
     legend = "teacher→student; L text, V vision, A audio; mean over the train split"
-    return _over_epochs(f"Who teaches whom: graph edges of {run.name}", 7.4, panels, run, legend, sharey=True)
+    return _over_epochs(_figure(f"Who teaches whom: graph edges of {run.name}", 7.4), panels, run, legend, sharey=True)
 
 
-def _over_epochs(title: str, height: float, panels: dict, run: RunRecord, legend: str, sharey: bool = False) -> Figure:
+def _over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, **shared) -> Figure:
     """Columns of the history below each other.  panels: {(title, y label): {label of a line: column}}"""
-    figure = _figure(title, height)
-    axes = figure.subplots(len(panels), 1, sharex=True, sharey=sharey)
     epochs, best = run.history["epoch"], run.best_epoch
+    axes = figure.subplots(len(panels), 1, sharex=True, **shared)
     for ax, ((title, unit), lines) in zip(axes, panels.items(), strict=True):
-        for (label, column), (colour, dashes, marker) in zip(lines.items(), LOOKS, strict=False):
-            ax.plot(epochs, run.history[column], color=colour, linestyle=dashes, marker=marker,
-                    markevery=max(1, len(epochs) // 12), label=label)  # fmt: skip
+        values, every = run.history[list(lines.values())], max(1, len(epochs) // 12)
+        ax.plot(epochs, values.to_numpy(), label=list(lines), markevery=every)
         ax.axvline(best, color="0.45", linewidth=1, linestyle="--", zorder=1, label=f"best epoch {best}")
         ax.set(title=title, ylabel=unit)
     room = max(0.3, 0.03 * np.ptp(epochs))  # also where there is one epoch only
@@ -125,10 +123,9 @@ def feature_map(name: str, inspection: Inspection) -> Figure:
     which = f"{'all' if shown == total else f'{shown} of'} {total}"
     figure.legend(loc="outside lower center", ncols=2, title=f"t-SNE of {which} utterances, mean over the steps")
     figure.colorbar(shades, ax=by_label, label="true sentiment (-3 … 3)", orientation="horizontal", aspect=40)
-    by_part.set_title("By modality and part (open: specific, filled: common)")
-    by_label.set_title("The same points by sentiment (outlined: common)")
-    for ax in (by_part, by_label):
-        ax.set(xlabel="t-SNE axis 1 (no unit)", ylabel="t-SNE axis 2 (no unit)", xticks=[], yticks=[])
+    axes = {"xlabel": "t-SNE axis 1 (no unit)", "ylabel": "t-SNE axis 2 (no unit)", "xticks": [], "yticks": []}
+    by_part.set(title="By modality and part (open: specific, filled: common)", **axes)
+    by_label.set(title="The same points by sentiment (outlined: common)", **axes)
     return figure
 
 
@@ -137,7 +134,7 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     figure = _figure(f"Predictions of {name} (test)", 9.6)
     scatter, matrix = figure.subplots(2, 1, height_ratios=(1, 1.15))
     metrics, predicted = inspection.head_metrics()["output_logit"], inspection.heads["output_logit"]
-    scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--")
+    scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--", marker="")
     scatter.scatter(inspection.labels, predicted, s=16, facecolors="none", edgecolors="#0072b2")
     numbers = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
     scatter.set(title=f"Each circle an utterance; dashed: predicted = true\n{numbers}",
@@ -150,11 +147,11 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     for (row, column), count in np.ndenumerate(counts):
         shade = "white" if shares[row, column] > 0.5 else "black"
         matrix.text(column, row, count, ha="center", va="center", color=shade)
-    for axis in (matrix.xaxis, matrix.yaxis):
-        axis.set_ticks(range(7), ["-3", "-2", "-1", "0", "+1", "+2", "+3"])
-        axis.grid(False)
+    ticks, names = range(7), ["-3", "-2", "-1", "0", "+1", "+2", "+3"]
     share = f"{np.trace(counts)}/{counts.sum()} = {metrics['Acc_7']:.4f}"
-    matrix.set(title=f"Utterances by class: Acc_7 = {share}", xlabel="predicted class", ylabel="true class")
+    matrix.set(title=f"Utterances by class: Acc_7 = {share}", xlabel="predicted class", ylabel="true class",
+               xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)  # fmt: skip
+    matrix.grid(False)
     figure.colorbar(image, ax=matrix, label="share of the true class (row)", fraction=0.05)
     return figure
 

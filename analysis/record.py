@@ -21,7 +21,8 @@ class RunRecord:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
-        self.config: dict = self._read("config.json", _read_config)
+        self.config: dict = self._read("config.json", read_json)
+        self._read("config.json", lambda path: check_description(self.config))
         finished = (self.folder / "metrics.json").exists()
         self.metrics: dict | None = self._read("metrics.json", read_json) if finished else None
 
@@ -41,19 +42,11 @@ class RunRecord:
         return int(self.history["best_epoch"].iloc[-1])
 
     def _read(self, name: str, read: Callable[[Path], object]):
-        path = self.folder / name
         try:
-            return read(path)
+            return read(self.folder / name)
         except FileNotFoundError as error:
             raise RunError(
-                f"{path}: no such file. Name the result folder of a run, such as result/dmd-mosi-1111; a run that has "
-                "not come so far continues with run.py … --resume."
+                f"{self.folder / name}: no such file. Name a run's result folder, or --resume the run until then."
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}: not as run.py writes it ({printable(error)}).") from error
-
-
-def _read_config(path: Path) -> dict:
-    config = read_json(path)
-    check_description(config)
-    return config
+            raise RunError(f"{self.folder / name}: not as run.py writes it ({printable(error)}).") from error

@@ -20,44 +20,33 @@ from utils.errors import DMDError, RunError
 from utils.metrics import LOWER_IS_BETTER, METRICS, WIDER_METRICS
 
 VALID = [f"valid_{metric}" for metric in ("Loss", *METRICS)]  # what KeyEval may choose an epoch by
+NO_SETTINGS = ["name", "dataset", "dataset_name", "seeds", "epoch", *VALID, *METRICS]
 
 
 def read_runs(folder: Path) -> Iterator[dict]:
-    """Name, dataset, seeds, epoch, metrics, and settings as text, of the runs below a result folder and of the trials
-    in the tables that trainers/sweep.py writes. A run that cannot be read is a warning."""
+    """Name, dataset, seeds, epoch, metrics, and settings as text, of the runs below a result folder. A run that cannot
+    be read is a warning."""
     for path in sorted(folder.glob("*/config.json")):
         try:
             run = RunRecord(path.parent)
         except DMDError as error:
             print(f"Warning: {error}", file=sys.stderr)
             continue
-        settings, seed, metrics = run.config["settings"], str(run.config["seed"]), run.metrics or {}
+        config, seed, metrics = run.config, str(run.config["seed"]), run.metrics or {}
+        settings = config["settings"] | {key: config.get(key) for key in ("precision", "data")}
+        settings = {key: str(value) for key, value in settings.items() if key not in INCONSEQUENTIAL}
         dataset = settings["dataset_name"]
         row = {"name": run.name.removesuffix(f"-{dataset}-{seed}"), "dataset": dataset, "seeds": seed}
-        row |= {key: value for key, value in metrics.items() if key in (*VALID, *METRICS)}
-        settings = settings | {key: run.config.get(key) for key in ("precision", "data")}
-        settings = {key: str(value) for key, value in settings.items() if key not in INCONSEQUENTIAL}
-        yield row | {"epoch": str(metrics.get("epoch", "-"))} | settings
-    for path in sorted(folder.glob("tune/*.csv")):
-        study, _, dataset = path.stem.rpartition("-")
-        trials = pd.read_csv(path, dtype=str, keep_default_na=False)
-        trials.columns = [name.removeprefix("params_").removeprefix("user_attrs_") for name in trials]  # Optuna's
-        for row in trials.rename(columns={"number": "trial"}).to_dict("records"):
-            state, number, _ = row.pop("state").lower(), row.pop("trial"), row.pop("seconds", "")
-            row["name"] = f"{study} trial {number}" + ("" if state == "complete" else f" ({state})")
-            row |= {"dataset": dataset, "seeds": row.pop("seed", "-")}
-            row["epoch"] = row.pop("best_epoch", "").removesuffix(".0") or "-"
-            yield row | {key: float(value or "nan") for key, value in row.items() if key in VALID}
+        row |= {"epoch": str(metrics.get("epoch", "-"))} | settings
+        yield row | {key: value for key, value in metrics.items() if key in (*VALID, *METRICS)}
 
 
 def table_of(rows: list[dict]) -> pd.DataFrame:
     """A row a setting, best first: name, dataset, the settings that differ, seeds, best epochs; and over the seeds mean
     and standard deviation (ddof 0) of the valid value that the epoch was chosen by, and of the TEST metrics."""
     runs = pd.DataFrame(rows)
-    valid = runs.columns.intersection(VALID).tolist()
-    numbers = [*valid, *runs.columns.intersection(METRICS)]
-    settings = runs.columns.difference(["name", "dataset", "dataset_name", "seeds", "epoch", *numbers], sort=False)
-    differing = [key for key in settings if runs[key].nunique() > 1]
+    numbers = [column for column in (*VALID, *METRICS) if column in runs]
+    differing = [key for key in runs if key not in NO_SETTINGS and runs[key].nunique() > 1]
     unfinished = (runs["epoch"] == "-").rename("unfinished")
     groups = runs.groupby(["name", "dataset", *differing, unfinished], dropna=False, sort=False)
     parts = [groups[["seeds", "epoch"]].agg(" ".join)]
@@ -65,16 +54,16 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
         deviations = groups[numbers].std(ddof=0).where(groups.size() > 1)
         parts += [groups[numbers].mean(), deviations.add_suffix("_std")]
     table = pd.concat(parts, axis=1).reset_index().drop(columns=["unfinished", "data"], errors="ignore")
+    valid = [column for column in VALID if column in table]
     signs = [1 if column.removeprefix("valid_") in LOWER_IS_BETTER else -1 for column in valid]
     return table.loc[(table[valid] * signs).sort_values(valid).index] if valid else table
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The table without the wider metrics, and 'mean ± std' in one cell."""
-    table = table.drop(columns=[*WIDER_METRICS, *(f"{metric}_std" for metric in WIDER_METRICS)], errors="ignore")
-    for column in table.filter(regex="_std$"):
-        deviations = table.pop(column).map(lambda std: "" if pd.isna(std) else f" ± {std:.4f}")
-        name = column.removesuffix("_std")
+    table = table[[column for column in table if column.removesuffix("_std") not in WIDER_METRICS]]
+    for name in [column for column in table if f"{column}_std" in table]:
+        deviations = table.pop(f"{name}_std").map(lambda std: "" if pd.isna(std) else f" ± {std:.4f}")
         table[name] = table[name].map("{:.4f}".format, na_action="ignore") + deviations
     return table
 

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from utils.metrics import CORE_METRICS, regression_metrics, sentiment_classes
+from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, regression_metrics, sentiment_classes
 
-CONFIDENCE = 0.95
+LEVEL = 0.05  # of the tests; intervals hold the rest
 RESAMPLES = 10_000
 CELLS = 2**20  # resamples times utterances that are in memory at a time
-STATISTICS = ("mean", "std", "low", "high")
 
 
 def over_seeds(
@@ -32,17 +31,16 @@ def over_seeds(
     scored = [regression_metrics(predicted, labels) for predicted in predictions]
     per_seed = pd.DataFrame(scored, index=list(names))[list(CORE_METRICS)]
     low, high = _interval(predictions, labels, lambda metrics: metrics.mean(axis=0), resamples)
-    values = [per_seed.mean(skipna=False), per_seed.std(ddof=0, skipna=False), low, high]
-    summary = pd.DataFrame(np.array(values), index=list(STATISTICS), columns=per_seed.columns)
-    return pd.concat([per_seed, summary])
+    summary = {"mean": per_seed.mean(skipna=False), "std": per_seed.std(ddof=0, skipna=False), "low": low, "high": high}
+    return pd.concat([per_seed, pd.DataFrame(summary, index=per_seed.columns).T])
 
 
 def compare(a: np.ndarray, b: np.ndarray, labels: np.ndarray, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Two runs A and B on the same utterances: predictions a, b (N), labels (N), N at least 2.
 
     -> a row for each of CORE_METRICS with the columns `A` and `B`; `difference`, which is A - B, and its 95 % interval
-    `low`, `high`; and for Acc_2 and Acc_7 `only_A` and `only_B`, the utterances that only A or only B has right, with
-    `p`, that of McNemar's test. NaN where something is not defined.
+    `low`, `high`; for Acc_2 and Acc_7 `only_A` and `only_B`, the utterances that only A or only B has right, with `p`,
+    that of McNemar's exact test; `better`: A, B or neither, by p or else by the interval. NaN where not defined.
     """
     predictions = np.stack([a, b])
     score_a, score_b = _metrics(_contributions(predictions, labels).sum(axis=1))
@@ -55,7 +53,10 @@ def compare(a: np.ndarray, b: np.ndarray, labels: np.ndarray, resamples: int = R
     }
     tests = {metric: mcnemar(*rows) for metric, rows in right.items() if rows.size}
     tested = pd.DataFrame(tests, index=["only_A", "only_B", "p"]).T
-    return table.join(tested.astype({"only_A": "Int64", "only_B": "Int64"}))
+    table = table.join(tested.astype({"only_A": "Int64", "only_B": "Int64"}))
+    differs = (table["p"] < LEVEL).where(table["p"].notna(), (table["low"] > 0) | (table["high"] < 0))
+    b_is_better = (table["difference"] > 0) == table.index.isin(LOWER_IS_BETTER)
+    return table.assign(better=np.where(differs, np.where(b_is_better, "B", "A"), "neither"))
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
@@ -64,8 +65,8 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
     -> (how many only A, how many only B, p): if neither were better, each of these would be A's or B's by a fair coin.
     """
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    discordant = only_a + only_b
-    return only_a, only_b, float(binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    p = binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    return only_a, only_b, float(p)
 
 
 def _interval(
@@ -82,7 +83,7 @@ def _interval(
         offsets = size * np.arange(len(drawn))[:, None]
         times = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
         values.append(combine(_metrics(times.astype(float) @ contributions)))
-    return np.quantile(np.concatenate(values), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return np.quantile(np.concatenate(values), [LEVEL / 2, 1 - LEVEL / 2], axis=0)
 
 
 def _contributions(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -4,12 +4,12 @@ import difflib
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from easydict import EasyDict
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
@@ -20,10 +20,8 @@ DEFAULT_FILE = Path(__file__).parent / "config.json"
 COMMAND_LINE = "--set"
 RUN_FILE = "the run's config.json"
 ALIASES = {  # what other programs call a setting, or what is a flag here
-    "lr": "learning_rate", "bert_lr": "learning_rate_bert", "bs": "batch_size", "epochs": "max_epochs", "layers":
-    "nlevels", "num_layers": "nlevels", "dropout": "attn_dropout, text_dropout or output_dropout", "wd": "weight_decay",
-    "accumulation_steps": "update_epochs", "clip": "grad_clip", "hidden_size": "dst_feature_dim_nheads", "num_heads":
-    "dst_feature_dim_nheads", "bert": "pretrained", "seed": "--seeds", "seeds": "--seeds", "device": "--device",
+    "lr": "learning_rate", "bs": "batch_size", "epochs": "max_epochs", "layers": "nlevels", "bert": "pretrained",
+    "hidden_size": "dst_feature_dim_nheads", "seed": "--seeds", "seeds": "--seeds", "device": "--device",
 }  # fmt: skip
 
 DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
@@ -52,12 +50,10 @@ def load_config(
     -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
-    overrides = _check_types(overrides, config_file)
-    path = Path(config_file or DEFAULT_FILE)
-    content = read_object(path, "'datasetCommonParams' and 'dmd'", "config file", "leave out -c for the default")
-    content = _validated(ConfigFile, content, path)
+    path, overrides = Path(config_file or DEFAULT_FILE), overrides or {}
+    content = read_model(ConfigFile, path, "config file", "leave out -c for the default")
     check_names([model_name.lower()], ["dmd"], path, "model")
-    datasets, sections = content.datasetCommonParams, content.dmd.datasetParams
+    datasets, sections, common = content.datasetCommonParams, content.dmd.datasetParams, content.dmd.commonParams
     root = {key: value for key, value in datasets.items() if isinstance(value, str)}
     known = [key for key in datasets if key not in root]
     dataset_name = dataset_name if dataset_name in known else dataset_name.lower()
@@ -65,7 +61,7 @@ def load_config(
     if dataset_name not in sections:  # because it is misspelt?
         check_names(sections, known, f"dmd.datasetParams of {path}", "section")
 
-    variants, common, section = datasets[dataset_name], content.dmd.commonParams, sections.get(dataset_name, {})
+    variants, section = datasets[dataset_name], sections.get(dataset_name, {})
     aligned = (section | overrides).get("need_data_aligned")
     if aligned is None:  # commonParams speak of data sets that have both
         aligned = "aligned" in variants and common.get("need_data_aligned", True)
@@ -74,13 +70,14 @@ def load_config(
         where = f"{path}: datasetCommonParams.{dataset_name}"
         raise ConfigError(f"{where} has no '{variant}' features. Add them, or set need_data_aligned accordingly.")
     layers = {
-        f"datasetCommonParams.{dataset_name}.{variant}": variants[variant],
-        "datasetCommonParams": root,
-        "dmd.commonParams": common | {"need_data_aligned": aligned},
-        "dmd.objectiveParams": content.dmd.objectiveParams,
-        f"dmd.datasetParams.{dataset_name}": section,
+        f"datasetCommonParams.{dataset_name}.{variant} of {path}": variants[variant],
+        f"datasetCommonParams of {path}": root,
+        f"dmd.commonParams of {path}": common | {"need_data_aligned": aligned},
+        f"dmd.objectiveParams of {path}": content.dmd.objectiveParams,
+        f"dmd.datasetParams.{dataset_name} of {path}": section,
+        COMMAND_LINE: overrides,
     }
-    settings = _checked({f"{where} of {path}": layer for where, layer in layers.items()} | {COMMAND_LINE: overrides})
+    settings = _checked(layers)
     settings.featurePath = os.path.join(settings.dataset_root_dir, settings.featurePath)
     return EasyDict(settings, model_name="dmd", dataset_name=dataset_name)
 
@@ -91,7 +88,7 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     featurePath is relative to dataset_root_dir, as in `load_config`, whichever of the two is overridden. An overriding
     objective replaces the switches that have the value which the stored objective chooses; others stay.
     """
-    overrides = _check_types(overrides)
+    overrides = overrides or {}
     names = {key: settings.get(key, "") for key in ("model_name", "dataset_name")}
     settings = {key: value for key, value in settings.items() if key not in (*names, *IGNORED_KEYS)}
     if "objective" in overrides:
@@ -106,7 +103,7 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     strange = not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
     if strange and names["dataset_name"] == "synthetic" and "featurePath" not in overrides:
         # The built-in data would be written there: wherever a stranger's file says.
-        raise ConfigError(f"{RUN_FILE}: featurePath is {show(path)}, where no file is. Add --set featurePath=FILE.")
+        raise ConfigError(f"{RUN_FILE}: featurePath is {path!r}, where no file is. Add --set featurePath=FILE.")
     return EasyDict(checked | {"featurePath": path}, **names)
 
 
@@ -125,18 +122,15 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def read_object(path: str | Path, expected: str, kind: str, instead: str) -> dict:
-    """The JSON object in a file; `expected` says what it should hold, `instead` what to do where there is none."""
+def read_model(model, path: str | Path, kind: str, instead: str):
+    """A JSON file as a pydantic model. Raises ConfigError; `instead` says what to do where there is no such file."""
     try:
         content = read_json(path)
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object with {expected}, got {show(content)}")
     except (OSError, ValueError) as error:
         reason = printable(getattr(error, "strerror", None) or error, 160)
-        raise ConfigError(
-            f"{os.path.abspath(path)}: not a readable JSON {kind}: {reason}. Name another, or {instead}."
-        ) from error
-    return content
+        where = os.path.abspath(path)
+        raise ConfigError(f"{where}: not a readable JSON {kind}: {reason}. Name another, or {instead}.") from error
+    return _validated(model, content, lambda key: path)
 
 
 def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str = "key") -> None:
@@ -149,29 +143,18 @@ def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, k
         raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
-def show(value) -> str:
-    """A value as JSON, cut to 80 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _check_types(overrides: dict | None, config_file: str | Path = "") -> dict:
-    if not isinstance(overrides or {}, dict) or isinstance(config_file, dict):
-        raise ConfigError("`config` takes a dict of settings, and `config_file` the path of a JSON file.")
-    return overrides or {}
-
-
 def _checked(layers: dict[str, dict]) -> EasyDict:
     """The settings of layers by where they stand; later ones override."""
     used = {where: {k: v for k, v in layer.items() if k not in IGNORED_KEYS} for where, layer in layers.items()}
+    settings, origin = {}, {}
     for where, layer in used.items():
         check_names(layer, SETTING_NAMES, where)
+        settings |= layer
+        origin |= dict.fromkeys(layer, where)
     ignored = set().union(*layers.values()) & set(IGNORED_KEYS)
     if ignored and is_first_rank():
         _tell_ignored(", ".join(sorted(ignored)))
-    settings = {key: value for layer in used.values() for key, value in layer.items()}
-    origin = {key: where for where, layer in used.items() for key in layer}
-    return EasyDict(_validated(DMDConfig, settings, origin).model_dump())
+    return EasyDict(_validated(DMDConfig, settings, lambda key: origin.get(key, "config")).model_dump())
 
 
 @functools.cache  # a command resolves its settings several times
@@ -179,19 +162,17 @@ def _tell_ignored(keys: str) -> None:
     logger.warning(f"Settings that have no effect here: {keys}.")
 
 
-def _validated(model: type[BaseModel], values: dict, origin: dict[str, str] | Path):
-    """The values as a pydantic model. Raises ConfigError for the first that is wrong; origin: where each stands."""
+def _validated(model, values: object, where: Callable[[str], str | Path]):
+    """The values as a pydantic model. Raises ConfigError for the first that is wrong; where: does a key stand."""
     try:
-        return model(**values)
+        return TypeAdapter(model).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        loc, message = first["loc"], first["msg"].removeprefix("Value error, ").rstrip(".")
-        key = str(loc[0]) if loc else message.split()[0]  # a condition on several settings begins with the key
-        where = origin if isinstance(origin, Path) else origin.get(key, "config")
-        if where is origin or key not in values:
-            message = f"{'.'.join(map(str, loc))}: {message}"
-        elif loc:
-            message = f"{key} is {show(values[key])}; {message[0].lower()}{message[1:]}"
-            if isinstance(values[key], list) and not isinstance(model.model_fields[key].default, list):
-                message += ". A run takes one value: search several with --tune and --search, or make a --suite of them"
-        raise ConfigError(f"{where}: {printable(message, 400)}.") from error
+        message, place = first["msg"].removeprefix("Value error, ").rstrip("."), ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            message = f"{place}: {message}"
+        elif place:  # else a condition on several settings, which begins with the key
+            given = printable(json.dumps(first["input"], ensure_ascii=False, default=str))
+            message = f"{place} is {given}; {message[0].lower()}{message[1:]}"
+        key = message.replace(".", " ").split()[0]
+        raise ConfigError(f"{where(key)}: {printable(message, 400)}.") from error

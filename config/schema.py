@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 # Keys of this family's files that choose nothing here: accepted, and named in the log.
 IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler")
@@ -15,12 +15,11 @@ RELEASE = {
 PAPER = {"ort": "paper", "margin": "paper", "hetero_repr": "off", "gd_prior": "none", "fusion": "gate"}
 PRESETS = {"release": RELEASE, "paper": RELEASE | PAPER}
 
-Flag = StrictBool
-Name = Annotated[StrictStr, Field(min_length=1)]
-Natural = Annotated[StrictInt, Field(ge=0)]
-Count = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
-Width = Annotated[StrictInt, Field(ge=1, le=2**16)]
-Depth = Annotated[StrictInt, Field(ge=1, le=64)]
+Name = Annotated[str, Field(min_length=1)]
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Depth = Annotated[int, Field(ge=1, le=64)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -34,32 +33,31 @@ def knob(default, description: str):
     return Field(default, description=description)
 
 
-class DMDConfig(BaseModel):
-    """The settings of one data set, merged and flat; lengths and names as in the released config."""
+class Strict(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    """In which "1" is no number and 1 no flag; an int is still a float."""
 
-    # strict: "1" is no number and 1 no flag; an int is still a float.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+class DMDConfig(Strict):
+    """The settings of one data set, merged and flat; lengths and names as in the released config."""
 
     # Data
     featurePath: Name = knob(..., "feature pickle, relative to dataset_root_dir or absolute")
     feature_dims: Annotated[list[Width], Three] = knob([768, 5, 20], "widths of text (`pretrained`'s), audio, vision")
-    need_data_aligned: Flag = knob(True, "aligned features, or each modality at its own rate")
+    need_data_aligned: bool = knob(True, "aligned features, or each modality at its own rate")
     dataset_root_dir: Name = knob("./dataset", "folder that a relative featurePath starts from")
 
     # Text encoder
-    use_bert: Flag = knob(True, "encode the tokens with `pretrained`; false: the file's text features")
-    use_finetune: Flag = knob(True, "train the text encoder too; false: its weights stay as loaded")
+    use_bert: bool = knob(True, "encode the tokens with `pretrained`; false: the file's text features")
+    use_finetune: bool = knob(True, "train the text encoder too; false: its weights stay as loaded")
     transformers: Literal["bert", "roberta", "auto"] = knob("bert", "what `pretrained` is; auto: any encoder")
     pretrained: Name = knob("bert-base-uncased", "text encoder: hub name, or folder with config.json")
 
     # Model
     dst_feature_dim_nheads: Annotated[list[Width], Two] = knob([50, 10], "[d, h]: common width, attention heads")
-    feature_decoupling: Flag = knob(True, "specific and common parts; false: both are the projected features")
-    cross_modal_attention: Flag = knob(
-        True, "specific parts attend to each other; false: each to none, its memory reads it twice"
-    )
+    feature_decoupling: bool = knob(True, "specific and common parts; false: both are the projected features")
+    cross_modal_attention: bool = knob(True, "between specific parts; false: the memory reads each part twice")
     nlevels: Depth = knob(4, "layers of each transformer; those over memories have at least 3")
-    attn_mask: Flag = knob(True, "hide later steps from a query")
+    attn_mask: bool = knob(True, "hide later steps from a query")
     conv1d_kernel_size_l: Width = knob(5, "k_l, steps that the text projection spans")
     conv1d_kernel_size_a: Width = knob(5, "k_a, as k_l for audio")
     conv1d_kernel_size_v: Width = knob(5, "k_v, as k_l for vision")
@@ -71,27 +69,19 @@ class DMDConfig(BaseModel):
     embed_dropout: Probability = knob(0.2, "on the transformers' inputs")
     res_dropout: Probability = knob(0.0, "before each residual sum of a transformer")
     output_dropout: Probability = knob(0.5, "in every prediction head")
-    fast: Flag = knob(True, "run models/fast/ where it is equal up to rounding; false: the plain model")
+    fast: bool = knob(True, "run models/fast/ where it is equal up to rounding; false: the plain model")
 
     # Switches: where paper and release differ. null: as `objective` says (PRESETS)
     objective: Literal["release", "paper"] = knob("release", "chooses the switches below that are null")
-    ort: Literal["batch", "feature", "paper"] | None = knob(
-        None, "L_ort's cosine: over the batch, or over the width (paper: not clamped)"
-    )
+    ort: Literal["batch", "feature", "paper"] | None = knob(None, "L_ort over batch or width (paper: not clamped)")
     margin: Literal["release", "paper"] | None = knob(None, "L_mar: margin_slope·|Δy|; or triplets and margin_alpha")
     homo_repr: Representation | None = knob(None, "HomoGD's representation term: none, L1, or cosine (lowered)")
     hetero_repr: Representation | None = knob(None, "as homo_repr, of HeteroGD")
-    gd_prior: Literal["release", "none"] | None = knob(
-        None, "edges: softmax + prior and pulled to it; or softmax alone"
-    )
+    gd_prior: Literal["release", "none"] | None = knob(None, "edges: softmax + prior and its pull; or softmax alone")
     fusion: Literal["sigmoid", "gate"] | None = knob(None, "into the last head: sigmoid(Wx), or sigmoid(Wx)·x")
-    leftover_batches: Literal["drop", "step"] | None = knob(
-        None, "an epoch's incomplete last group of batches: dropped, or a step of its own"
-    )
-    weight_decay_applied: Flag | None = knob(None, "give weight_decay to Adam; false: it has no effect")
-    valid_loss: Literal["batch_mean", "sample_mean"] | None = knob(
-        None, "Loss of an evaluation: mean over batches, or utterances"
-    )
+    leftover_batches: Literal["drop", "step"] | None = knob(None, "what an epoch's incomplete last group becomes")
+    weight_decay_applied: bool | None = knob(None, "give weight_decay to Adam; false: it has no effect")
+    valid_loss: Literal["batch_mean", "sample_mean"] | None = knob(None, "an evaluation's Loss: its mean over what")
 
     # Objective
     lambda_decoupling: NonNegative = knob(0.1, "λ1, weight of the decoupling losses")
@@ -137,15 +127,13 @@ class DMDConfig(BaseModel):
         for key, value in PRESETS[self.objective].items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
-        (width, heads), wrong = self.dst_feature_dim_nheads, ""
+        width, heads = self.dst_feature_dim_nheads
         if width % heads or width % 2:
-            wrong = f"dst_feature_dim_nheads is [{width}, {heads}]; the width must be even and divisible by the heads"
+            raise ValueError(f"dst_feature_dim_nheads is [{width}, {heads}]; d must be even and divisible by h")
         if not self.feature_decoupling and self.lambda_decoupling > 0:
-            wrong = f"lambda_decoupling is {self.lambda_decoupling}; it must be 0 without feature_decoupling"
+            raise ValueError(f"lambda_decoupling is {self.lambda_decoupling}; it must be 0 without feature_decoupling")
         if self.grad_clip <= 0 and self.grad_clip != -1:
-            wrong = f"grad_clip is {self.grad_clip}; allowed: greater than 0, or -1 for no clipping"
-        if wrong:
-            raise ValueError(wrong)
+            raise ValueError(f"grad_clip is {self.grad_clip}; allowed: greater than 0, or -1 for no clipping")
         return self
 
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from optuna import Trial
 from optuna.distributions import FloatDistribution, IntDistribution
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from config.loading import COMMAND_LINE, read_object, show
+from config.loading import COMMAND_LINE, read_model
+from config.schema import Strict
 from utils.errors import ConfigError
 from utils.metrics import METRICS
 
@@ -19,11 +20,7 @@ DEFAULT_SPACE = Path(__file__).parent / "search" / "default.json"
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+_.-]{0,59}$")]  # it becomes part of a folder's name
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Published(_Strict):
+class Published(Strict):
     """Published numbers of rows, in the units of metrics.json; for runs whose settings have the values of `when`."""
 
     source: str
@@ -31,7 +28,7 @@ class Published(_Strict):
     rows: dict[RowName, dict[Literal[METRICS], float]]
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """Trainings that differ in a few settings each, for one table."""
 
     description: str = ""
@@ -41,7 +38,7 @@ class Suite(_Strict):
     kept: list[Annotated[str, Field(pattern="^[lva]{1,3}$")]] = ["lva"]  # which modalities are there at that
 
 
-class Range(_Strict):
+class Range(Strict):
     """A number from low to high, both included; on a logarithmic scale with `log`."""
 
     type: Literal["float", "int"]
@@ -49,32 +46,27 @@ class Range(_Strict):
     high: float
     log: bool = False
 
-    @model_validator(mode="after")
-    def _check(self):
-        distribution = IntDistribution if self.type == "int" else FloatDistribution
-        distribution(*self.bounds, log=self.log)  # raises ValueError
-        return self
-
     @property
     def bounds(self) -> list:
         """The values that must be allowed for all others to be."""
-        number = int if self.type == "int" else float
+        number = {"int": int, "float": float}[self.type]
         return [number(self.low), number(self.high)]
 
+    @model_validator(mode="after")
+    def _check(self):
+        {"int": IntDistribution, "float": FloatDistribution}[self.type](*self.bounds, log=self.log)  # or ValueError
+        return self
+
     def suggest(self, trial: Trial, key: str):
-        suggest = trial.suggest_int if self.type == "int" else trial.suggest_float
+        suggest = {"int": trial.suggest_int, "float": trial.suggest_float}[self.type]
         return suggest(key, *self.bounds, log=self.log)
 
 
-class Choice(_Strict):
+class Choice(Strict):
     """One of some values, of any JSON type. A study holds no lists, and takes true for 1: it gets JSON texts."""
 
     type: Literal["categorical"]
     choices: Annotated[list, Field(min_length=1)]
-
-    @property
-    def bounds(self) -> list:
-        return self.choices
 
     def suggest(self, trial: Trial, key: str):
         return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.choices]))
@@ -89,7 +81,7 @@ Dimension = Annotated[
 
 def load_suite(name: str) -> Suite:
     """Read config/suites/<name>.json, or the JSON file of that name. Raises ConfigError for what is wrong in it."""
-    return _read(Suite, SUITES.get(name, Path(name)), "suite file", f"one of {', '.join(SUITES)}")
+    return read_model(Suite, SUITES.get(name, Path(name)), "suite file", f"one of {', '.join(SUITES)}")
 
 
 def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
@@ -98,9 +90,9 @@ def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
     Raises ConfigError for what is wrong in the file, and for bounds or choices which the settings do not allow.
     """
     model = Annotated[dict[str, Dimension], Field(min_length=1)]
-    space = _read(model, Path(path), "search space", "leave out --search for the default")
+    space = read_model(model, Path(path), "search space", "leave out --search for the default")
     for key, dimension in space.items():
-        for value in dimension.bounds:
+        for value in dimension.choices if isinstance(dimension, Choice) else dimension.bounds:
             resolve(str(path), {key: value}, options)
     return space
 
@@ -116,13 +108,3 @@ def resolve(where: str, overrides: dict, options) -> dict:
         return replace(options, config=options.config | overrides).settings()
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
-
-
-def _read(model, path: Path, kind: str, instead: str):
-    content = read_object(path, "settings", kind, instead)
-    try:
-        return TypeAdapter(model).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg'].rstrip('.')}; got {show(first['input'])}.") from error

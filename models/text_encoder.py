@@ -38,17 +38,14 @@ class TextEncoder(nn.Module):
         config = self.model.config
         self.has_segments = getattr(config, "type_vocab_size", 0) > 1  # RoBERTa has none to tell apart
         if config.hidden_size != width:
-            raise ConfigError(
-                f"pretrained: {pretrained} is {config.hidden_size} wide, but feature_dims[0] is {width}. "
-                f"Set feature_dims to [{config.hidden_size}, audio, vision], or choose another pretrained."
-            )
+            raise ConfigError(f"pretrained: {pretrained} is {config.hidden_size} wide, but feature_dims[0] is {width}.")
 
     def forward(self, tokens: Tensor) -> Tensor:
         ids, mask, segments = tokens.long().unbind(1)  # (B, T) each
         # The model counts positions itself: RoBERTa skips its padding id, which tokenizers of its kind pad with.
-        inputs = {"input_ids": ids, "attention_mask": mask} | (
-            {"token_type_ids": segments} if self.has_segments else {}
-        )
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self.has_segments:
+            inputs["token_type_ids"] = segments
         with contextlib.nullcontext() if self.finetune else torch.no_grad():
             return self.model(**inputs).last_hidden_state
 

@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent / "parity"
 CASES = ("mosi_aligned", "mosei_aligned", "mosi_aligned_bert")
 DROPOUTS = ("text_dropout", "attn_dropout", "attn_dropout_a", "attn_dropout_v",
             "relu_dropout", "embed_dropout", "res_dropout", "output_dropout")  # fmt: skip
+NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
 TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
              "vocab_size": 200, "max_position_embeddings": 64,
              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
@@ -84,7 +85,7 @@ class Reference:
     def __init__(self, name: str, bert_folder: Path, **overrides):
         self.numbers = np.load(FOLDER / f"{name}.npz")
         self.case = json.loads(str(self.numbers["case"]))
-        overrides = dict.fromkeys(DROPOUTS, 0.0) | overrides
+        overrides = NO_DROPOUT | overrides
         overrides |= {"use_bert": self.case["use_bert"], "feature_dims": self.case["feature_dims"]}
         overrides |= self.case["overrides"] | {"batch_size": self.case["batch_size"]}
         if self.case["use_bert"]:
@@ -108,6 +109,18 @@ class Reference:
         rows = slice(index * size, (index + 1) * size)
         batch = {name: torch.from_numpy(array[rows]) for name, array in self.utterances.items()}
         return batch | {"labels": batch["labels"][:, None], "rows": torch.arange(size)}
+
+    def compare(self, group: str, got: dict, tolerance: float, least: float = 0.0) -> None:
+        """Assert that tensors by name are those of a group of the numbers, but for values that are not above `least`;
+        of gradients, the norms: -1 stands for none."""
+        expected = self.group(group)
+        assert set(got) == set(expected)
+        for name, value in expected.items():
+            if group == "gradnorm" and value == -1:
+                assert got[name] is None, name
+            elif group != "gradnorm" or value > least:
+                x = got[name].norm() if group == "gradnorm" else got[name]
+                assert relative_difference(x, value) <= tolerance, name
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """The reference numbers whose names begin with `prefix`/, without it."""

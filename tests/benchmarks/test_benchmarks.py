@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import epoch, step
-from benchmarks.measure import Times, alternate, operations, peak_memory, table
+from benchmarks.measure import operations, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -15,29 +15,12 @@ def cells(printed: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-def test_work_is_done_in_turn():
-    done = []
-    times = alternate({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, CPU, budget=0, warm_up=1)
-    assert done == ["a", "b"] + ["a", "b"] * 5
-    assert len(times["a"].seconds) == len(times["b"].seconds) == 5
-
-
-def test_median_and_middle_half():
-    times = Times([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert (times.median, times.spread) == (3.0, "2.000–4.000")
-
-
 def test_operations_and_peak_memory():
     x = torch.ones(1000)
     assert operations(lambda: x.add(1).mul(2), CPU).aten >= 2
     assert operations(lambda: None, CPU).aten == 0
     peak = peak_memory(lambda: torch.ones(2**25).sum(), CPU)
     assert peak != peak or 120 <= peak < 160  # NaN where the system does not tell
-
-
-def test_table_is_read_back():
-    rows = [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
-    assert cells(table(rows)) == rows
 
 
 @pytest.mark.slow
@@ -49,14 +32,6 @@ def test_step(capsys):
         (mode, path) for mode in ("train", "eval") for path in ("plain", "fast")
     ]
     assert all(float(row["median s"]) > 0 and int(row["ATen"]) > 1000 for row in rows)
-
-
-@pytest.mark.parametrize("bert", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_both_paths_of_a_case_predict_the_same(bert, tmp_path):
-    case = step.Case("mosei", "aligned", bert, "eval", 2)
-    args = case.settings(str(tmp_path))
-    predicted = [step.work_of(case, args, CPU, fast, "fp32", compiled=False)() for fast in (False, True)]
-    torch.testing.assert_close(*predicted, rtol=1e-4, atol=1e-5)
 
 
 def test_epoch(capsys):

@@ -70,18 +70,6 @@ def test_distillation(kind, gd_prior):
         assert {name: terms[f"{graph}/{name}"].item() for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_paper_s_distances_of_equal_edges():
-    """All edges 1/6: a graph's loss is a sixth of the sum of the six distances, literally."""
-    objective, output = make_objective(objective="paper"), make_output()
-    torch.nn.init.zeros_(objective.homo.W_edge.weight)
-    for m, values in (("l", [1.0, 0.0, 0.0]), ("v", [0.0, 0.0, 2.0]), ("a", [3.0, 0.0, 0.0])):
-        output.logits_homo[m] = torch.tensor(values)[:, None]
-    terms = objective(output, LABELS)
-    # First utterance: 2·(1 + 2 + 3); second: 0; third: 2·(2 + 0 + 2).
-    assert terms["homo/logit"].item() == pytest.approx((12 + 0 + 8) / 6 / 3)
-    assert terms["homo/reg"].item() == 0
-
-
 @pytest.mark.parametrize(
     ("overrides", "trained"),
     [
