@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ __all__ = ["RunFolder", "check_earlier_runs", "write_csv"]
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
 FIGURES = ("training", "edges", "features", "predictions", "heads")  # what analysis.figures draws
+DRAWN = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
 
 
 def _writing(method: Callable) -> Callable:
@@ -104,29 +104,22 @@ class RunFolder(RunFiles):
         """Make an earlier run of this name one that is neither finished nor can be continued."""
         if self.exists:
             with self.open(), interrupts_held():
-                self._remove_weights()
+                self._remove(self.state_file, self.best, *self.epochs().values())
 
     @_writing
     def start(self, description: dict) -> None:
         """Remove what an earlier run of this name left, and write config.json to both folders."""
         with interrupts_held():
-            self._remove_weights()
-            self._remove_result()
-            self.history_file.unlink(missing_ok=True)
+            # An earlier, longer run would leave later epochs among those of this one.
+            self._remove(self.state_file, self.best, *self.epochs().values(), self.history_file)
             remove_events(self.results / TENSORBOARD)
             self._write_description(description)
 
-    def _remove_weights(self) -> None:
-        # An earlier, longer run would leave later epochs among those of this one. metrics.json goes first: what is
-        # half removed must not look finished.
-        for old in (self.metrics_file, self.state_file, self.best, *self.epochs().values()):
+    def _remove(self, *files: Path) -> None:
+        # metrics.json goes first: what is half removed must not look finished.
+        names = ("metrics.json", "predictions.csv", "report.html", *DRAWN)
+        for old in (*(self.results / name for name in names), *files):
             old.unlink(missing_ok=True)
-
-    def _remove_result(self) -> None:
-        drawn = [self.results / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-        for old in (self.metrics_file, self.results / "predictions.csv", self.results / "report.html", *drawn):
-            if old.exists():
-                old.unlink()
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
         """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None
@@ -171,7 +164,7 @@ class RunFolder(RunFiles):
         # A finished run that is continued is not finished until its new end; one that stopped within the writing of
         # an epoch may have left its best.pth and its row of history.csv.
         with interrupts_held():
-            self._remove_result()
+            self._remove()
             link_atomically(best, self.best)
             write_csv(self.history_file, pd.DataFrame(self.history))
             self._write_description(description)
@@ -219,12 +212,9 @@ class RunFolder(RunFiles):
 
 
 def remove_events(folder: Path) -> None:
-    """Remove the event files of TensorBoard below a folder, and the folders that are empty then."""
+    """Remove the event files of TensorBoard below a folder."""
     for file in (file for pattern in EVENT_FILES for file in folder.rglob(pattern)):
         file.unlink()
-    for parent, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):  # not empty: a file of somebody else
-            os.rmdir(parent)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -1,6 +1,5 @@
 """From checked settings to features and a model that fits them."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dataset.loaders import make_loaders
 from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import ARGUMENT_ORDER, DMD
 from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
+from trainers.run_settings import different_settings
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import sha256_of
 from utils.log import logger
@@ -161,12 +161,6 @@ def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str |
 def differences(trained: dict, args, replaced: dict[str, str], to_predict: bool = False) -> Iterator[str]:
     """A line for each way in which settings and data are not those of the training that config.json describes; of the
     data nothing where they are other ones, `to_predict` on."""
-    for key, value in trained.get("settings", {}).items():
-        if key in args and json.loads(json.dumps(args[key])) != value and not (to_predict and key == "featurePath"):
-            yield f"{key} is {args[key]!r} here, but was {value!r} in training."
-    if to_predict:
-        return
-    data = data_sha256(args, replaced) if "data" in trained else {}
-    for role in sorted(data.keys() | trained.get("data", {}).keys()):
-        if data.get(role) != trained["data"].get(role):
-            yield f"{role} is another file than in training: its SHA-256 is {data.get(role)}."
+    now = {"settings": dict(args)} | ({} if to_predict else {"data": data_sha256(args, replaced)})
+    for key, was, here in different_settings(trained, now, ("featurePath",)) if trained else ():
+        yield f"{key} is {here!r} here, but was {was!r} in training."

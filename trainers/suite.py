@@ -37,7 +37,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     rows = {row: replace(options, config=options.config | own, name=f"{name}-{row}") for row, own in suite.rows.items()}
     runs = {row: run_folders(of_row, dataset) for row, of_row in rows.items()}
     every_run = [run for of_row in runs.values() for run in of_row.values()]
-    check_earlier_runs(every_run, options.resume, options.overwrite)
+    check_earlier_runs(every_run, options)
     table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset}.md"
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")

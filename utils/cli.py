@@ -1,9 +1,6 @@
 """How a command ends."""
 
-import argparse
 import logging
-import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,8 +28,6 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
             print(f"Stopped by {interruption}. {after_interrupt()}".rstrip(), file=sys.stderr)
         return interruption.exit_status
     except Exception as error:
-        if not is_first_rank() and _is_of_another_rank(error):
-            return 1
         file = log_traceback(error)
         if file is None:
             traceback.print_exception(error)
@@ -43,32 +38,6 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
     finally:
         stop_log()
     return 0
-
-
-def _is_of_another_rank(error: Exception) -> bool:
-    """Whether a rank has failed because another one has ended, which tells why."""
-    return "torch.distributed" in str(type(error)) or "Connection closed by peer" in str(error)
-
-
-def script(file: str) -> str:
-    """How a program's file is named on a command line that is given here."""
-    relative = os.path.relpath(file)
-    return os.path.abspath(file) if relative.startswith(os.pardir) else relative
-
-
-def command_line(program: str, parser: argparse.ArgumentParser, options: dict) -> str:
-    """The command that gives a parser these options by their long flags; those with their default value are left
-    out."""
-    words = ["python", program]
-    for action in parser._actions:
-        value, flag = options.get(action.dest), action.option_strings[-1]
-        if action.dest not in options or value == action.default:
-            continue
-        if action.nargs == 0:
-            words.append(flag)
-        else:
-            words += [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
-    return shlex.join(words)
 
 
 def _line(error: Exception) -> str:
