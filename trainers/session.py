@@ -11,7 +11,7 @@ from trainers.losses import Objective
 from trainers.options import RunOptions
 from trainers.run_settings import check_earlier_runs
 from trainers.runs import RunFolder
-from trainers.setup import build_model, data_sha256, prepare_features, warm_start, with_sizes
+from trainers.setup import build_model, data_sha256, prepare_features, warm_start
 from trainers.tracking import tracked
 from trainers.trainer import Trainer
 from utils.device import (
@@ -48,7 +48,7 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
     ranks.wait()  # from here on the first rank writes
     use_deterministic_algorithms(options.deterministic)
     features = prepare_features(args, **options.replaced)
-    args = with_sizes(args, features.feature_dims, features.seq_lens)
+    args |= {"feature_dims": features.feature_dims, "seq_lens": features.seq_lens}
     if ranks.size > min(args.batch_size, len(features.splits["train"])):
         raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
 

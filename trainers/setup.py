@@ -36,11 +36,6 @@ def prepare_features(
     return load_features(args, feature_T, feature_A, feature_V, splits, to_predict)
 
 
-def with_sizes(args, feature_dims: list[int], seq_lens: list[int]) -> EasyDict:
-    """The settings with the widths and steps of text, audio and vision that the data have: what a DMD is made of."""
-    return EasyDict(args, feature_dims=feature_dims, seq_lens=seq_lens)
-
-
 def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
     """The SHA-256 of the feature files by their role: featurePath, and feature_T/A/V where one replaces a modality."""
     return {role: sha256_of(path) for role, path in ({"featurePath": args.featurePath} | replaced).items() if path}
@@ -51,25 +46,22 @@ def build_model(args, features: FeatureSet) -> DMD:
 
     Raises ConfigError or DataError where config and features do not fit each other.
     """
-    model = _make_model(with_sizes(args, features.feature_dims, features.seq_lens), features.path)
+    model = _make_model(args, features.feature_dims, features.seq_lens, features.path)
     if args.use_bert:
         bert = model.text_model.model.config
         highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
-        for what, value, limit in (
-            ("a token id", highest, bert.vocab_size - 1),
-            ("a number of steps", features.seq_lens[0], bert.max_position_embeddings),
-        ):
-            if value > limit:
-                raise DataError(
-                    f"{features.path}: 'text_bert' has {what} of {value}, but pretrained '{args.pretrained}' takes at "
-                    f"most {limit}. Use the BERT that the text was tokenised for, or truncate the text."
-                )
+        if highest >= bert.vocab_size or features.seq_lens[0] > bert.max_position_embeddings:
+            raise DataError(
+                f"{features.path}: 'text_bert' has the token id {highest} and {features.seq_lens[0]} steps, but pretrained "
+                f"'{args.pretrained}' takes less than {bert.vocab_size} and at most {bert.max_position_embeddings}. Use "
+                "the BERT that the text was tokenised for, or truncate the text."
+            )
     return model
 
 
-def _make_model(args: EasyDict, source: str | Path) -> DMD:
+def _make_model(args: EasyDict, feature_dims: list[int], seq_lens: list[int], source: str | Path) -> DMD:
     try:
-        return DMD(args)
+        return DMD(EasyDict(args, feature_dims=feature_dims, seq_lens=seq_lens))
     except ValueError as error:
         raise ConfigError(f"{source}: {error}.") from error
 
@@ -86,10 +78,9 @@ def load_model(
     sizes = sizes_of(state)
     if sizes is None:
         raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
-    settings = with_sizes(settings, *([size[m] for m in ARGUMENT_ORDER] for size in sizes))
-    model = _make_model(settings, checkpoint)
+    model = _make_model(settings, *([size[m] for m in ARGUMENT_ORDER] for size in sizes), checkpoint)
     load_state(model, state, checkpoint)
-    return model.eval(), settings
+    return model.eval(), model.args
 
 
 def settings_of(

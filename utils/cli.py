@@ -21,7 +21,7 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
             main()
     except DMDError as error:
         log_traceback(error)
-        print(_line(error), file=sys.stderr)
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Interrupted as interruption:
         if is_first_rank():  # a launcher stops all its processes
@@ -31,17 +31,12 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
         file = log_traceback(error)
         if file is None:
             traceback.print_exception(error)
-        print(
-            f"{_line(error)} (an internal error; its traceback is {f'in {file}' if file else 'above'})", file=sys.stderr
-        )
+        line, where = " ".join(str(error).split()), f"in {file}" if file else "above"
+        print(f"{type(error).__name__}: {line} (an internal error; its traceback is {where})", file=sys.stderr)
         return 1
     finally:
         stop_log()
     return 0
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def log_traceback(error: Exception) -> str | None:

@@ -185,7 +185,7 @@ def test_other_wrong_arguments(tmp_path, monkeypatch):
     assert_refused("'misa'", "misa", "mosi")
     monkeypatch.chdir(tmp_path)
     assert_refused(f"{tmp_path}/none.json.*No such file", "dmd", "mosi", "none.json")
-    assert_refused("not a regular file", "dmd", "mosi", str(tmp_path))
+    assert_refused("directory", "dmd", "mosi", str(tmp_path))
     assert_refused("config_file", "dmd", "mosi", {"batch_size": 4})
     assert_refused("config_file", "dmd", "mosi", "", "own.json")
     with pytest.raises(ConfigError, match="key=value"):
