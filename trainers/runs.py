@@ -194,13 +194,8 @@ class RunFolder(RunFiles):
                 old.unlink()
 
     @_writing
-    def check_writing(self) -> None:
-        """Raise RunError if writing an epoch's files has failed; never waits."""
-        self._writer.check()
-
-    @_writing
     def finish_writing(self) -> None:
-        """Wait until the last epoch's files are written. Raises RunError if that fails."""
+        """Wait until the last epoch's files are written."""
         self._writer.finish()
 
     @_writing

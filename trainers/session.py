@@ -48,7 +48,7 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
     ranks.wait()  # from here on the first rank writes
     use_deterministic_algorithms(options.deterministic)
     features = prepare_features(args, **options.replaced)
-    args |= {"feature_dims": features.feature_dims, "seq_lens": features.seq_lens}
+    args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
     if ranks.size > min(args.batch_size, len(features.splits["train"])):
         raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
 

@@ -52,9 +52,9 @@ def build_model(args, features: FeatureSet) -> DMD:
         highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
         if highest >= bert.vocab_size or features.seq_lens[0] > bert.max_position_embeddings:
             raise DataError(
-                f"{features.path}: 'text_bert' has the token id {highest} and {features.seq_lens[0]} steps, but pretrained "
-                f"'{args.pretrained}' takes less than {bert.vocab_size} and at most {bert.max_position_embeddings}. Use "
-                "the BERT that the text was tokenised for, or truncate the text."
+                f"{features.path}: 'text_bert' has the token id {highest} and {features.seq_lens[0]} steps, but "
+                f"'{args.pretrained}' takes less than {bert.vocab_size} and at most {bert.max_position_embeddings}. "
+                "Use the BERT that the text was tokenised for, or truncate the text."
             )
     return model
 

@@ -91,20 +91,17 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
     if not scores.empty:
         write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
     seeds, done = results["seed"].unique(), results["row"].nunique()
-    over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
-    if len(seeds) == 1:
-        over = f"seed {seeds[0]} alone, which ranks nothing: another seed may turn the order round"
     overrides = [(row, ", ".join(f"`{key}={value}`" for key, value in own.items())) for row, own in suite.rows.items()]
     parts = [
         f"# {file.stem}",
         suite.description,
-        f"TEST metrics of the epoch that is best on *valid*: {over}.",
+        "TEST metrics of the epoch that is best on *valid*: mean ± standard deviation over the seeds "
+        f"{', '.join(map(str, seeds))}.",
+        "One seed alone ranks nothing: another may turn the order round." * (len(seeds) == 1),
         f"**{done} of {len(suite.rows)} rows so far.**" * (done < len(suite.rows)),
         _markdown(_grouped([_mean_and_std(results, "row").assign(of="ours"), published], "row"), "row", "of"),
         "## Settings of the rows",
         pd.DataFrame(overrides, columns=["row", "overrides"]).to_markdown(index=False),
-        "## Every seed",
-        _markdown(results, "row", "seed", "epoch"),
         *(_heads(scores) if not scores.empty else ()),
     ]
     write_atomically(file, lambda binary: binary.write(("\n\n".join(filter(None, parts)) + "\n").encode()))
@@ -118,8 +115,7 @@ def _heads(scores: pd.DataFrame) -> Iterator[str]:
         ("The prediction with some modalities only", "kept", shown[scores["head"] == HEADS[0]]),
     ):
         if not part.empty:
-            yield f"## {title}"
-            yield _markdown(_grouped([_mean_and_std(part, column, "row")], column), column, "row")
+            yield f"## {title}\n\n{_markdown(_grouped([_mean_and_std(part, column, 'row')], column), column, 'row')}"
 
 
 def _grouped(tables: list[pd.DataFrame], column: str) -> pd.DataFrame:

@@ -119,7 +119,7 @@ class Trainer:
         while epoch - best_epoch < args.early_stop and (args.max_epochs is None or epoch < args.max_epochs):
             epoch += 1
             started = time.perf_counter()
-            trained = self.train_epoch(run.check_writing, epoch)
+            trained = self.train_epoch(epoch)
             train_seconds = time.perf_counter() - started
             train = trained.predictions.metrics()
             logger.info(
@@ -172,10 +172,8 @@ class Trainer:
         if self.ranks.rank < len(state["random"]):  # else there were fewer ranks: this one draws from its seed
             set_random_state(state["random"][self.ranks.rank])
 
-    def train_epoch(self, between_batches: Callable[[], None] = lambda: None, epoch: int = 1) -> TrainedEpoch:
-        """One pass over the train split; `between_batches` is called before each batch.
-
-        Raises NumericalError, before any step is taken, where a loss or a gradient is not finite.
+    def train_epoch(self, epoch: int = 1) -> TrainedEpoch:
+        """One pass over the train split. Raises NumericalError before a step with a loss or gradient that is not finite.
 
         Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward; the
         batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained
@@ -187,7 +185,6 @@ class Trainer:
         steps: list[Step] = []
         checked = 0
         for index, batch in enumerate(progress(loader, "train")):
-            between_batches()
             if index % self.args.update_epochs == 0:
                 self.optimizer.zero_grad()
             size = min(self.args.batch_size, len(loader.dataset) - index * self.args.batch_size)
