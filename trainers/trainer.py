@@ -173,7 +173,7 @@ class Trainer:
             set_random_state(state["random"][self.ranks.rank])
 
     def train_epoch(self, epoch: int = 1) -> TrainedEpoch:
-        """One pass over the train split. Raises NumericalError before a step with a loss or gradient that is not finite.
+        """One pass over the train split. Raises NumericalError before a step with a loss or gradient that is infinite.
 
         Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward; the
         batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained
