@@ -29,14 +29,11 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     features: str | Path = "",
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV, which
-    must not be there already unless `overwrite` says so.
+    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV.
 
-    With `features`, the split is of that pickle, whatever the model was trained on. It may lack labels: then there is
-    nothing to score, and the column `label` is empty.
-
-    Settings and data set come from the run's config.json beside the checkpoint, unless `dataset_name` or
-    `config_file` says otherwise; a checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
+    With `features`, the split is of that pickle, which may lack labels: then there is nothing to score. Settings and
+    data set come from config.json beside the checkpoint, unless `dataset_name` or `config_file` says otherwise; a
+    checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
 
     -> the metrics; {} without labels. Raises a DMDError for what the caller can fix.
     """

@@ -45,9 +45,7 @@ def predict(
     """Run the model over a split in eval mode.
 
     Parity: Loss is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
-    last, smaller batch weigh more. It does not depend on the loader's batches. With `valid_loss` sample_mean all
-    utterances weigh the same.
-
+    last, smaller batch weigh more, whatever the loader's batches; with `valid_loss` sample_mean all weigh the same.
     Raises NumericalError where a prediction is not finite.
     """
     model.eval()

@@ -39,7 +39,6 @@ class RunFiles:
 
     @property
     def exists(self) -> bool:
-        """Whether an earlier run of this name has left anything."""
         return self.description is not None
 
     def epochs(self) -> dict[int, Path]:
@@ -95,18 +94,14 @@ def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict 
         if run.exists and not (options.resume or options.overwrite):
             # The widths are those of the data, which are not read yet.
             different = list(different_settings(run.description, now, ("feature_dims",)))[:5] if now else []
-            there = "; ".join(f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in different)
-            words = [f"{key.replace('learning_rate', 'lr')}{_shown(new)}" for key, _, new in different]
+            there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different)
+            words = [f"{key.replace('learning_rate', 'lr')}{new}" for key, _, new in different]
             name = re.sub(r"[^\w.+-]+", "_", "-".join([run.prefix, *words]))[:80]
             raise RunError(
                 f"{run.results}: a run {f'with other settings ({there})' if there else 'of this name'} is there. "
                 f"Replace it with --overwrite, continue it with --resume, or keep both with --name "
                 f"{name if words else '…'}."
             )
-
-
-def _shown(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def check_same_run(name: str, started: dict, now: dict) -> None:
@@ -121,9 +116,7 @@ def check_same_run(name: str, started: dict, now: dict) -> None:
 
 def different_settings(one: dict, other: dict, but: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:
     """(key, value, other value) of each setting in which two runs' config.json differ, leaving out the keys in `but`.
-
-    A setting that one of them lacks has its default there. Precision, the files that replace features, and the data,
-    by their SHA-256, are settings too, where both tell them.
+    One that is lacking has its default; precision, feature files and the data's SHA-256 are settings, where both tell.
     """
     first, second = _all_settings(one), _all_settings(other)
     for key in sorted(first.keys() & second.keys()):

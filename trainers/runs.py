@@ -42,12 +42,10 @@ def _writing(method: Callable) -> Callable:
 
 
 class RunFolder(RunFiles):
-    """Reads and writes the files of one seed.
+    """Reads and, but for `writes` False, writes the files of one seed.
 
     An epoch is complete once training-state.pt tells of it, which is written last: weights, best weights and
     history come before. A run that stops anywhere resumes from the epoch which that file names.
-
-    names: as for RunFiles; writes: False for a rank that only reads what the first one has written
     """
 
     def __init__(self, *names, writes: bool = True):
@@ -57,11 +55,8 @@ class RunFolder(RunFiles):
         self._writer = BackgroundWriter()
 
     def finished(self, description: dict) -> dict | None:
-        """The content of metrics.json, which is the last file of a run; None where the run is not at its end, or may
-        train longer by the limits described.
-
-        Raises RunError where it is the result of other settings or data.
-        """
+        """The content of metrics.json; None where the run is not at its end, or may train longer by the limits
+        described. Raises RunError where it is the result of other settings or data."""
         if not (self.exists and self.metrics_file.exists()):
             return None
         check_same_run(self.name, self.description, description)
@@ -72,10 +67,7 @@ class RunFolder(RunFiles):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Make the folders and keep other processes out of them; on leaving, wait for the write under way.
-
-        Raises RunError if another process has them, or they cannot be written to.
-        """
+        """Make the folders and keep other processes out of them; on leaving, wait for the write under way."""
         with contextlib.ExitStack() as locks:
             self._lock(locks)
             try:
@@ -123,19 +115,11 @@ class RunFolder(RunFiles):
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
         """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None
-        where no epoch is complete
-
-        Raises RunError where the run was started with other settings or data, or lacks files; CheckpointError for
-        damaged ones.
-        """
-        if not (self.exists and self.state_file.exists()):
-            # A run that was stopped in its first epoch has 1.pth at most, and a row of history.
-            elsewhere = self.history_file.exists() and not (self.checkpoints / "config.json").exists()
-            if elsewhere or self.metrics_file.exists() or self.epochs().keys() - {1}:
-                raise RunError(
-                    f"{self.state_file}: no such file, and the run cannot be continued without it. Name the folder "
-                    "of its checkpoints with --model-save-dir, or start over with --overwrite."
-                )
+        where no epoch is complete. Raises RunError for other settings or data, CheckpointError for damaged files."""
+        # A run that was stopped in its first epoch has 1.pth at most, and a row of history.
+        elsewhere = self.history_file.exists() and not (self.checkpoints / "config.json").exists()
+        later = elsewhere or self.metrics_file.exists() or self.epochs().keys() - {1}
+        if not self.exists or not (self.state_file.exists() or later):
             self.start(description)
             return None
         check_same_run(self.name, self.description, description)
@@ -155,8 +139,8 @@ class RunFolder(RunFiles):
             yield
         except (CheckpointError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.name} cannot be continued from {file} ({type(error).__name__}: {error}). Start over with "
-                "--overwrite, or restore the file."
+                f"{self.name} cannot be continued from {file} ({type(error).__name__}: {error}). Restore the file, "
+                "name another folder with --model-save-dir, or start over with --overwrite."
             ) from error
 
     @_writing
@@ -176,8 +160,7 @@ class RunFolder(RunFiles):
 
     @_writing
     def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
-        """Start to write what an epoch leaves, and return at once: `<epoch>.pth`, `best.pth` if it is the best so
-        far, history.csv with one more row, training-state.pt. Raises what the last write met."""
+        """Start to write what an epoch leaves, and return at once. Raises what the last write met."""
         self.history.append(row)
         weights, state = snapshot(model.state_dict()), snapshot(state | {"history": list(self.history)})
         self._writer.submit(lambda: self._write_epoch(weights, state, best_epoch, keep))

@@ -14,13 +14,7 @@ from trainers.runs import RunFolder
 from trainers.setup import build_model, data_sha256, prepare_features, warm_start
 from trainers.tracking import tracked
 from trainers.trainer import Trainer
-from utils.device import (
-    choose_device,
-    describe_device,
-    keep_freed_memory,
-    use_deterministic_algorithms,
-    versions,
-)
+from utils.device import choose_device, describe_device, keep_freed_memory, use_deterministic_algorithms, versions
 from utils.errors import ConfigError
 from utils.log import logger, start_log
 from utils.seed import set_seed
@@ -44,8 +38,6 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
     if options.compile:
         torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
     runs = run_folders(options, args.dataset_name, writes=ranks.rank == 0)
-    check_earlier_runs(runs.values(), options, options.describe(args))
-    ranks.wait()  # from here on the first rank writes
     use_deterministic_algorithms(options.deterministic)
     features = prepare_features(args, **options.replaced)
     args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens

@@ -21,19 +21,11 @@ from utils.log import logger
 from utils.seed import set_seed
 
 
-def prepare_features(
-    args,
-    feature_T: str = "",  # noqa: N803
-    feature_A: str = "",  # noqa: N803
-    feature_V: str = "",  # noqa: N803
-    splits: Sequence[str] = SPLITS,
-    to_predict: bool = False,
-) -> FeatureSet:
-    """Read the features that `args` names, making the built-in synthetic data where they are asked for and not there
-    yet. `to_predict` is as in load_features."""
+def prepare_features(args, splits: Sequence[str] = SPLITS, to_predict: bool = False, **replaced: str) -> FeatureSet:
+    """load_features, which makes the built-in synthetic data first where they are asked for and not there yet."""
     if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
         ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
-    return load_features(args, feature_T, feature_A, feature_V, splits, to_predict)
+    return load_features(args, **replaced, splits=splits, to_predict=to_predict)
 
 
 def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
@@ -42,10 +34,7 @@ def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
 
 
 def build_model(args, features: FeatureSet) -> DMD:
-    """A DMD that fits the features.
-
-    Raises ConfigError or DataError where config and features do not fit each other.
-    """
+    """A DMD that fits the features. Raises ConfigError or DataError where config and features do not fit."""
     model = _make_model(args, features.feature_dims, features.seq_lens, features.path)
     if args.use_bert:
         bert = model.text_model.model.config
@@ -69,11 +58,7 @@ def _make_model(args: EasyDict, feature_dims: list[int], seq_lens: list[int], so
 def load_model(
     checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
 ) -> tuple[DMD, EasyDict]:
-    """A trained model in eval mode on the CPU, and the settings that it is made of.
-
-    dataset, config_file, config: as for settings_of
-    Raises CheckpointError or ConfigError where file, settings and data set do not fit together.
-    """
+    """A trained model in eval mode on the CPU, and the settings that it is made of; the arguments are DMD_test's."""
     state, (settings, _) = read_checkpoint(checkpoint), settings_of(checkpoint, dataset, config_file, config)
     sizes = sizes_of(state)
     if sizes is None:
@@ -86,8 +71,7 @@ def load_model(
 def settings_of(
     checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
 ) -> tuple[EasyDict, dict[str, str]]:
-    """The settings of a checkpoint, from config.json beside it unless `dataset` or `config_file` says otherwise, with
-    the overrides `config`; and the feature files that replaced a modality's, by feature_T, feature_A, feature_V."""
+    """The settings of a checkpoint, as DMD_test takes them; and the feature files that replaced a modality's."""
     beside = settings_beside(checkpoint)
     if beside and not dataset and not config_file:
         return config_from_resolved(beside["settings"], config), beside["features"]
@@ -118,10 +102,7 @@ def restore(
 ) -> tuple[DMD, FeatureSet, DataLoader]:
     """A trained model on the device, from the weights `state` of a checkpoint, and one split in file order.
 
-    replaced    the feature files that stand for a modality's, by feature_T, feature_A, feature_V
-    to_predict  the features are other than in training, and may lack labels
-
-    Raises as prepare_features, build_model and load_state do, and DataError where a file to predict on does not fit.
+    to_predict: the features are other than in training, and may lack labels
     """
     set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
     features = prepare_features(args, **replaced, splits=(split,), to_predict=to_predict)
@@ -135,8 +116,7 @@ def restore(
 
 def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str | Path, use_bert: bool) -> None:
     """Raise DataError where the features are not of the widths and steps that the weights are for."""
-    sizes = sizes_of(state)
-    if sizes is None:
+    if (sizes := sizes_of(state)) is None:
         return  # load_state says so
     widths, steps = ([size[m] for m in ARGUMENT_ORDER] for size in sizes)
     inputs = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
@@ -144,8 +124,8 @@ def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str |
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
         raise DataError(
             f"{features.path}: {', '.join(FIELDS[inputs])} are {features.feature_dims[inputs]} wide and have "
-            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}. Extract the features as "
-            f"for its training: python -m dataset.build … {flags} (or --average, if training had it)."
+            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}. Extract them as for its "
+            f"training: python -m dataset.build … {flags} (or --average, if training had it)."
         )
 
 

@@ -48,9 +48,8 @@ class TrainedEpoch(NamedTuple):
 class Trainer:
     """Trains one model with one seed.
 
-    `seed_number` counts the seeds of a command from 1; it only appears in the log. `precision` is fp32, tf32 (of
-    products and convolutions on CUDA) or bf16 (autocast of the model; losses and metrics stay in fp32); `compiled` runs
-    forward and losses through torch.compile. `ranks` are the processes that train together.
+    `seed_number` counts the seeds of a command, for the log. `precision` is fp32, tf32 (on CUDA) or bf16 (autocast of
+    the model; losses and metrics stay in fp32); `compiled` runs forward and losses through torch.compile.
     """
 
     def __init__(
@@ -89,10 +88,7 @@ class Trainer:
         steps_leftover = args.leftover_batches == "step" and batches % args.update_epochs > 0
         self.steps_at_epoch_end = steps_leftover or batches < args.update_epochs
         if self.steps_at_epoch_end and not steps_leftover:
-            logger.warning(
-                f"The train split has {batches} batches, fewer than update_epochs {args.update_epochs}: stepping once "
-                "at the end of each epoch (the released code would never step)."
-            )
+            logger.warning(f"{batches} batches are fewer than update_epochs {args.update_epochs}: one step an epoch.")
 
     def _parameter_groups(self) -> list[dict]:
         """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is one of its own."""
@@ -108,8 +104,7 @@ class Trainer:
         """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
 
         resumed: the training state of the last complete epoch, which model and trainer have loaded
-        after_epoch: each is called with the epoch's row of history.csv, whose writing has begun; what one raises ends
-        the training
+        after_epoch: each is called with the epoch's row of history.csv; what one raises ends the training
         -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`; its TEST predictions
         """
         args = self.args
@@ -132,8 +127,6 @@ class Trainer:
             self.scheduler.step(metrics["valid"]["Loss"])
 
             value = metrics["valid"][args.KeyEval]
-            if math.isnan(value) and epoch == 1:
-                logger.warning(f"{args.KeyEval} is not a number on valid: no epoch can be the best. Set KeyEval.")
             improvement = best_value - value if args.KeyEval in LOWER_IS_BETTER else value - best_value
             # The first epoch is the best so far, whatever it is.
             if best_epoch == 0 or improvement >= args.min_improvement:
