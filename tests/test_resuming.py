@@ -9,7 +9,6 @@ import pytest
 
 import run
 from tests.commands import CONFIG, files_below, one_line, train, write_pickle
-from utils.errors import RunError
 
 RUN = "dmd-synthetic-1111"
 BASE = CONFIG | {"max_epochs": 1}
@@ -166,17 +165,3 @@ def test_an_interrupted_replacement_leaves_no_old_result(folder):
     assert not Path("result/dmd-synthetic-2/metrics.json").exists()
     assert train("-s", "1", "2", "--epochs", "1", "--resume") == 0
     assert Path("pt/dmd-synthetic-2/1.pth").stat().st_ino != old
-
-
-def test_a_run_that_another_process_has_finished_meanwhile_stays(folder):
-    finished = []
-
-    def train_the_second_seed(row: dict) -> None:
-        if not finished:
-            finished.append(True)
-            run.DMD_run(dataset_name="synthetic", config=BASE | {"gamma": 0.5}, seeds=[2], figures=False)
-
-    options = {"dataset_name": "synthetic", "config": BASE, "figures": False}
-    with pytest.raises(RunError, match="gamma"):
-        run.DMD_run(**options, seeds=[1, 2], after_epoch=train_the_second_seed)
-    assert json.loads(Path("result/dmd-synthetic-2/config.json").read_text())["settings"]["gamma"] == 0.5

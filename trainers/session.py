@@ -29,7 +29,7 @@ def run_folders(options: RunOptions, dataset: str, writes: bool = True) -> dict[
 def train(options: RunOptions) -> dict[int, dict[str, float]]:
     """Train and score once for each seed.  -> {seed: TEST metrics of its best epoch, with seed and epoch}
 
-    Nothing is written before settings, data and model are known to fit. Raises a DMDError for what the caller can fix.
+    Nothing is written before settings, data and model are known to fit.
     """
     args = options.settings()
     keep_freed_memory()

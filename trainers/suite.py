@@ -23,11 +23,9 @@ from utils.metrics import CORE_METRICS, METRICS
 
 
 def run_suite(options: RunOptions, suite_name: str) -> Path:
-    """Train every row over the seeds, and write the table anew after each.
+    """Train every row over the seeds, under the name `<name>-<suite>-<row>`, and write the table anew after each.
 
-    suite_name: in config/suites, or a JSON file; a row's runs have the name `<name>-<suite>-<row>`
     -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the same as CSV
-    Raises a DMDError for what the caller can fix; of the suite itself, before anything is trained.
     """
     suite, dataset = load_suite(suite_name), options.settings().dataset_name
     if not set(suite.heads) <= set(HEADS):
@@ -72,10 +70,7 @@ def _score_heads(suite: Suite, row: str, args, runs: dict[int, RunFolder], optio
 
 
 def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Write what is known so far to the Markdown file, and beside it to `.csv` and `-heads.csv`.
-
-    results: TEST metrics of the best epoch, by row and seed; scores: those of the heads, by row, kept, head and seed
-    """
+    """Write what is known so far to the Markdown file, and beside it to `.csv` and `-heads.csv`."""
     published = [
         {"row": row, "of": published.source} | numbers
         for published in suite.published

@@ -32,11 +32,8 @@ HEARTBEAT_SECONDS = 60  # a trial that gives no sign for twice as long counts as
 def tune(options: RunOptions, trials: int | None, search_file: str = "", storage: str = "") -> dict | None:
     """Bring the study `<name>-<dataset>` to so many trials that are complete or pruned, over all its processes.
 
-    search_file  which settings to vary (default: config/search/default.json)
-    storage      URL of the study's database (default: the SQLite file `<res_save_dir>/tune/<name>-<dataset>.db`)
-
+    search_file says which settings to vary, storage is the URL of the study's database; both have defaults.
     -> the searched settings of the best trial by KeyEval on valid, None where no trial is complete
-    Raises a DMDError for what the caller can fix.
     """
     if trials is None or number_of_processes() > 1 or len(options.seeds) != 1 or options.overwrite or options.track:
         raise ConfigError(
@@ -127,8 +124,7 @@ def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> opt
     if not study.trials:
         study.set_user_attr("comparable", comparable)
     started = study.user_attrs.get("comparable", {})
-    different = [key for key in comparable | started if comparable.get(key) != started.get(key)]
-    if different:
+    if different := [key for key in comparable | started if comparable.get(key) != started.get(key)]:
         raise RunError(f"The study {name} was started with other {', '.join(different)}. Choose another --name.")
     return study
 
@@ -141,8 +137,7 @@ def _count(study: optuna.Study) -> int:
 def _report(study: optuna.Study, table: Path) -> dict | None:
     """Log how the study stands.  -> the settings of the best trial, if any is complete"""
     states = Counter(trial.state.name.lower() for trial in study.trials)
-    counts = ", ".join(f"{number} {state}" for state, number in states.items())
-    logger.info(f"{states.total()} trials: {counts}. All of them are in {table}.")
+    logger.info(f"{states.total()} trials: {dict(states)}. All of them are in {table}.")
     if not states["complete"]:
         return None
     best = study.best_trial

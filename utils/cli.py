@@ -11,11 +11,8 @@ from utils.log import is_first_rank, logger, stop_log
 
 
 def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = lambda: "") -> int:
-    """Call `main`.  -> exit status
-
-    A mistake of the user's is one line on stderr and status 2. Any other failure is status 1, with the traceback in the
-    log if there is one yet. SIGINT and SIGTERM are 130 and 143, with what `after_interrupt` says as a last word.
-    """
+    """Call `main`.  -> exit status: 2 for a user's mistake, 1 for another failure, whose traceback is in the log, if
+    there is one, 130 and 143 for SIGINT and SIGTERM, with what `after_interrupt` says as a last word."""
     try:
         with orderly_interrupts():
             main()

@@ -28,14 +28,3 @@ def test_a_held_signal_comes_once_also_after_a_failure():
     assert isinstance(interruption.value.__context__, OSError)
     with orderly_interrupts(), interrupts_held():
         pass
-
-
-def test_a_second_signal_ends_a_process_that_holds_the_first():
-    child = os.fork()
-    if not child:
-        with orderly_interrupts(), interrupts_held():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGTERM
