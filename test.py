@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import parse_overrides
-from trainers.options import PRECISIONS
 from utils.cli import run_command
 from utils.errors import CheckpointError, ConfigError
 from utils.log import logger, start_log
@@ -30,18 +29,18 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     features: str | Path = "",
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV, which
-    must not be there already unless `overwrite` says so.
+    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV.
 
-    With `features`, the split is of that pickle, whatever the model was trained on. It may lack labels: then there is
-    nothing to score, and the column `label` is empty.
-
-    Settings and data set come from the run's config.json beside the checkpoint, unless `dataset_name` or
-    `config_file` says otherwise; a checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
+    With `features`, the split is of that pickle, which may lack labels: then there is nothing to score. Settings and
+    data set come from config.json beside the checkpoint, unless `dataset_name` or `config_file` says otherwise; a
+    checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
 
     -> the metrics; {} without labels. Raises a DMDError for what the caller can fix.
     """
-    _check_files(checkpoint, predictions, features, overwrite)
+    if not os.path.isfile(checkpoint):
+        raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
+    if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
+        raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
     import pandas as pd
 
     from trainers.checkpoint import read_checkpoint, settings_beside
@@ -49,8 +48,9 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     from trainers.runs import write_csv
     from trainers.setup import differences, restore, settings_of
     from trainers.trainer import log_metrics
-    from utils.device import choose_device
+    from utils.device import choose_device, keep_freed_memory
 
+    keep_freed_memory()
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
     args, replaced = settings_of(checkpoint, dataset_name, config_file, config)
     other = bool(str(features))
@@ -65,11 +65,7 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     beside = settings_beside(checkpoint) or {}
     for difference in differences(beside, args, replaced, to_predict=other):
         logger.warning(difference)
-    trained_in = beside.get("precision", "fp32")
-    as_trained = not dataset_name and not config_file and trained_in in PRECISIONS
-    precision = trained_in if as_trained else "fp32"
-    if precision != trained_in:
-        logger.warning(f"precision is '{precision}' here, but was '{trained_in}' in training.")
+    precision = "fp32" if dataset_name or config_file else beside.get("precision", "fp32")
     scored = predict(model, loader, chosen, split, precision)
     metrics = scored.metrics() if part.labelled else {}
     if metrics:
@@ -83,16 +79,6 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         except OSError as error:
             raise ConfigError(f"--predictions: cannot write {predictions} ({error.strerror}).") from error
     return metrics
-
-
-def _check_files(checkpoint: str | Path, predictions: str | Path, features: str | Path, overwrite: bool) -> None:
-    """What can be told before PyTorch is loaded."""
-    if not os.path.isfile(checkpoint):
-        raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
-    if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
-        raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
-    if str(features) and not os.path.exists(features):
-        raise ConfigError(f"--features: {features}: no such file. python -m dataset.build makes one.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,12 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--overwrite", action="store_true", help="replace the file of --predictions")
     add("--log-dir", default="log")
     options = vars(parser.parse_args(argv))
-    config = parse_overrides(options.pop("set"))
-    if os.path.isfile(options["checkpoint"]):
-        from utils.device import keep_freed_memory
-
-        keep_freed_memory()
-    DMD_test(config=config, **options)
+    DMD_test(config=parse_overrides(options.pop("set")), **options)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Loop:
                 features, self.args.batch_size, self.args.eval_batch_size, 1111, device=self.device
             )
         with self.clock("training"):
-            self.trainer.train_epoch(self.run.check_writing)
+            self.trainer.train_epoch()
         with self.clock("evaluation"):
             self.trainer.evaluate("valid")
             self.trainer.evaluate("test")

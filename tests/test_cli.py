@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 import run
 import test as test_command
@@ -21,16 +20,9 @@ BEST = "pt/dmd-synthetic-1111/best.pth"
 def test_train_then_test_in_processes_of_their_own(folder):
     trained = launch(str(ROOT / "run.py"), "-d", "synthetic", *SMALL, "--name", "tiny", "-s", "7")
     assert (trained.returncode, trained.stderr) == (0, "")  # no bars, no warnings where the output is no terminal
-    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - MMSA \[INFO\] - "
     scores = r"Acc_2: \S+ F1_score: \S+ Acc_7: \S+ MAE: \S+"
-    assert re.search(stamp + r"train samples: \(24,\)\n", trained.stdout)
-    train_line = stamp + r">> Epoch: 1 TRAIN-\(dmd\) \[1/1/1\] >> total_loss: \S+ " + scores + "\n"
-    assert re.search(train_line, trained.stdout), trained.stdout
-    assert re.search(stamp + r"VAL-\(dmd\) >> " + scores + r" Loss: \S+\n", trained.stdout)
-    assert re.search(r"checkpoint takes \d+ MiB", trained.stdout)
-    assert re.search(stamp + r"Results saved to result/normal/synthetic.csv\.\n", trained.stdout)
+    assert re.search(r">> Epoch: 1 TRAIN-\(dmd\) \[1/1/1\] >> total_loss: \S+ " + scores + "\n", trained.stdout)
     assert Path("log/tiny-synthetic.log").read_text() == trained.stdout
-
     tested = launch(str(ROOT / "test.py"), "pt/tiny-synthetic-7/best.pth", "--predictions", "out.csv")
     assert tested.returncode == 0, tested.stderr
     for line in (r"TEST-\(dmd\).*", r"TEST: Corr.*"):
@@ -52,44 +44,23 @@ def test_what_is_answered_before_pytorch_is_loaded(trained, command):
     assert done.stdout.splitlines()[-1] == "False" and done.returncode == (command[1] != "-h"), done.stderr
 
 
-def test_arguments_that_no_run_can_have(folder):
-    for arguments, word in (
-        ({"verbose_level": 3}, "--verbose"),
-        ({"gpu_ids": [0, 1]}, "several GPUs"),
-        ({"seeds": -1}, "--seeds"),
-        ({"precision": "fp8"}, "--precision"),
-        ({"config": "my.json"}, "config_file="),
-        ({"no_figures": True}, "figures=False"),
-        ({"learning_rate": 1e-5}, "config="),
-    ):
-        with pytest.raises(ConfigError, match=word):
-            run.DMD_run(dataset_name="synthetic", **arguments)
-
-
 def test_files_of_a_run_over_two_seeds(folder):
-    assert train("-s", "1,2") == 0
+    assert train("-s", "1", "2") == 0
     for seed in (1, 2):
-        assert sorted(p.name for p in (folder / f"pt/dmd-synthetic-{seed}").iterdir()) == [
-            ".lock", "1.pth", "2.pth", "best.pth", "config.json", "training-state.pt",
-        ]  # fmt: skip
+        left = {path.name for path in (folder / f"pt/dmd-synthetic-{seed}").iterdir()}
+        assert left == {".lock", "1.pth", "2.pth", "best.pth", "config.json", "training-state.pt"}
         rows = rows_of(f"result/dmd-synthetic-{seed}/history.csv")
         assert [row["epoch"] for row in rows] == ["1", "2"]
-        edges = [name for name in rows[0] if name.startswith("edge/")]
-        assert len(edges) == 12
         for graph in ("homo", "hetero"):
-            values = [float(rows[0][name]) for name in edges if name.startswith(f"edge/{graph}_")]
+            values = [float(rows[0][name]) for name in rows[0] if name.startswith(f"edge/{graph}_")]
             assert len(values) == 6 and sum(values) == pytest.approx(1, abs=1e-5)
-        assert {"loss/total", "loss/margin", "loss/hetero/repr", "valid/Loss", "test/Corr", "train/MAE",
-                "learning_rate", "seconds"} <= set(rows[0])  # fmt: skip
+        assert {"loss/total", "loss/hetero/repr", "valid/Loss", "test/Corr", "train/MAE", "seconds"} <= set(rows[0])
         config = json.loads((folder / f"result/dmd-synthetic-{seed}/config.json").read_text())
         assert config["settings"]["nlevels"] == 1 and config["seed"] == seed and "torch" in config["versions"]
     seeds, table = rows_of("result/normal/synthetic-seeds.csv"), rows_of("result/normal/synthetic.csv")
     assert [row["seed"] for row in seeds] == ["1", "2"]
-    assert list(table[0]) == ["Model", "Acc_2", "F1_score", "Acc_7", "MAE", "Loss"]
     values = [float(row["MAE"]) for row in seeds]
     assert table[0]["MAE"] == str((round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2)))
-    assert train("-s", "1", "--overwrite") == 0
-    assert len(rows_of("result/normal/synthetic.csv")) == 2
 
 
 def timeless(path: str) -> list[dict]:
@@ -103,7 +74,7 @@ def test_the_same_run_by_another_name_and_from_python(trained):
         first, second = (Path(f"pt/{name}-synthetic-1111/{file}").read_bytes() for name in ("dmd", "b"))
         assert first == second, file
     assert timeless("result/dmd-synthetic-1111/history.csv") == timeless("result/b-synthetic-1111/history.csv")
-    options = {"gpu_ids": [-1], "verbose_level": 0, "epochs": 2, "figures": False, "name": "c"}
+    options = {"device": "cpu", "verbose_level": 0, "epochs": 2, "figures": False, "name": "c"}
     results = run.DMD_run("dmd", "synthetic", config=CONFIG, **options)
     assert json.loads(Path("result/dmd-synthetic-1111/metrics.json").read_text()) == results[1111]
 
@@ -122,9 +93,6 @@ def test_a_model_in_three_lines(trained):
         output, same = model(*inputs), alone(*inputs)
     [predicted] = [row for row in rows_of("result/dmd-synthetic-1111/predictions.csv") if row["id"] == test["id"][0]]
     assert output.output_logit.item() == pytest.approx(float(predicted["prediction"]), abs=1e-5)
-    assert {(m, output.specific[m].shape, output.common[m].ndim) for m in "lav"} == {
-        (m, output.common[m].shape, 3) for m in "lav"
-    }
     assert torch.equal(output.output_logit, same.output_logit)
 
 
@@ -142,87 +110,48 @@ def test_training_from_the_weights_of_another_run(trained, corpus, capsys):
     assert call(test_command, "pt/wide-synthetic-1111/best.pth") == 0  # finds the replaced features again
 
 
-def test_text_features_instead_of_bert_and_bf16(folder, corpus):
-    width = corpus["train"]["text"].shape[2]
-    settings = ["--set", "use_bert=false", f"feature_dims=[{width},5,20]"]
-    assert train("--precision", "bf16", "--epochs", "1", *settings) == 0
-    config = json.loads(Path("result/dmd-synthetic-1111/config.json").read_text())
-    assert (config["precision"], config["compile"]) == ("bf16", False)
-
-
-def test_unaligned_lengths_and_a_dead_modality(folder, corpus):
+def test_unaligned_lengths_and_a_dead_modality_in_bf16(folder, corpus):
     unaligned = {
         split: fields | {"audio": np.repeat(fields["audio"], 2, axis=1), "vision": 0 * fields["vision"][:, :30]}
         for split, fields in corpus.items()
     }
-    path = write_pickle(folder / "unaligned.pkl", unaligned)
+    path, width = write_pickle(folder / "unaligned.pkl", unaligned), corpus["train"]["text"].shape[2]
     config = json.loads((ROOT / "config/config.json").read_text())
     aligned = config["datasetCommonParams"]["synthetic"]["aligned"]
     config["datasetCommonParams"]["synthetic"]["unaligned"] = aligned | {"featurePath": str(path)}
     Path("own.json").write_text(json.dumps(config))
-    assert train("-c", "own.json", "--set", "need_data_aligned=false") == 0
+    without_bert = ("use_bert=false", f"feature_dims=[{width},5,20]", "need_data_aligned=false", "batch_size=1")
+    assert train("-c", "own.json", "--precision", "bf16", "--epochs", "1", "--set", *without_bert) == 0
     assert all(np.isfinite(float(row["loss/total"])) for row in rows_of("result/dmd-synthetic-1111/history.csv"))
 
 
-def test_fewer_batches_than_update_epochs_warns_and_steps(folder, capsys):
-    assert train("--set", "update_epochs=10") == 0
-    assert "fewer than update_epochs 10" in capsys.readouterr().out
-    first, second = (torch.load(f"pt/dmd-synthetic-1111/{epoch}.pth") for epoch in (1, 2))
-    assert not torch.equal(first["out_layer.weight"], second["out_layer.weight"])
-
-
-def test_local_weights_are_used_and_frozen_bert_stays(folder):
-    torch.manual_seed(5)
-    bert = BertModel(BertConfig.from_pretrained(ROOT / "dataset/synthetic_bert"))
-    bert.save_pretrained(folder / "weights")
-    assert train("--set", "pretrained=weights", "--set", "use_finetune=false") == 0
-    state = torch.load("pt/dmd-synthetic-1111/2.pth")
-    for name, value in bert.state_dict().items():
-        assert torch.equal(state[f"text_model.model.{name}"], value), name
-
-
-BAD_RUNS = {
-    "no such data set": (["-d", "mossi"], "mossi"),
-    "no such config": (["-c", "none.json"], "none.json"),
-    "broken JSON": (["-c", "broken.json"], "broken.json"),
-    "unknown key": (["--set", "learning_rat=1"], "learning_rate"),
-    "wrong type": (["--set", "batch_size=many"], "batch_size"),
-    "override without a value": (["--set", "batch_size"], "batch_size"),
-    "a setting as a flag": (["--lr", "1e-3"], "--set learning_rate=1e-3"),
-    "missing data": (["-d", "mosi"], "--dataset synthetic"),
-    "no such device": (["--device", "tpu"], "tpu"),
-    "heads do not divide": (["--set", "dst_feature_dim_nheads=[50,7]"], "dst_feature_dim_nheads"),
-    "no such BERT": (["--set", "pretrained=no-such/bert"], "pretrained"),
-    "folder without a BERT": (["--set", "pretrained=dataset/SYNTHETIC"], "config.json"),
-    "BERT of another width": (["--set", "feature_dims=[768,5,20]"], "feature_dims"),
-    "kernel longer than the data": (["--set", "conv1d_kernel_size_a=51"], "conv1d_kernel_size_a"),
-    "other audio width": (["--set", "feature_dims=[64,74,20]"], "aligned_50.pkl"),
-    "same seed twice": (["-s", "1", "1"], "--seeds"),
-    "negative seed": (["-s", "-1"], "--seeds"),
-    "no seed": (["-s", "one"], "--seeds"),
-    "name with a path": (["--name", "../x"], "--name"),
-    "name too long": (["--name", "n" * 300], "--name"),
-    "zero epochs": (["--epochs", "0"], "max_epochs"),
-    "negative workers": (["-n", "-1"], "--num-workers"),
-    "own feature file that is missing": (["--set", "featurePath=own.pkl"], "own.pkl"),
-    "no folder for results": (["--res-save-dir", "broken.json/x"], "--res-save-dir"),
-    "no folder for the log": (["--log-dir", "broken.json/x"], "--log-dir"),
-    "damaged features": (["-Fv", "broken.json"], "broken.json"),
-    "weights to start from that are missing": (["--init", "none.pth"], "none.pth"),
-}  # fmt: skip
+BAD_RUNS = [
+    (["-d", "mossi"], "mossi"),
+    (["-c", "broken.json"], "broken.json"),
+    (["--set", "learning_rat=1"], "learning_rate"),
+    (["-d", "mosi"], "--dataset synthetic"),  # whose features are not there
+    (["--device", "tpu"], "tpu"),
+    (["--set", "pretrained=no-such/bert"], "pretrained"),
+    (["--set", "feature_dims=[768,5,20]"], "feature_dims"),
+    (["--set", "conv1d_kernel_size_a=51"], "conv1d_kernel_size_a"),
+    (["--set", "feature_dims=[64,74,20]"], "aligned_50.pkl"),
+    (["-s", "1", "1"], "--seeds"),
+    (["--name", "../x"], "--name"),
+    (["--epochs", "0"], "max_epochs"),
+    (["--res-save-dir", "broken.json/x"], "--res-save-dir"),
+    (["--log-dir", "broken.json/x"], "--log-dir"),
+    (["-Fv", "broken.json"], "broken.json"),
+    (["--init", "none.pth"], "none.pth"),
+]
 
 
 def test_bad_input_is_one_line_and_leaves_everything_as_it_was(trained, capsys):
     Path("broken.json").write_text('{"datasetCommonParams": ')
     before = files_below(trained)
     capsys.readouterr()
-    for case, (arguments, word) in BAD_RUNS.items():
-        arguments = ["-d", "synthetic", "--overwrite", "--epochs", "1", *arguments]
-        assert call(run, *arguments) == 2, case
-        assert word in one_line(capsys), case
-        assert files_below(trained) == before, case
-    if not torch.cuda.is_available():
-        assert train("--device", "cuda", "--name", "gpu") == 2 and "cuda" in one_line(capsys)
+    for arguments, word in BAD_RUNS:
+        assert call(run, "-d", "synthetic", "--overwrite", "--epochs", "1", *arguments) == 2, word
+        assert word in one_line(capsys) and files_below(trained) == before, word
     with pytest.raises(SystemExit, match="2"):  # abbreviated: the command that resumes is made of whole words
         train("--over")
 
@@ -232,14 +161,11 @@ def test_bad_checkpoints(trained, capsys):
     Path("cut.pth").write_bytes(Path(BEST).read_bytes()[:1000])
     Path("alone.pth").write_bytes(Path(BEST).read_bytes())
     for arguments, word in (
-        (["none.pth"], "none.pth"),
         (["cut.pth"], "cut.pth"),
         (["alone.pth"], "-d mosi"),
         (["alone.pth", "-d", "synthetic"], "alone.pth"),  # trained with nlevels 1, the config says another
         ([BEST, "--predictions", "alone.pth/out.csv"], "--predictions"),
-        ([BEST, "--predictions", "pt", "--overwrite"], "--predictions"),
         ([BEST, "--predictions", "alone.pth"], "--overwrite"),
-        ([str(Path(BEST).parent)], "best.pth"),
     ):
         assert call(test_command, *arguments) == 2, arguments
         assert word in one_line(capsys)

@@ -6,7 +6,7 @@ import pytest
 from accelerate.tracking import get_available_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.commands import one_line, rows_of, train
+from tests.commands import rows_of, train
 from trainers.options import TRACKERS
 
 RUN = Path("result/dmd-synthetic-1111")
@@ -37,19 +37,12 @@ def test_events_agree_with_history_and_change_no_number(folder, trained_once):
     assert train("--track", "tensorboard", "--resume", "--epochs", "4") == 0  # the first epochs are shown again, once
     assert_events_agree_with_history(epochs=4)
     assert train("--overwrite", "--epochs", "1") == 0
-    assert not (RUN / "tensorboard").exists()
+    assert not list((RUN / "tensorboard").rglob("events.*"))
 
 
-def test_a_tracker_that_fails_is_a_warning(trained, capsys):
+def test_trackers_that_fail_or_are_not_installed_are_warnings(trained, capsys):
     (RUN / "tensorboard").write_text("in the way")
-    assert train("--track", "tensorboard", "--overwrite") == 0
-    assert capsys.readouterr().out.count("--track tensorboard: stopped, as it failed (") == 1
+    missing = sorted(set(TRACKERS) - {str(name) for name in get_available_trackers()})
+    assert train("--track", "tensorboard", *missing, "--overwrite") == 0
+    assert capsys.readouterr().out.count("stopped, as it failed (") == 1 + len(missing)
     assert (RUN / "metrics.json").exists() and (RUN / "tensorboard").read_text() == "in the way"
-
-
-def test_a_tracker_that_is_not_installed(folder, capsys):
-    missing = set(TRACKERS) - {str(name) for name in get_available_trackers()}
-    for name in missing:
-        assert train("--track", name) == 2
-        assert f"pip install {name}" in one_line(capsys)
-    assert not missing or not Path("pt").exists()

@@ -42,12 +42,10 @@ def predict(
     precision: str = "fp32",
     ranks: Ranks | None = None,
 ) -> Predictions:
-    """Run the model over a split in eval mode, in batches of the loader's size.
+    """Run the model over a split in eval mode.
 
     Parity: Loss is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
-    last, smaller batch weigh more. It does not depend on the loader's batches. With `valid_loss` sample_mean all
-    utterances weigh the same.
-
+    last, smaller batch weigh more, whatever the loader's batches; with `valid_loss` sample_mean all weigh the same.
     Raises NumericalError where a prediction is not finite.
     """
     model.eval()
@@ -83,12 +81,6 @@ def check_predictions(predicted: torch.Tensor, ids: Sequence[str], split: str) -
     if bad:
         raise NumericalError(
             f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "
-            f"{name_some([ids[i] for i in bad])}. The weights or the features of these are out of range: "
-            "where this is in training, lower the learning_rate."
+            f"{', '.join(ids[i] for i in bad[:3])}. The weights or the features of these are out of range: where this "
+            "is in training, lower the learning_rate."
         )
-
-
-def name_some(ids: Sequence[str], at_most: int = 3) -> str:
-    """The first ids of a list, and how many there are: 'a, b, c, … (16)'."""
-    named = ", ".join(ids[:at_most])
-    return named if len(ids) <= at_most else f"{named}, … ({len(ids)})"

@@ -14,12 +14,10 @@ from utils.errors import RunError
 from utils.reading import read_json
 
 LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have larger
-REPLACEMENTS = ("feature_T", "feature_A", "feature_V")
 # Settings that change no number of a run, `fast` but for rounding and random draws; the data's SHA-256 counts.
 CHANGE_NOTHING = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir")
-INCONSEQUENTIAL = (*CHANGE_NOTHING, *REPLACEMENTS, *IGNORED_KEYS)
+INCONSEQUENTIAL = (*CHANGE_NOTHING, "feature_T", "feature_A", "feature_V", *IGNORED_KEYS)
 DEFAULTS = {key: field.default for key, field in DMDConfig.model_fields.items() if not field.is_required()}
-SHORT = {"learning_rate": "lr"}  # in the name that is suggested for a run with other settings
 
 
 class RunFiles:
@@ -41,7 +39,6 @@ class RunFiles:
 
     @property
     def exists(self) -> bool:
-        """Whether an earlier run of this name has left anything."""
         return self.description is not None
 
     def epochs(self) -> dict[int, Path]:
@@ -71,61 +68,40 @@ def _read_description(folder: Path) -> dict | None:
 
 
 def earlier_runs(options: RunOptions, dataset: str) -> list[RunFiles]:
-    """What is there of the runs of a command."""
+    """What is there of the runs of a command. Raises RunError where --resume finds none of them; of several seeds,
+    those that have not begun will."""
     folders = (options.model_save_dir, options.res_save_dir)
-    return [RunFiles(options.name, dataset, seed, *folders) for seed in options.seeds]
+    runs = [RunFiles(options.name, dataset, seed, *folders) for seed in options.seeds]
+    if options.resume and not any(run.exists for run in runs):
+        raise RunError(f"--resume: there is no run {runs[0].name} in {folders[0]} or {folders[1]}. See analysis.runs.")
+    return runs
 
 
-def check_earlier_runs(runs: Iterable[RunFiles], resume: bool, overwrite: bool, now: dict | None = None) -> None:
-    """Raise RunError where files are in the way that no run has written, or a run is there already and the command
-    does not say what to do with it.
+def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict | None = None) -> None:
+    """Raise RunError where files are in the way that no run has written, or a run is there already and the options
+    do not say what to do with it.
 
     now: what the run's config.json would say, as far as it is known, to tell what is different
     """
     for run in runs:
         foreign = run.foreign()
         if foreign:
-            names = ", ".join(path.name for path in foreign[:5]) + (", …" if len(foreign) > 5 else "")
+            names = ", ".join(path.name for path in foreign[:5])
             raise RunError(
                 f"{foreign[0].parent}: holds what no run has written here ({names}), and a run might replace it. Move "
                 "it to another folder, or choose another --name."
             )
-        if run.exists and not (resume or overwrite):
-            raise RunError(f"{run.results}: {_what_to_do(run, now)}")
-
-
-def _what_to_do(run: RunFiles, now: dict | None) -> str:
-    # The widths are those of the data, which are not read yet.
-    different = list(different_settings(run.description, now, ("feature_dims",))) if now else []
-    if not different:
-        return (
-            "a run of this name is there. Continue it with --resume, replace it with --overwrite, or choose another "
-            "--name."
-        )
-    listed = "; ".join(f"{key}: {_shown(there)} -> {_shown(here)}" for key, there, here in different[:5])
-    listed += "; …" if len(different) > 5 else ""
-    words = [f"{SHORT.get(key, key)}{_shown(here)}" for key, _, here in different[:5]]
-    name = re.sub(r"[^\w.+-]+", "_", "-".join([run.prefix, *words]))[:80]
-    may_continue = all(key in (*LIMITS, *INCONSEQUENTIAL) for key, _, _ in different)
-    also = ", continue it with --resume," if may_continue else ""
-    return (
-        f"a run with other settings is there ({listed}). Keep both with --name {name}{also} or replace it with "
-        "--overwrite."
-    )
-
-
-def _shown(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def check_to_resume(runs: Sequence[RunFiles]) -> None:
-    """Raise RunError where none of the runs is there; of several seeds, those that have not begun will."""
-    if any(run.exists for run in runs):
-        return
-    folders = (runs[0].checkpoints.parent, runs[0].results.parent)
-    found = {f.parent.name for folder in folders for f in folder.glob(f"*-{runs[0].dataset}-[0-9]*/config.json")}
-    there = f"There are: {', '.join(sorted(found)[:20])}" if found else "There is none of this data set"
-    raise RunError(f"--resume: there is no run {runs[0].name} in {folders[0]} or {folders[1]}. {there}.")
+        if run.exists and not (options.resume or options.overwrite):
+            # The widths are those of the data, which are not read yet.
+            different = list(different_settings(run.description, now, ("feature_dims",)))[:5] if now else []
+            there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different)
+            words = [f"{key.replace('learning_rate', 'lr')}{new}" for key, _, new in different]
+            name = re.sub(r"[^\w.+-]+", "_", "-".join([run.prefix, *words]))[:80]
+            raise RunError(
+                f"{run.results}: a run {f'with other settings ({there})' if there else 'of this name'} is there. "
+                f"Replace it with --overwrite, continue it with --resume, or keep both with --name "
+                f"{name if words else '…'}."
+            )
 
 
 def check_same_run(name: str, started: dict, now: dict) -> None:
@@ -140,9 +116,7 @@ def check_same_run(name: str, started: dict, now: dict) -> None:
 
 def different_settings(one: dict, other: dict, but: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:
     """(key, value, other value) of each setting in which two runs' config.json differ, leaving out the keys in `but`.
-
-    A setting that one of them lacks has its default there. Precision, the files that replace features, and the data,
-    by their SHA-256, are settings too, where both tell them.
+    One that is lacking has its default; precision, feature files and the data's SHA-256 are settings, where both tell.
     """
     first, second = _all_settings(one), _all_settings(other)
     for key in sorted(first.keys() & second.keys()):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ __all__ = ["RunFolder", "check_earlier_runs", "write_csv"]
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
 FIGURES = ("training", "edges", "features", "predictions", "heads")  # what analysis.figures draws
+DRAWN = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
 
 
 def _writing(method: Callable) -> Callable:
@@ -42,12 +42,10 @@ def _writing(method: Callable) -> Callable:
 
 
 class RunFolder(RunFiles):
-    """Reads and writes the files of one seed.
+    """Reads and, but for `writes` False, writes the files of one seed.
 
     An epoch is complete once training-state.pt tells of it, which is written last: weights, best weights and
     history come before. A run that stops anywhere resumes from the epoch which that file names.
-
-    names: as for RunFiles; writes: False for a rank that only reads what the first one has written
     """
 
     def __init__(self, *names, writes: bool = True):
@@ -57,11 +55,8 @@ class RunFolder(RunFiles):
         self._writer = BackgroundWriter()
 
     def finished(self, description: dict) -> dict | None:
-        """The content of metrics.json, which is the last file of a run; None where the run is not at its end, or may
-        train longer by the limits described.
-
-        Raises RunError where it is the result of other settings or data.
-        """
+        """The content of metrics.json; None where the run is not at its end, or may train longer by the limits
+        described. Raises RunError where it is the result of other settings or data."""
         if not (self.exists and self.metrics_file.exists()):
             return None
         check_same_run(self.name, self.description, description)
@@ -72,10 +67,7 @@ class RunFolder(RunFiles):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Make the folders and keep other processes out of them; on leaving, wait for the write under way.
-
-        Raises RunError if another process has them, or they cannot be written to.
-        """
+        """Make the folders and keep other processes out of them; on leaving, wait for the write under way."""
         with contextlib.ExitStack() as locks:
             self._lock(locks)
             try:
@@ -104,45 +96,30 @@ class RunFolder(RunFiles):
         """Make an earlier run of this name one that is neither finished nor can be continued."""
         if self.exists:
             with self.open(), interrupts_held():
-                self._remove_weights()
+                self._remove(self.state_file, self.best, *self.epochs().values())
 
     @_writing
     def start(self, description: dict) -> None:
         """Remove what an earlier run of this name left, and write config.json to both folders."""
         with interrupts_held():
-            self._remove_weights()
-            self._remove_result()
-            self.history_file.unlink(missing_ok=True)
+            # An earlier, longer run would leave later epochs among those of this one.
+            self._remove(self.state_file, self.best, *self.epochs().values(), self.history_file)
             remove_events(self.results / TENSORBOARD)
             self._write_description(description)
 
-    def _remove_weights(self) -> None:
-        # An earlier, longer run would leave later epochs among those of this one. metrics.json goes first: what is
-        # half removed must not look finished.
-        for old in (self.metrics_file, self.state_file, self.best, *self.epochs().values()):
+    def _remove(self, *files: Path) -> None:
+        # metrics.json goes first: what is half removed must not look finished.
+        names = ("metrics.json", "predictions.csv", "report.html", *DRAWN)
+        for old in (*(self.results / name for name in names), *files):
             old.unlink(missing_ok=True)
-
-    def _remove_result(self) -> None:
-        drawn = [self.results / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-        for old in (self.metrics_file, self.results / "predictions.csv", self.results / "report.html", *drawn):
-            if old.exists():
-                old.unlink()
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
         """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None
-        where no epoch is complete
-
-        Raises RunError where the run was started with other settings or data, or lacks files; CheckpointError for
-        damaged ones.
-        """
-        if not (self.exists and self.state_file.exists()):
-            # A run that was stopped in its first epoch has 1.pth at most, and a row of history.
-            elsewhere = self.history_file.exists() and not (self.checkpoints / "config.json").exists()
-            if elsewhere or self.metrics_file.exists() or self.epochs().keys() - {1}:
-                raise RunError(
-                    f"{self.state_file}: no such file, and the run cannot be continued without it. Name the folder "
-                    "of its checkpoints with --model-save-dir, or start over with --overwrite."
-                )
+        where no epoch is complete. Raises RunError for other settings or data, CheckpointError for damaged files."""
+        # A run that was stopped in its first epoch has 1.pth at most, and a row of history.
+        elsewhere = self.history_file.exists() and not (self.checkpoints / "config.json").exists()
+        later = elsewhere or self.metrics_file.exists() or self.epochs().keys() - {1}
+        if not self.exists or not (self.state_file.exists() or later):
             self.start(description)
             return None
         check_same_run(self.name, self.description, description)
@@ -162,8 +139,8 @@ class RunFolder(RunFiles):
             yield
         except (CheckpointError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.name} cannot be continued from {file} ({type(error).__name__}: {error}). Start over with "
-                "--overwrite, or restore the file."
+                f"{self.name} cannot be continued from {file} ({type(error).__name__}: {error}). Restore the file, "
+                "name another folder with --model-save-dir, or start over with --overwrite."
             ) from error
 
     @_writing
@@ -171,7 +148,7 @@ class RunFolder(RunFiles):
         # A finished run that is continued is not finished until its new end; one that stopped within the writing of
         # an epoch may have left its best.pth and its row of history.csv.
         with interrupts_held():
-            self._remove_result()
+            self._remove()
             link_atomically(best, self.best)
             write_csv(self.history_file, pd.DataFrame(self.history))
             self._write_description(description)
@@ -183,8 +160,7 @@ class RunFolder(RunFiles):
 
     @_writing
     def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
-        """Start to write what an epoch leaves, and return at once: `<epoch>.pth`, `best.pth` if it is the best so
-        far, history.csv with one more row, training-state.pt. Raises what the last write met."""
+        """Start to write what an epoch leaves, and return at once. Raises what the last write met."""
         self.history.append(row)
         weights, state = snapshot(model.state_dict()), snapshot(state | {"history": list(self.history)})
         self._writer.submit(lambda: self._write_epoch(weights, state, best_epoch, keep))
@@ -201,13 +177,8 @@ class RunFolder(RunFiles):
                 old.unlink()
 
     @_writing
-    def check_writing(self) -> None:
-        """Raise RunError if writing an epoch's files has failed; never waits."""
-        self._writer.check()
-
-    @_writing
     def finish_writing(self) -> None:
-        """Wait until the last epoch's files are written. Raises RunError if that fails."""
+        """Wait until the last epoch's files are written."""
         self._writer.finish()
 
     @_writing
@@ -219,12 +190,9 @@ class RunFolder(RunFiles):
 
 
 def remove_events(folder: Path) -> None:
-    """Remove the event files of TensorBoard below a folder, and the folders that are empty then."""
+    """Remove the event files of TensorBoard below a folder."""
     for file in (file for pattern in EVENT_FILES for file in folder.rglob(pattern)):
         file.unlink()
-    for parent, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):  # not empty: a file of somebody else
-            os.rmdir(parent)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

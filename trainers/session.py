@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from dataset.features import FeatureSet
 from dataset.loaders import make_loaders
@@ -12,10 +11,10 @@ from trainers.losses import Objective
 from trainers.options import RunOptions
 from trainers.run_settings import check_earlier_runs
 from trainers.runs import RunFolder
-from trainers.setup import build_model, data_sha256, prepare_features, warm_start, with_sizes
-from trainers.tracking import check_installed, tracked
+from trainers.setup import build_model, data_sha256, prepare_features, warm_start
+from trainers.tracking import tracked
 from trainers.trainer import Trainer
-from utils.device import choose_device, describe_device, use_deterministic_algorithms, versions
+from utils.device import choose_device, describe_device, keep_freed_memory, use_deterministic_algorithms, versions
 from utils.errors import ConfigError
 from utils.log import logger, start_log
 from utils.seed import set_seed
@@ -30,20 +29,18 @@ def run_folders(options: RunOptions, dataset: str, writes: bool = True) -> dict[
 def train(options: RunOptions) -> dict[int, dict[str, float]]:
     """Train and score once for each seed.  -> {seed: TEST metrics of its best epoch, with seed and epoch}
 
-    Nothing is written before settings, data and model are known to fit. Raises a DMDError for what the caller can fix.
+    Nothing is written before settings, data and model are known to fit.
     """
     args = options.settings()
-    check_installed(options.track)
+    keep_freed_memory()
     ranks = find_ranks(options.device)
     device = choose_device(options.device) if ranks.size == 1 else ranks.device
     if options.compile:
         torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
     runs = run_folders(options, args.dataset_name, writes=ranks.rank == 0)
-    check_earlier_runs(runs.values(), options.resume, options.overwrite, options.describe(args))
-    ranks.wait()  # from here on the first rank writes
     use_deterministic_algorithms(options.deterministic)
     features = prepare_features(args, **options.replaced)
-    args = with_sizes(args, features.feature_dims, features.seq_lens)
+    args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
     if ranks.size > min(args.batch_size, len(features.splits["train"])):
         raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
 
@@ -90,13 +87,12 @@ def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: Run
     seed = description["seed"]
     with run.open():
         if run.writes:  # another process may have finished it since the command began
-            check_earlier_runs([run], options.resume, options.overwrite, description)
+            check_earlier_runs([run], options, description)
         state = run.resume(trainer.model, description) if options.resume else run.start(description)
-        trained = nn.ModuleList([trainer.model, trainer.objective]).parameters()
-        logger.info(f"Seed {seed}: {sum(p.numel() for p in trained)} parameters, checkpoints in {run.checkpoints}.")
-        size = sum(t.numel() * t.element_size() for t in trainer.model.state_dict().values())
+        weights = trainer.model.state_dict().values()
         logger.info(
-            f"Each epoch's checkpoint takes {size / 2**20:.0f} MiB there, and keep_checkpoints is "
+            f"Seed {seed}: {sum(p.numel() for p in trainer.parameters)} parameters, checkpoints in {run.checkpoints}; "
+            f"an epoch's checkpoint takes {sum(t.nbytes for t in weights) / 2**20:.0f} MiB, and keep_checkpoints is "
             f"{trainer.args.keep_checkpoints}; --set keep_checkpoints=1 keeps the last and the best alone."
         )
         if state:

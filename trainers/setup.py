@@ -1,6 +1,5 @@
 """From checked settings to features and a model that fits them."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,30 +15,18 @@ from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import DMD
 from models.text_encoder import most_tokens
 from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
+from trainers.run_settings import different_settings
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import sha256_of
 from utils.log import logger
 from utils.seed import set_seed
 
 
-def prepare_features(
-    args,
-    feature_T: str = "",  # noqa: N803
-    feature_A: str = "",  # noqa: N803
-    feature_V: str = "",  # noqa: N803
-    splits: Sequence[str] = SPLITS,
-    to_predict: bool = False,
-) -> FeatureSet:
-    """Read the features that `args` names, making the built-in synthetic data where they are asked for and not there
-    yet. `to_predict` is as in load_features."""
+def prepare_features(args, splits: Sequence[str] = SPLITS, to_predict: bool = False, **replaced: str) -> FeatureSet:
+    """load_features, which makes the built-in synthetic data first where they are asked for and not there yet."""
     if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
         ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
-    return load_features(args, feature_T, feature_A, feature_V, splits, to_predict)
-
-
-def with_sizes(args, feature_dims: list[int], seq_lens: list[int]) -> EasyDict:
-    """The settings with the widths and steps of text, audio and vision that the data have: what a DMD is made of."""
-    return EasyDict(args, feature_dims=feature_dims, seq_lens=seq_lens)
+    return load_features(args, **replaced, splits=splits, to_predict=to_predict)
 
 
 def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
@@ -48,29 +35,23 @@ def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
 
 
 def build_model(args, features: FeatureSet) -> DMD:
-    """A DMD that fits the features.
-
-    Raises ConfigError or DataError where config and features do not fit each other.
-    """
-    model = _make_model(with_sizes(args, features.feature_dims, features.seq_lens), features.path)
+    """A DMD that fits the features. Raises ConfigError or DataError where config and features do not fit."""
+    model = _make_model(args, features.feature_dims, features.seq_lens, features.path)
     if args.use_bert:
         bert = model.text_model.model.config
         highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
-        for what, value, limit in (
-            ("a token id", highest, bert.vocab_size - 1),
-            ("a number of steps", features.seq_lens[0], most_tokens(bert)),
-        ):
-            if value > limit:
-                raise DataError(
-                    f"{features.path}: 'text_bert' has {what} of {value}, but pretrained '{args.pretrained}' takes at "
-                    f"most {limit}. Use the BERT that the text was tokenised for, or truncate the text."
-                )
+        if highest >= bert.vocab_size or features.seq_lens[0] > most_tokens(bert):
+            raise DataError(
+                f"{features.path}: 'text_bert' has the token id {highest} and {features.seq_lens[0]} steps, but "
+                f"'{args.pretrained}' takes less than {bert.vocab_size} and at most {most_tokens(bert)}. "
+                "Use the BERT that the text was tokenised for, or truncate the text."
+            )
     return model
 
 
-def _make_model(args: EasyDict, source: str | Path) -> DMD:
+def _make_model(args: EasyDict, feature_dims: list[int], seq_lens: list[int], source: str | Path) -> DMD:
     try:
-        return DMD(args)
+        return DMD(EasyDict(args, feature_dims=feature_dims, seq_lens=seq_lens))
     except ValueError as error:
         raise ConfigError(f"{source}: {error}.") from error
 
@@ -78,26 +59,20 @@ def _make_model(args: EasyDict, source: str | Path) -> DMD:
 def load_model(
     checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
 ) -> tuple[DMD, EasyDict]:
-    """A trained model in eval mode on the CPU, and the settings that it is made of.
-
-    dataset, config_file, config: as for settings_of
-    Raises CheckpointError or ConfigError where file, settings and data set do not fit together.
-    """
+    """A trained model in eval mode on the CPU, and the settings that it is made of; the arguments are DMD_test's."""
     state, (settings, _) = read_checkpoint(checkpoint), settings_of(checkpoint, dataset, config_file, config)
     sizes = sizes_of(state)
     if sizes is None:
         raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
-    settings = with_sizes(settings, *sizes)
-    model = _make_model(settings, checkpoint)
+    model = _make_model(settings, *sizes, checkpoint)
     load_state(model, state, checkpoint)
-    return model.eval(), settings
+    return model.eval(), model.args
 
 
 def settings_of(
     checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
 ) -> tuple[EasyDict, dict[str, str]]:
-    """The settings of a checkpoint, from config.json beside it unless `dataset` or `config_file` says otherwise, with
-    the overrides `config`; and the feature files that replaced a modality's, by feature_T, feature_A, feature_V."""
+    """The settings of a checkpoint, as DMD_test takes them; and the feature files that replaced a modality's."""
     beside = settings_beside(checkpoint)
     if beside and not dataset and not config_file:
         return config_from_resolved(beside["settings"], config), beside["features"]
@@ -128,10 +103,7 @@ def restore(
 ) -> tuple[DMD, FeatureSet, DataLoader]:
     """A trained model on the device, from the weights `state` of a checkpoint, and one split in file order.
 
-    replaced    the feature files that stand for a modality's, by feature_T, feature_A, feature_V
-    to_predict  the features are other than in training, and may lack labels
-
-    Raises as prepare_features, build_model and load_state do, and DataError where a file to predict on does not fit.
+    to_predict: the features are other than in training, and may lack labels
     """
     set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
     features = prepare_features(args, **replaced, splits=(split,), to_predict=to_predict)
@@ -145,8 +117,7 @@ def restore(
 
 def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str | Path, use_bert: bool) -> None:
     """Raise DataError where the features are not of the widths and steps that the weights are for."""
-    sizes = sizes_of(state)
-    if sizes is None:
+    if (sizes := sizes_of(state)) is None:
         return  # load_state says so
     widths, steps = sizes
     inputs = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
@@ -154,20 +125,14 @@ def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str |
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
         raise DataError(
             f"{features.path}: {', '.join(FIELDS[inputs])} are {features.feature_dims[inputs]} wide and have "
-            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}. Extract the features as "
-            f"for its training: python -m dataset.build … {flags} (or --average, if training had it)."
+            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}. Extract them as for its "
+            f"training: python -m dataset.build … {flags} (or --average, if training had it)."
         )
 
 
 def differences(trained: dict, args, replaced: dict[str, str], to_predict: bool = False) -> Iterator[str]:
     """A line for each way in which settings and data are not those of the training that config.json describes; of the
     data nothing where they are other ones, `to_predict` on."""
-    for key, value in trained.get("settings", {}).items():
-        if key in args and json.loads(json.dumps(args[key])) != value and not (to_predict and key == "featurePath"):
-            yield f"{key} is {args[key]!r} here, but was {value!r} in training."
-    if to_predict:
-        return
-    data = data_sha256(args, replaced) if "data" in trained else {}
-    for role in sorted(data.keys() | trained.get("data", {}).keys()):
-        if data.get(role) != trained["data"].get(role):
-            yield f"{role} is another file than in training: its SHA-256 is {data.get(role)}."
+    now = {"settings": dict(args)} | ({} if to_predict else {"data": data_sha256(args, replaced)})
+    for key, was, here in different_settings(trained, now, ("featurePath",)) if trained else ():
+        yield f"{key} is {here!r} here, but was {was!r} in training."

@@ -23,11 +23,9 @@ from utils.metrics import CORE_METRICS, METRICS
 
 
 def run_suite(options: RunOptions, suite_name: str) -> Path:
-    """Train every row over the seeds, and write the table anew after each.
+    """Train every row over the seeds, under the name `<name>-<suite>-<row>`, and write the table anew after each.
 
-    suite_name: in config/suites, or a JSON file; a row's runs have the name `<name>-<suite>-<row>`
     -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the same as CSV
-    Raises a DMDError for what the caller can fix; of the suite itself, before anything is trained.
     """
     suite, dataset = load_suite(suite_name), options.settings().dataset_name
     if not set(suite.heads) <= set(HEADS):
@@ -37,7 +35,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     rows = {row: replace(options, config=options.config | own, name=f"{name}-{row}") for row, own in suite.rows.items()}
     runs = {row: run_folders(of_row, dataset) for row, of_row in rows.items()}
     every_run = [run for of_row in runs.values() for run in of_row.values()]
-    check_earlier_runs(every_run, options.resume, options.overwrite)
+    check_earlier_runs(every_run, options)
     table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset}.md"
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")
@@ -72,10 +70,7 @@ def _score_heads(suite: Suite, row: str, args, runs: dict[int, RunFolder], optio
 
 
 def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Write what is known so far to the Markdown file, and beside it to `.csv` and `-heads.csv`.
-
-    results: TEST metrics of the best epoch, by row and seed; scores: those of the heads, by row, kept, head and seed
-    """
+    """Write what is known so far to the Markdown file, and beside it to `.csv` and `-heads.csv`."""
     published = [
         {"row": row, "of": published.source} | numbers
         for published in suite.published
@@ -91,20 +86,17 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
     if not scores.empty:
         write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
     seeds, done = results["seed"].unique(), results["row"].nunique()
-    over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
-    if len(seeds) == 1:
-        over = f"seed {seeds[0]} alone, which ranks nothing: another seed may turn the order round"
     overrides = [(row, ", ".join(f"`{key}={value}`" for key, value in own.items())) for row, own in suite.rows.items()]
     parts = [
         f"# {file.stem}",
         suite.description,
-        f"TEST metrics of the epoch that is best on *valid*: {over}.",
+        "TEST metrics of the epoch that is best on *valid*: mean ± standard deviation over the seeds "
+        f"{', '.join(map(str, seeds))}.",
+        "One seed alone ranks nothing: another may turn the order round." * (len(seeds) == 1),
         f"**{done} of {len(suite.rows)} rows so far.**" * (done < len(suite.rows)),
         _markdown(_grouped([_mean_and_std(results, "row").assign(of="ours"), published], "row"), "row", "of"),
         "## Settings of the rows",
         pd.DataFrame(overrides, columns=["row", "overrides"]).to_markdown(index=False),
-        "## Every seed",
-        _markdown(results, "row", "seed", "epoch"),
         *(_heads(scores) if not scores.empty else ()),
     ]
     write_atomically(file, lambda binary: binary.write(("\n\n".join(filter(None, parts)) + "\n").encode()))
@@ -118,8 +110,7 @@ def _heads(scores: pd.DataFrame) -> Iterator[str]:
         ("The prediction with some modalities only", "kept", shown[scores["head"] == HEADS[0]]),
     ):
         if not part.empty:
-            yield f"## {title}"
-            yield _markdown(_grouped([_mean_and_std(part, column, "row")], column), column, "row")
+            yield f"## {title}\n\n{_markdown(_grouped([_mean_and_std(part, column, 'row')], column), column, 'row')}"
 
 
 def _grouped(tables: list[pd.DataFrame], column: str) -> pd.DataFrame:

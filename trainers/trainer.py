@@ -3,30 +3,53 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from models.distillation import EDGE_NAMES
 from models.dmd import DMD
 from trainers.checkpoint import load_weights
 from trainers.distributed import Ranks
-from trainers.evaluate import Predictions, predict, to_device
+from trainers.evaluate import Predictions, joined, predict, to_device
 from trainers.losses import LossTerms, Objective
 from trainers.runs import RunFolder
-from trainers.steps import Step, TrainedEpoch, check_finite, prefixed
 from utils.device import autocast
+from utils.errors import NumericalError
 from utils.log import logger, progress
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
 from utils.seed import random_state, set_random_state
 
 
+class Step(NamedTuple):
+    """Tensors on the device, without gradients. Reading a value makes the host wait for the device, so that this is
+    done for many steps at once. With several ranks everything but the gradient is of this rank's share of the batch,
+    and losses and edges are weighted with it."""
+
+    predicted: torch.Tensor  # (B, 1)
+    labels: torch.Tensor  # (B, 1)
+    rows: torch.Tensor  # (B) of the train split
+    names: list[str]  # of the loss terms
+    losses: torch.Tensor  # (number of names)
+    edges: torch.Tensor  # (12) batch means
+    largest_gradient: torch.Tensor  # () of all parameters' accumulated gradients; finite if they are
+
+
+class TrainedEpoch(NamedTuple):
+    """Means over the batches of an epoch, and the predictions made while training."""
+
+    losses: dict[str, float]
+    edges: dict[str, float]
+    predictions: Predictions
+
+
 class Trainer:
     """Trains one model with one seed.
 
-    `seed_number` counts the seeds of a command from 1; it only appears in the log. `precision` is fp32, tf32 (of
-    products and convolutions on CUDA) or bf16 (autocast of the model; losses and metrics stay in fp32); `compiled` runs
-    forward and losses through torch.compile. `ranks` are the processes that train together.
+    `seed_number` counts the seeds of a command, for the log. `precision` is fp32, tf32 (on CUDA) or bf16 (autocast of
+    the model; losses and metrics stay in fp32); `compiled` runs forward and losses through torch.compile.
     """
 
     def __init__(
@@ -65,10 +88,7 @@ class Trainer:
         steps_leftover = args.leftover_batches == "step" and batches % args.update_epochs > 0
         self.steps_at_epoch_end = steps_leftover or batches < args.update_epochs
         if self.steps_at_epoch_end and not steps_leftover:
-            logger.warning(
-                f"The train split has {batches} batches, fewer than update_epochs {args.update_epochs}: stepping once "
-                "at the end of each epoch (the released code would never step)."
-            )
+            logger.warning(f"{batches} batches are fewer than update_epochs {args.update_epochs}: one step an epoch.")
 
     def _parameter_groups(self) -> list[dict]:
         """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is one of its own."""
@@ -84,8 +104,7 @@ class Trainer:
         """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
 
         resumed: the training state of the last complete epoch, which model and trainer have loaded
-        after_epoch: each is called with the epoch's row of history.csv, whose writing has begun; what one raises ends
-        the training
+        after_epoch: each is called with the epoch's row of history.csv; what one raises ends the training
         -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`; its TEST predictions
         """
         args = self.args
@@ -95,7 +114,7 @@ class Trainer:
         while epoch - best_epoch < args.early_stop and (args.max_epochs is None or epoch < args.max_epochs):
             epoch += 1
             started = time.perf_counter()
-            trained = self.train_epoch(run.check_writing, epoch)
+            trained = self.train_epoch(epoch)
             train_seconds = time.perf_counter() - started
             train = trained.predictions.metrics()
             logger.info(
@@ -108,26 +127,21 @@ class Trainer:
             self.scheduler.step(metrics["valid"]["Loss"])
 
             value = metrics["valid"][args.KeyEval]
-            if math.isnan(value) and epoch == 1:
-                logger.warning(f"{args.KeyEval} is not a number on valid: no epoch can be the best. Set KeyEval.")
             improvement = best_value - value if args.KeyEval in LOWER_IS_BETTER else value - best_value
             # The first epoch is the best so far, whatever it is.
             if best_epoch == 0 or improvement >= args.min_improvement:
                 best_epoch, best_value = epoch, value
             seconds = {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
             row = {"epoch": epoch, "best_epoch": best_epoch, "learning_rate": learning_rate} | seconds
-            row |= prefixed({"loss": trained.losses, "edge": trained.edges} | metrics)
+            groups = {"loss": trained.losses, "edge": trained.edges} | metrics
+            row |= {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
             state = {"epoch": epoch, "best_epoch": best_epoch, "best_value": best_value} | self.state()
             run.save_epoch(self.model, state, row, best_epoch, keep)  # returns at once; the next epoch trains meanwhile
             for call in after_epoch:
                 call(row)
         run.finish_writing()
         self.ranks.wait()
-        stale = epoch - best_epoch >= args.early_stop
-        reason = f"the last {args.early_stop} brought nothing better" if stale else f"max_epochs is {args.max_epochs}"
-        logger.info(
-            f"Stopped after epoch {epoch}: {reason}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:"
-        )
+        logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
         load_weights(self.model, run.best)
         predictions = self.evaluate("test")
         return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | predictions.metrics(), predictions
@@ -151,10 +165,8 @@ class Trainer:
         if self.ranks.rank < len(state["random"]):  # else there were fewer ranks: this one draws from its seed
             set_random_state(state["random"][self.ranks.rank])
 
-    def train_epoch(self, between_batches: Callable[[], None] = lambda: None, epoch: int = 1) -> TrainedEpoch:
-        """One pass over the train split; `between_batches` is called before each batch.
-
-        Raises NumericalError, before any step is taken, where a loss or a gradient is not finite.
+    def train_epoch(self, epoch: int = 1) -> TrainedEpoch:
+        """One pass over the train split. Raises NumericalError before a step with a loss or gradient that is infinite.
 
         Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward; the
         batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained
@@ -163,23 +175,51 @@ class Trainer:
         self.model.train()
         self.objective.train()
         loader = self.loaders["train"]
-        ids = loader.dataset.ids
         steps: list[Step] = []
         checked = 0
         for index, batch in enumerate(progress(loader, "train")):
-            between_batches()
             if index % self.args.update_epochs == 0:
                 self.optimizer.zero_grad()
-            size = min(self.args.batch_size, len(ids) - index * self.args.batch_size)
+            size = min(self.args.batch_size, len(loader.dataset) - index * self.args.batch_size)
             steps.append(self.training_step(batch, size, steps[-1] if steps else None))
             if (index + 1) % self.args.update_epochs == 0:
-                check_finite(steps[checked:], ids, epoch, self.ranks)
+                self._check_finite(steps[checked:], epoch)
                 checked = len(steps)
                 self.optimizer.step()
-        check_finite(steps[checked:], ids, epoch, self.ranks)
+        self._check_finite(steps[checked:], epoch)
         if self.steps_at_epoch_end:
             self.optimizer.step()
-        return TrainedEpoch.collect(steps, self.ranks)
+        losses, edges = (
+            self.ranks.sum(torch.stack([getattr(step, what) for step in steps])).double().mean(dim=0).tolist()
+            for what in ("losses", "edges")
+        )
+        by_name = dict(zip(steps[0].names, losses, strict=True))
+        edge_names = [f"{graph}_{name}" for graph in ("homo", "hetero") for name in EDGE_NAMES]
+        predicted, labels = joined(*zip(*(step[:3] for step in steps), strict=True), self.ranks)
+        predictions = Predictions(predicted.numpy(), labels.numpy(), by_name["task/all"])
+        return TrainedEpoch(by_name, dict(zip(edge_names, edges, strict=True)), predictions)
+
+    def _check_finite(self, steps: Sequence[Step], epoch: int) -> None:
+        """Raise NumericalError where losses or gradients of these batches are not finite; of several ranks all raise
+        it for the one that has found most."""
+        totals = [torch.stack([step.losses[step.names.index("total")], step.largest_gradient]) for step in steps]
+        finite = torch.stack(totals).isfinite().all(dim=1).tolist() if steps else []  # the host waits for the device
+        if all(finite):
+            return
+        step = steps[finite.index(False)]
+        terms = [name for name, value in zip(step.names, step.losses.tolist(), strict=True) if not math.isfinite(value)]
+        what = f"the loss term {terms[0]} is" if terms else "all losses are finite, but a gradient is"
+        bad = ~step.predicted.flatten().isfinite().cpu()
+        rows = step.rows.cpu()[bad if bad.any() else slice(None)].tolist()
+        ids = self.loaders["train"].dataset.ids
+        message = (
+            f"epoch {epoch}: {what} not finite, in the batch with the utterances {', '.join(ids[i] for i in rows)}. "
+            "No step was taken with it; the checkpoints of the epochs before are good. Lower the learning_rate, or "
+            "look for extreme features in these utterances."
+        )
+        finding = (bool(terms), bool(bad.any()), message)
+        gradient_is_not = not step.largest_gradient.isfinite()  # then on every rank: gradients are summed over them
+        raise NumericalError(max(self.ranks.join(finding))[2] if gradient_is_not else message)
 
     def training_step(self, batch: dict, size: int | None = None, before: Step | None = None) -> Step:
         """Forward, losses, backward, clipping for one batch, or for this rank's share of a batch of `size`.

@@ -19,7 +19,7 @@ from trainers.options import RunOptions
 from trainers.run_settings import INCONSEQUENTIAL
 from trainers.runs import write_csv
 from trainers.session import train
-from trainers.setup import data_sha256, prepare_features, with_sizes
+from trainers.setup import data_sha256, prepare_features
 from utils.errors import ConfigError, NumericalError, RunError
 from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
@@ -32,21 +32,21 @@ HEARTBEAT_SECONDS = 60  # a trial that gives no sign for twice as long counts as
 def tune(options: RunOptions, trials: int | None, search_file: str = "", storage: str = "") -> dict | None:
     """Bring the study `<name>-<dataset>` to so many trials that are complete or pruned, over all its processes.
 
-    search_file  which settings to vary (default: config/search/default.json)
-    storage      URL of the study's database (default: the SQLite file `<res_save_dir>/tune/<name>-<dataset>.db`)
-
+    search_file says which settings to vary, storage is the URL of the study's database; both have defaults.
     -> the searched settings of the best trial by KeyEval on valid, None where no trial is complete
-    Raises a DMDError for what the caller can fix.
     """
-    _check_flags(options, trials)
+    if trials is None or number_of_processes() > 1 or len(options.seeds) != 1 or options.overwrite or options.track:
+        raise ConfigError(
+            "--tune: a sweep needs the number of its trials and one seed (--seeds), has its own processes instead of "
+            "a launcher's, and a table of its own (no --track); it continues its study, and has no --overwrite."
+        )
     [seed], args = options.seeds, options.settings()
     space = load_search_space(search_file or DEFAULT_SPACE, options)
     features = prepare_features(args, **options.replaced)
-    args = with_sizes(args, features.feature_dims, features.seq_lens)
+    args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
     comparable = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
     comparable |= {"data": data_sha256(args, options.replaced), "precision": options.precision, "seed": seed}
-    comparable |= {"init": str(options.init)}
-    comparable |= {"search": {key: dimension.model_dump() for key, dimension in space.items()}}
+    comparable |= {"init": str(options.init), "search": {key: choice.model_dump() for key, choice in space.items()}}
     name, folder = f"{options.name}-{args.dataset_name}", Path(options.res_save_dir) / "tune"
     table, lock = folder / f"{name}.csv", FileLock(folder / ".lock")
     start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
@@ -109,18 +109,6 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
         ) from error
 
 
-def _check_flags(options: RunOptions, trials: int | None) -> None:
-    for wrong, message in (
-        (trials is None, "--search and --storage belong to a sweep: give the number of its trials with --tune."),
-        (number_of_processes() > 1, "--tune: ranks cannot share a trial. Start plain processes on one --storage."),
-        (len(options.seeds) != 1, "--seeds: a sweep has one seed. Train the best trial with several."),
-        (options.overwrite, "--overwrite: a study is continued, not replaced. Choose another --name."),
-        (options.track, "--track: a sweep has its own table. Track the best run, by the command that ends the sweep."),
-    ):
-        if wrong:
-            raise ConfigError(message)
-
-
 def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> optuna.Study:
     """comparable: what must be the same for the trials of a study to be compared."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -136,8 +124,7 @@ def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> opt
     if not study.trials:
         study.set_user_attr("comparable", comparable)
     started = study.user_attrs.get("comparable", {})
-    different = [key for key in comparable | started if comparable.get(key) != started.get(key)]
-    if different:
+    if different := [key for key in comparable | started if comparable.get(key) != started.get(key)]:
         raise RunError(f"The study {name} was started with other {', '.join(different)}. Choose another --name.")
     return study
 
@@ -150,10 +137,8 @@ def _count(study: optuna.Study) -> int:
 def _report(study: optuna.Study, table: Path) -> dict | None:
     """Log how the study stands.  -> the settings of the best trial, if any is complete"""
     states = Counter(trial.state.name.lower() for trial in study.trials)
-    counts = ", ".join(f"{number} {state}" for state, number in states.items())
-    logger.info(f"{states.total()} trials: {counts}. All of them are in {table}.")
+    logger.info(f"{states.total()} trials: {dict(states)}. All of them are in {table}.")
     if not states["complete"]:
-        logger.warning("No trial is complete, so that there is no best one. Narrow the search space, or add trials.")
         return None
     best = study.best_trial
     logger.info(f"The best is number {best.number}: {best.value} on valid in epoch {best.user_attrs['best_epoch']}.")

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import re
 
 import numpy as np
 import torch
@@ -16,34 +15,24 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:
-    """Let PyTorch choose algorithms that give the same bits every time, or whichever is fastest. On the CPU those of
-    this program always do; on CUDA this costs time."""
+    """Let PyTorch choose algorithms that give the same bits on CUDA too, or whichever is fastest."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
     torch.use_deterministic_algorithms(wanted)
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there.
-
-    Raises ConfigError for another name, or where CUDA or that GPU is absent.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"--device: '{name}' is not one of auto, cpu, cuda, cuda:N.")
-    device, gpus = torch.device(name), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise ConfigError(f"--device: '{name}' was asked for, but PyTorch sees {gpus} CUDA devices. Use --device cpu.")
-    return device
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there. Raises ConfigError for another one."""
+    gpus = torch.cuda.device_count()
+    devices = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
+    if name not in ("auto", *devices):
+        raise ConfigError(f"--device: '{name}' is none that PyTorch sees here: {', '.join(devices)}.")
+    return torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context in which the model runs: for bf16 with matrix products in bfloat16.
-
-    tf32 lets CUDA round the factors of products and convolutions, from here on. fp32 and bf16 forbid it, where PyTorch
-    itself allows it in convolutions.
-    """
+    """The context in which the model runs: for bf16 with matrix products in bfloat16; tf32 lets CUDA round the factors
+    of products and convolutions, from here on, which PyTorch would do in convolutions anyway."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 

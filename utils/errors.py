@@ -1,8 +1,6 @@
 """The mistakes a user can make, as exceptions with one-line messages.
 
-Every message says what is wrong, where, what was expected and what to do next. The command line
-prints it and exits with status 2; any other exception is an internal error and keeps its
-traceback.
+Every message says what is wrong, where, what was expected and what to do next.
 """
 
 

@@ -11,10 +11,8 @@ TEMPORARY = ".{}.{}.tmp"  # name of a file while the process of that number writ
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it.
-
-    No reader ever sees half a file, whenever the process or the machine stops.
-    """
+    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it: no reader ever sees half
+    a file, whenever the process or the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     try:
@@ -35,9 +33,7 @@ def link_atomically(source: Path, path: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        with open(source, "rb") as original:
-            write_atomically(path, lambda file: file.write(original.read()))
-        return
+        return write_atomically(path, lambda file: file.write(source.read_bytes()))
     os.replace(temporary, path)
     temporary.unlink(missing_ok=True)  # still there where both were names of one file already
     _sync_folder(path.parent)
@@ -54,9 +50,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a renaming to the disk, where the system can do that with a folder."""
-    if os.name == "nt":
-        return
+    """Bring a renaming to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,8 +5,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 _held = False
 _waiting: int | None = None  # the signal that came while signals were held
 
@@ -21,20 +19,18 @@ class Interrupted(BaseException):
 
 @contextmanager
 def orderly_interrupts() -> Iterator[None]:
-    """Inside, the first signal raises Interrupted wherever the program is, or where it next lets signals in; the
-    second has its usual, deadly effect."""
+    """Inside, the first signal raises Interrupted, and the second has its usual, deadly effect."""
     main = os.getpid()
 
     def interrupt(number, frame):
         global _waiting
-        if os.getpid() != main:  # a loader process: the main process ends it
-            return
-        for s in SIGNALS:
-            signal.signal(s, signal.SIG_DFL)
-        _waiting = number
-        _raise_waiting()
+        if os.getpid() == main:  # else a loader process, which the main process ends
+            for s in before:
+                signal.signal(s, signal.SIG_DFL)
+            _waiting = number
+            _raise_waiting()
 
-    before = {s: signal.signal(s, interrupt) for s in SIGNALS}
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -44,10 +40,7 @@ def orderly_interrupts() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held(held: bool = True) -> Iterator[None]:
-    """Inside, a signal waits until the end: for what must not be left half-done, like the transaction of a database.
-
-    held=False lets signals in again, for a long part of it.
-    """
+    """Inside, a signal waits until the end, for what must not be left half-done; held=False lets signals in again."""
     global _held
     before, _held = _held, held
     try:

@@ -18,17 +18,6 @@ logger = logging.getLogger(LOGGER_NAME)
 logging.raiseExceptions = False  # a full disk, or a reader of a pipe that has gone, ends the log but not the run
 
 
-class _TerminalHandler(logging.Handler):
-    """Writes log lines above a progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        encoding = sys.stdout.encoding or "utf-8"
-        text = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
-        with contextlib.suppress(OSError):
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
-
-
 def start_log(log_file: Path, verbose_level: int) -> None:
     """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`.
 
@@ -41,7 +30,7 @@ def start_log(log_file: Path, verbose_level: int) -> None:
         return
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        terminal, file = _TerminalHandler(), logging.FileHandler(log_file, encoding="utf-8")
+        terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(log_file, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--log-dir: cannot write {log_file} ({error.strerror}). Choose another folder.") from error
     formatter = logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s")

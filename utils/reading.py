@@ -1,25 +1,13 @@
-"""Opening files that others made: plain files only, JSON without surprises."""
+"""Text that others wrote: JSON without surprises, and what of it goes into a message."""
 
 import json
-import stat
 from pathlib import Path
 
-JSON_BYTES = 2**22
 NAME_CHARACTERS = 80  # as much of a stranger's text goes into a message
-
-
-def regular_size(path: str | Path) -> int:
-    """Bytes of a file. Raises OSError if there is none, or a folder, pipe or device: opening those might never end."""
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(0, "not a regular file")
-    return status.st_size
 
 
 def read_json(path: str | Path) -> object:
     """What a JSON text file holds. Raises OSError, or ValueError that says in a few words what is wrong."""
-    if regular_size(path) > JSON_BYTES:
-        raise ValueError(f"larger than {JSON_BYTES // 2**20} MB")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except RecursionError as error:

@@ -28,9 +28,7 @@ def test_an_infinite_gradient_is_not_hidden_by_clipping(trainer):
     batches = []
     trainer.model.out_layer.bias.register_hook(lambda g: batches.append(g) or (g * math.inf if len(batches) > 1 else g))
     before = [p.detach().clone() for p in trainer.parameters]
-    with pytest.raises(
-        NumericalError, match=r"epoch 3: all losses are finite, but a gradient .*utterance4, utterance5"
-    ):
+    with pytest.raises(NumericalError, match=r"epoch 3: .* a gradient .*utterance4, utterance5"):
         trainer.train_epoch(epoch=3)
     assert all(map(torch.equal, trainer.parameters, before))
 

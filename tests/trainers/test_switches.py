@@ -1,7 +1,6 @@
 """The switches of the recipe, and training under every switch at the shapes of the synthetic data."""
 
 import math
-import pickle
 from collections.abc import Sequence
 
 import pytest
@@ -10,10 +9,7 @@ import torch
 from config import load_config
 from dataset.features import Split
 from dataset.loaders import UtteranceDataset
-from dataset.synthetic import generate
 from models.dmd import DMD
-from run import DMD_run
-from test import DMD_test
 from tests.reference import make_loader
 from trainers.losses import Objective
 from trainers.trainer import Trainer
@@ -70,15 +66,13 @@ def test_leftover_batches(leftover, batches, steps, tmp_path, capsys):
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_weight_decay(applied):
-    """Adam's first step is -lr·g / (|g| + ε) with g = gradient + decay·weight, here for every hundredth weight."""
-    trainer = make_trainer([make_batch(0, [1.0, 1.0, -2.0, 0.0])], weight_decay_applied=applied, weight_decay=0.005)
-    before = [p.detach().clone() for p in trainer.parameters]
+    """Of a parameter without a gradient of its own, Adam's first step is ±lr where it decays, and else nothing."""
+    trainer = make_trainer(weight_decay_applied=applied, weight_decay=0.005)
+    bias = trainer.objective.homo.W_edge.bias
+    before = bias.item()
+    bias.register_hook(torch.zeros_like)
     trainer.train_epoch()
-    used = [(b, p.grad, p.detach()) for b, p in zip(before, trainer.parameters, strict=True) if p.grad is not None]
-    sample = (torch.cat([x.flatten() for x in values])[::100].tolist() for values in zip(*used, strict=True))
-    for weight, gradient, got in zip(*sample, strict=True):
-        g = gradient + (0.005 * weight if applied else 0.0)
-        assert got == pytest.approx(weight - 0.001 * g / (abs(g) + 1e-8), abs=1e-6)
+    assert bias.item() - before == pytest.approx(-0.001 * math.copysign(applied, before), abs=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -91,25 +85,17 @@ def test_factors_are_rounded_only_where_it_is_asked_for(precision):
     assert flags == (precision == "tf32",) * 2
 
 
-def test_gate_multiplies_the_features():
-    """The prediction of the gate by loops, with a last head that is the sum of w_i·f_i."""
-    for fusion in ("sigmoid", "gate"):
-        model = make_trainer(fusion=fusion, dst_feature_dim_nheads=[2, 1], output_dropout=0.0).model
-        generator = torch.Generator().manual_seed(2)
-        last_h = {m: torch.randn(1, 4, generator=generator) for m in "lva"}
-        c_fusion = torch.randn(1, 6, generator=generator)
-        torch.nn.init.zeros_(model.proj2.weight), torch.nn.init.zeros_(model.proj2.bias)
-        fused = []
-        for name, features in (("l", last_h["l"]), ("v", last_h["v"]), ("a", last_h["a"]), ("c", c_fusion)):
-            x, layer = features[0].tolist(), getattr(model, f"weight_{name}")
-            for i, bias in enumerate(layer.bias.tolist()):
-                weight = 1 / (
-                    1 + math.exp(-bias - sum(w * v for w, v in zip(layer.weight[i].tolist(), x, strict=True)))
-                )
-                fused.append(weight * x[i] if fusion == "gate" else weight)
-        expected = model.out_layer.bias.item()
-        expected += sum(w * f for w, f in zip(model.out_layer.weight[0].tolist(), fused, strict=True))
-        assert model._fuse(last_h, c_fusion).item() == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("fusion", ["sigmoid", "gate"])
+def test_gate_multiplies_the_features(fusion):
+    model = make_trainer(fusion=fusion, dst_feature_dim_nheads=[2, 1], output_dropout=0.0).model
+    generator = torch.Generator().manual_seed(2)
+    last_h, common = {m: torch.randn(1, 4, generator=generator) for m in "lva"}, torch.randn(1, 6, generator=generator)
+    torch.nn.init.zeros_(model.proj2.weight), torch.nn.init.zeros_(model.proj2.bias)  # the head is its last layer
+    fused = []
+    for name, x in (last_h | {"c": common}).items():
+        weight = torch.sigmoid(getattr(model, f"weight_{name}")(x))
+        fused.append(weight * x if fusion == "gate" else weight)
+    torch.testing.assert_close(model._fuse(last_h, common), model.out_layer(torch.cat(fused, dim=1)))
 
 
 def test_every_switch_keeps_the_published_parameters():
@@ -121,7 +107,7 @@ def test_every_switch_keeps_the_published_parameters():
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
-def test_every_parameter_but_the_unused_ones_gets_a_gradient(switch):
+def test_every_parameter_but_the_unused_ones_gets_a_gradient_and_the_loss_falls(switch):
     trainer = make_trainer(**switch, **dict.fromkeys(("text_dropout", "output_dropout"), 0.0))
     # An odd number of utterances: the signs of their errors do not cancel in a bias.
     trainer.training_step(make_batch(0, [1.0, 1.0, -2.0]))
@@ -135,31 +121,6 @@ def test_every_parameter_but_the_unused_ones_gets_a_gradient(switch):
                if (gradient is None or not gradient.any()) and not name.startswith("text_model.")}  # fmt: skip
     assert unused <= without <= unused | {f"{graph}.W_edge.bias" for graph in ("homo", "hetero")}
 
-
-@pytest.mark.parametrize("switch", SWITCHES, ids=str)
-def test_the_loss_falls(switch):
     trainer = make_trainer([make_batch(3, [1.0, 1.0, -2.0, 0.4])], **switch)
     totals = [trainer.train_epoch().losses["total"] for _ in range(8)]
     assert all(math.isfinite(total) for total in totals) and max(totals[-2:]) < 0.9 * totals[0], totals
-
-
-def test_a_dead_modality_under_the_paper_s_objective():
-    batch = make_batch(0, [1.0, 1.0, -2.0, 0.4])
-    batch["vision"] = 0 * batch["vision"]
-    trainer = make_trainer(objective="paper")
-    step = trainer.training_step(batch)
-    assert torch.isfinite(step.losses).all() and torch.isfinite(step.largest_gradient)
-
-
-def test_a_checkpoint_is_scored_with_the_switches_it_was_trained_with(tmp_path, monkeypatch):
-    sizes = {"train": 24, "valid": 10, "test": 10}
-    corpus = {split: {k: v[: sizes[split]] for k, v in fields.items()} for split, fields in generate().items()}
-    (tmp_path / "features.pkl").write_bytes(pickle.dumps(corpus))
-    monkeypatch.chdir(tmp_path)
-    settings = {"objective": "paper", "nlevels": 1, "batch_size": 8, "featurePath": str(tmp_path / "features.pkl")}
-    trained = DMD_run(
-        "dmd", "synthetic", config=settings, seeds=[5], device="cpu", epochs=1, verbose_level=0, figures=False
-    )[5]
-    scored = DMD_test("pt/dmd-synthetic-5/best.pth", device="cpu")
-    assert scored == {name: trained[name] for name in scored}
-    assert DMD_test("pt/dmd-synthetic-5/best.pth", device="cpu", config={"objective": "release"}) != scored

@@ -55,8 +55,7 @@ def test_a_sweep_continues_and_its_best_trial_is_an_ordinary_run(space, corpus, 
     assert [path.name for path in [*Path("pt").iterdir(), *Path("result").iterdir()]] == ["tune"]
 
     output = capsys.readouterr().out
-    python, program, *arguments = shlex.split(output[output.rindex("python ") :])
-    assert (python, program) == ("python", str(ROOT / "run.py"))  # called from another folder
+    _, _, *arguments = shlex.split(output[output.rindex("python ") :])
     assert call(run, *arguments) == 0
     metrics = json.loads(Path("result/dmd-best-synthetic-1111/metrics.json").read_text())
     best = trials.loc[trials["valid_Loss"].idxmin()]
@@ -102,20 +101,6 @@ def test_a_signal_in_the_middle_of_a_transaction_leaves_the_storage_usable(folde
         assert states() == ["FAIL"] * attempt
 
 
-def test_trials_beyond_the_median_are_pruned(folder, monkeypatch):
-    def train_on(gamma: float, after_epoch) -> dict:
-        for epoch in (1, 2, 3):
-            after_epoch({"epoch": epoch, "best_epoch": 1, "valid/Acc_2": gamma})
-        return {"valid_Acc_2": gamma}
-
-    assert tune_with(monkeypatch, train_on, 15, KeyEval="Acc_2") == {"gamma": table()["valid_Acc_2"].max()}
-    for number, trial in enumerate(table().itertuples()):
-        complete = table()[:number].query("state == 'COMPLETE'")["valid_Acc_2"]
-        pruned = number >= 5 and trial.valid_Acc_2 < complete.median()
-        assert trial.state == ("PRUNED" if pruned else "COMPLETE") and trial.valid_Acc_2 == trial.params_gamma
-    assert "PRUNED" in states()
-
-
 def test_a_trial_that_diverges_is_pruned_and_an_error_ends_the_sweep(folder, monkeypatch):
     errors = [NumericalError("loss"), ZeroDivisionError("error")]
 
@@ -157,17 +142,12 @@ def test_two_processes_share_a_study_and_one_is_killed(space):
 BAD = [
     ([], "--tune"),
     (["--tune", "1", "-s", "1", "2"], "--seeds"),
-    (["--tune", "1", "--overwrite"], "--overwrite"),
-    (["--tune", "1", "--track", "tensorboard"], "--track"),
     (["--tune", "1", "--res-save-dir", "space.json/x"], "--res-save-dir"),
     (["--tune", "1", "--storage", "sqlite:///space.json"], "not a database"),
     (["--tune", "1", "--storage", "postgresql+pg8000://user:secret@127.0.0.1:1/s"], "--storage"),
     (["--tune", "1", "--storage", "postgres-at-home"], "--storage"),
     ({"learning_rat": [1e-3]}, "learning_rate"),
     ({"gamma": {"type": "float", "low": 2, "high": 1}}, "gamma"),
-    ({}, "at least 1"),
-    ({"fusion": []}, "choices"),
-    ({"patience": {"type": "int", "low": -1, "high": 3}}, "patience is -1"),
     ({"text_dropout": {"type": "float", "low": 0, "high": 1}}, "text_dropout is 1.0"),
     ({"batch_size": [4, 8]}, "command line too"),
 ]
