@@ -41,6 +41,8 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
     if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
         raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
+    if str(features) and not os.path.exists(features):
+        raise ConfigError(f"--features: {features}: no such file. python -m dataset.build makes one.")
     import pandas as pd
 
     from trainers.checkpoint import read_checkpoint, settings_beside

@@ -111,7 +111,8 @@ class RunFolder(RunFiles):
         # metrics.json goes first: what is half removed must not look finished.
         names = ("metrics.json", "predictions.csv", "report.html", *DRAWN)
         for old in (*(self.results / name for name in names), *files):
-            old.unlink(missing_ok=True)
+            if old.exists():
+                old.unlink()
 
     def resume(self, model: nn.Module, description: dict) -> dict | None:
         """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None
