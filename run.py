@@ -37,13 +37,16 @@ def run(options: RunOptions) -> dict[int, dict[str, float]]:
     settings, where = options.settings(), options.res_save_dir
     dataset = settings.dataset_name
     check_earlier_runs(earlier_runs(options, dataset), options, options.describe(settings))
+    from dataset.features import prepare_features
+
+    features = prepare_features(settings, **options.replaced)
     from analysis.compare import report_seeds
     from analysis.figures import draw_after_training
     from analysis.tables import append_results
     from trainers.session import run_folders, train
     from utils.device import choose_device
 
-    per_seed = train(options)
+    per_seed = train(options, features)
     if is_first_rank():
         table = append_results(where, dataset, options.name, per_seed)
         logger.info(f"Results saved to {table}.")
@@ -57,10 +60,16 @@ def run(options: RunOptions) -> dict[int, dict[str, float]]:
     return per_seed
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        hint = " A setting is given as --set KEY=VALUE." if "unrecognized" in message else ""
+        raise ConfigError(f"{message}.{hint} See python run.py -h.")
+
+
 def read_command(argv: Sequence[str]) -> tuple[argparse.Namespace, RunOptions]:
     """-> the flags that are no options of a run, and the options"""
     # Without abbreviations: the command that resumes is made of these words.
-    parser = argparse.ArgumentParser(description="Train and evaluate DMD.", allow_abbrev=False)
+    parser = Parser(description="Train and evaluate DMD.", allow_abbrev=False)
     add_flags(parser)
     add = parser.add_argument
     add("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")

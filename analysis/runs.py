@@ -41,6 +41,19 @@ def read_runs(folder: Path) -> Iterator[dict]:
         yield row | {key: value for key, value in metrics.items() if key in (*VALID, *METRICS)}
 
 
+def read_trials(folder: Path) -> Iterator[dict]:
+    """The same of the trials of sweeps, from the tables that --tune writes."""
+    for path in sorted(folder.glob("tune/*.csv")):
+        study, _, dataset = path.stem.rpartition("-")
+        trials = pd.read_csv(path, dtype=str, keep_default_na=False)
+        for row in trials.rename(columns=lambda name: name.removeprefix("params_")).to_dict("records"):
+            state, number = row.pop("state").lower(), row.pop("number")
+            row["name"] = f"{study} trial {number}" + ("" if state == "complete" else f" ({state})")
+            row |= {"dataset": dataset, "seeds": "-"}
+            row["epoch"] = row.pop("user_attrs_best_epoch", "").removesuffix(".0") or "-"
+            yield row | {key: float(value or "nan") for key, value in row.items() if key in VALID}
+
+
 def table_of(rows: list[dict]) -> pd.DataFrame:
     """A row a setting, best first: name, dataset, the settings that differ, seeds, best epochs; and over the seeds mean
     and standard deviation (ddof 0) of the valid value that the epoch was chosen by, and of the TEST metrics."""
@@ -75,10 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", metavar="GLOB", default="*", help="only runs of these names, such as 'dmd-table3-*'")
     parser.add_argument("--output", metavar="FILE.csv", help="write the table there too, with all metrics")
     options = parser.parse_args(argv)
-    rows = [row for row in read_runs(options.folder) if options.dataset in (None, row["dataset"])]
+    rows = [*read_runs(options.folder), *read_trials(options.folder)]
+    rows = [row for row in rows if options.dataset in (None, row["dataset"])]
     rows = [row for row in rows if fnmatch(row["name"], options.name)]
     if not rows:
-        raise RunError(f"{options.folder}: no such runs. Name the folder that holds runs, such as result.")
+        raise RunError(f"{options.folder}: no runs here, or none of that --dataset and --name.")
     table = table_of(rows)
     print(as_text(readable(table), "-", index=False))
     write_output(options.output, table)

@@ -6,10 +6,12 @@ Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are 
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dataset.pickles import load_pickle
+from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from utils.errors import DataError
 from utils.reading import printable
 
@@ -201,3 +203,10 @@ def strings_of(value, path: str, split: str, field: str) -> list[str]:
     except (TypeError, ValueError, SystemError) as error:  # also an array of texts with bytes that are none
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings ({printable(error)}).") from error
     return [text.encode("utf-8", "replace").decode() for text in texts]  # halves of surrogate pairs cannot be written
+
+
+def prepare_features(args, splits: Sequence[str] = SPLITS, to_predict: bool = False, **replaced: str) -> FeatureSet:
+    """load_features, which makes the built-in synthetic data first where they are asked for and not there yet."""
+    if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
+        ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
+    return load_features(args, **replaced, splits=splits, to_predict=to_predict)

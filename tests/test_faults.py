@@ -97,18 +97,19 @@ def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_end(uninterrupt
 @pytest.mark.slow
 def test_the_last_word_of_an_interrupted_command_resumes_it(folder):
     """Of two seeds the first has begun; meanwhile no other process may have the run."""
-    process = start("--name", "cut", "-s", "1", "2", *LONGER, "--overwrite")
+    many = ["--set", "early_stop=60", "--epochs", "60"]  # so that the second command comes in time
+    process = start("--name", "cut", "-s", "1", "2", *many, "--overwrite")
     wait_for(Path("pt/cut-synthetic-1/1.pth"), process)
     for option in ("--resume", "--overwrite"):
-        assert train("--name", "cut", "-s", "1", *LONGER, option) == 2
+        assert train("--name", "cut", "-s", "1", *many, option) == 2
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     printed = re.fullmatch(r"Stopped by SIGTERM\. To continue: python (.*run\.py .*)\n", error)
-    assert printed and printed[1].endswith("--epochs 4 --resume") and "--overwrite" not in printed[1]
+    assert printed and printed[1].endswith("--epochs 60 --resume") and "--overwrite" not in printed[1]
     assert launch(*shlex.split(printed[1])).returncode == 0
     for seed in (1, 2):
-        assert len(rows_of(f"result/cut-synthetic-{seed}/history.csv")) == EPOCHS
+        assert len(rows_of(f"result/cut-synthetic-{seed}/history.csv")) == 60
     assert [row["seed"] for row in rows_of("result/normal/synthetic-seeds.csv")] == ["1", "2"]
 
 

@@ -45,11 +45,6 @@ class BackgroundWriter:
         self.finish()
         self._pending = self._pool.submit(work)
 
-    def check(self) -> None:
-        """Never waits."""
-        if self._pending is not None and self._pending.done():
-            self.finish()
-
     def finish(self) -> None:
         """Wait for the work under way."""
         if self._pending is not None:
@@ -88,7 +83,7 @@ def read_state(path: str | Path):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
-        reason = f"{type(error).__name__}: {printable(error, 120)}"
+        reason = f"{type(error).__name__}: {printable(str(error).partition(' In PyTorch')[0], 120)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}): damaged, or not weights.") from error
 
 

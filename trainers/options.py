@@ -49,12 +49,18 @@ class RunOptions:
     track: Sequence[str] = option("--track", (), "send every epoch's numbers there", nargs="+", choices=TRACKERS)
     figures: bool = option("--no-figures", True, "do not draw the run at its end", action="store_false")
     after_epoch: Callable[[dict], None] | None = None  # called with every epoch's row of history.csv; may raise
+    gpu_ids: Sequence[int] | None = None  # as in MMSA: [n] is device "cuda:n", [-1] is "cpu"
 
     def __post_init__(self):
         def check(holds: bool, message: str) -> None:
             if not holds:
                 raise ConfigError(message)
 
+        check(isinstance(self.config or {}, dict), f"config: {self.config!r} is no dict; a file is config_file.")
+        check(len(self.gpu_ids or ()) < 2, f"gpu_ids: {self.gpu_ids}; start a process for each: torchrun run.py …")
+        if self.gpu_ids:
+            device = "cpu" if self.gpu_ids[0] < 0 else f"cuda:{self.gpu_ids[0]}"
+            object.__setattr__(self, "device", device)
         config = dict(self.config or {}) | ({} if self.epochs is None else {"max_epochs": self.epochs})
         seeds = (self.seeds,) if isinstance(self.seeds, int) else tuple(self.seeds or (1111,))
         for name, value in {"config": config, "seeds": seeds, "name": self.name or self.model_name}.items():

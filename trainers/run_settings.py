@@ -97,21 +97,27 @@ def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict 
             there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different)
             words = [f"{key.replace('learning_rate', 'lr')}{new}" for key, _, new in different]
             name = re.sub(r"[^\w.+-]+", "_", "-".join([run.prefix, *words]))[:80]
+            may_continue = all(one[0] in CHANGE_NOTHING or _is_longer(*one) for one in different)
             raise RunError(
                 f"{run.results}: a run {f'with other settings ({there})' if there else 'of this name'} is there. "
-                f"Replace it with --overwrite, continue it with --resume, or keep both with --name "
-                f"{name if words else '…'}."
+                f"Replace it with --overwrite, {'continue it with --resume, ' if may_continue else ''}or keep both "
+                f"with --name {name if words else '…'}."
             )
 
 
 def check_same_run(name: str, started: dict, now: dict) -> None:
     """Raise RunError where a run is to be continued with other settings or data than it was started with."""
     for key, there, here in different_settings(started, now, INCONSEQUENTIAL):
-        if key not in LIMITS or (here is not None and (there is None or here < there)):
+        if not _is_longer(key, there, here):
             raise RunError(
                 f"{name}: --resume with {key} {here!r}, but the run was started with {there!r}. Give it the same "
                 f"settings and data ({' and '.join(LIMITS)} may be larger), or choose another --name."
             )
+
+
+def _is_longer(key: str, there, here) -> bool:
+    """Whether a setting lets a run train as long as before, or longer."""
+    return key in LIMITS and (here is None or (there is not None and here >= there))
 
 
 def different_settings(one: dict, other: dict, but: Sequence[str] = ()) -> Iterator[tuple[str, object, object]]:

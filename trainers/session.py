@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from dataset.features import FeatureSet
+from dataset.features import FeatureSet, prepare_features
 from dataset.loaders import make_loaders
 from trainers.distributed import Ranks, find_ranks
 from trainers.losses import Objective
 from trainers.options import RunOptions
 from trainers.run_settings import check_earlier_runs
 from trainers.runs import RunFolder
-from trainers.setup import build_model, data_sha256, prepare_features, warm_start
+from trainers.setup import build_model, data_sha256, warm_start
 from trainers.tracking import tracked
 from trainers.trainer import Trainer
 from utils.device import choose_device, describe_device, keep_freed_memory, use_deterministic_algorithms, versions
@@ -26,9 +26,10 @@ def run_folders(options: RunOptions, dataset: str, writes: bool = True) -> dict[
     return {seed: RunFolder(options.name, dataset, seed, *folders, writes=writes) for seed in options.seeds}
 
 
-def train(options: RunOptions) -> dict[int, dict[str, float]]:
+def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, dict[str, float]]:
     """Train and score once for each seed.  -> {seed: TEST metrics of its best epoch, with seed and epoch}
 
+    features: what prepare_features reads, if that is done
     Nothing is written before settings, data and model are known to fit.
     """
     args = options.settings()
@@ -39,7 +40,7 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
         torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
     runs = run_folders(options, args.dataset_name, writes=ranks.rank == 0)
     use_deterministic_algorithms(options.deterministic)
-    features = prepare_features(args, **options.replaced)
+    features = features or prepare_features(args, **options.replaced)
     args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
     if ranks.size > min(args.batch_size, len(features.splits["train"])):
         raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")

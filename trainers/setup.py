@@ -1,6 +1,6 @@
 """From checked settings to features and a model that fits them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from config import config_from_resolved, load_config
-from dataset.features import FIELDS, SPLITS, FeatureSet, load_features
+from dataset.features import FIELDS, FeatureSet, prepare_features
 from dataset.loaders import make_loaders
-from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
 from models.dmd import DMD
 from models.text_encoder import most_tokens
 from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
@@ -20,13 +19,6 @@ from utils.errors import CheckpointError, ConfigError, DataError
 from utils.files import sha256_of
 from utils.log import logger
 from utils.seed import set_seed
-
-
-def prepare_features(args, splits: Sequence[str] = SPLITS, to_predict: bool = False, **replaced: str) -> FeatureSet:
-    """load_features, which makes the built-in synthetic data first where they are asked for and not there yet."""
-    if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
-        ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
-    return load_features(args, **replaced, splits=splits, to_predict=to_predict)
 
 
 def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:

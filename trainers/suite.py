@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from config.variations import Suite, load_suite, resolve
+from dataset.features import prepare_features
 from models.dmd import MODALITIES
 from trainers.checkpoint import read_checkpoint
 from trainers.distributed import find_ranks
@@ -14,7 +15,7 @@ from trainers.heads import HEADS, inspect
 from trainers.options import RunOptions
 from trainers.runs import RunFolder, check_earlier_runs, write_csv
 from trainers.session import run_folders, train
-from trainers.setup import build_model, prepare_features, restore
+from trainers.setup import build_model, restore
 from utils.device import choose_device
 from utils.errors import ConfigError, RunError
 from utils.files import write_atomically

@@ -15,11 +15,12 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.variations import DEFAULT_SPACE, load_search_space
+from dataset.features import prepare_features
 from trainers.options import RunOptions
 from trainers.run_settings import INCONSEQUENTIAL
 from trainers.runs import write_csv
 from trainers.session import train
-from trainers.setup import data_sha256, prepare_features
+from trainers.setup import data_sha256
 from utils.errors import ConfigError, NumericalError, RunError
 from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
@@ -35,7 +36,14 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     search_file says which settings to vary, storage is the URL of the study's database; both have defaults.
     -> the searched settings of the best trial by KeyEval on valid, None where no trial is complete
     """
-    if trials is None or number_of_processes() > 1 or len(options.seeds) != 1 or options.overwrite or options.track:
+    if (
+        not trials
+        or trials < 1
+        or number_of_processes() > 1
+        or len(options.seeds) != 1
+        or options.overwrite
+        or options.track
+    ):
         raise ConfigError(
             "--tune: a sweep needs the number of its trials and one seed (--seeds), has its own processes instead of "
             "a launcher's, and a table of its own (no --track); it continues its study, and has no --overwrite."

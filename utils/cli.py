@@ -1,6 +1,7 @@
 """How a command ends."""
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,10 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
     except DMDError as error:
         log_traceback(error)
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        log_traceback(error)
+        print(f"{os.path.abspath(error.filename or '')}: {error.strerror}.", file=sys.stderr)
         return 2
     except Interrupted as interruption:
         if is_first_rank():  # a launcher stops all its processes

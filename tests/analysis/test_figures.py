@@ -20,11 +20,12 @@ import run
 from analysis import figures
 from analysis.record import RunRecord
 from config import config_from_resolved
+from dataset.features import prepare_features
 from tests.commands import ROOT, TINY, call, files_below, one_line, write_pickle
 from trainers.checkpoint import load_weights
 from trainers.heads import HEADS, Inspection, embed
 from trainers.runs import RunFolder
-from trainers.setup import build_model, prepare_features
+from trainers.setup import build_model
 from utils.log import start_log
 
 NAME = "a<b>&'c' $x$"  # of a run; a file's name may hold all of it

@@ -294,3 +294,11 @@ def test_dropout_keeps_the_stated_part_and_the_mean():
         assert torch.equal(x.grad, dropped)
     assert cpu.dropout(x, 0) is x and cpu.dropout(x, 0.5, training=False) is x
     assert cpu.dropout(torch.ones(100), 0.999999).isfinite().all() and not cpu.dropout(torch.ones(100), 1.0).any()
+
+
+def test_neighbouring_dropout_draws_are_independent():
+    torch.manual_seed(0)
+    kept = cpu.dropout(torch.ones(2**10, 2**10), 0.3).ne(0).flatten().double()
+    for lag in range(1, 9):  # eight draws share a random number
+        agreement = (kept[lag:] == kept[:-lag]).double().mean().item()
+        assert agreement == pytest.approx(0.7**2 + 0.3**2, abs=4 * 0.5 / 2**10)
