@@ -27,7 +27,6 @@ class TextEncoder(nn.Module):
 
     `pretrained` is a hub name, a folder with weights, or a folder with only config.json (and a vocabulary): the last
     is initialised from the current random state. `kind` is "bert", "roberta", or "auto" for whatever it is.
-
     Raises ConfigError if the weights cannot be had, are of another kind or not `width` wide.
     """
 
@@ -43,18 +42,15 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         ids, mask, segments = tokens.long().unbind(1)  # (B, T) each
         # The model counts positions itself: RoBERTa skips its padding id, which tokenizers of its kind pad with.
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self.has_segments:
-            inputs["token_type_ids"] = segments
+        of_segments = {"token_type_ids": segments} if self.has_segments else {}
         with contextlib.nullcontext() if self.finetune else torch.no_grad():
-            return self.model(**inputs).last_hidden_state
+            return self.model(input_ids=ids, attention_mask=mask, **of_segments).last_hidden_state
 
 
 def most_tokens(config) -> int:
     """The longest sequence that an encoder of this configuration takes."""
-    if "roberta" in config.model_type:  # it counts positions from the one after its padding id
-        return config.max_position_embeddings - config.pad_token_id - 1
-    return config.max_position_embeddings
+    # RoBERTa counts positions from the one after its padding id.
+    return config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
 
 
 def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
@@ -64,8 +60,8 @@ def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
 
         if local and not _holds(local, WEIGHTS):
             return AutoModel.from_config(config, dtype=torch.float32)
-        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
-        model, found = AutoModel.from_pretrained(local or pretrained, output_loading_info=True, **options)
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        model, found = AutoModel.from_pretrained(local or pretrained, **options)
         missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))  # which is not used
         if missing:
             raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
@@ -79,8 +75,7 @@ def load_tokenizer(pretrained: str, kind: str = "auto"):
 
         if not _holds(folder, VOCABULARIES):  # the library would make one up
             raise ValueError("it has no vocabulary")
-        options = {"config": config, "local_files_only": True, "trust_remote_code": False}
-        return AutoTokenizer.from_pretrained(folder, **options), config
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True), config
 
 
 def _holds(folder: str, patterns: tuple[str, ...]) -> bool:
@@ -89,10 +84,7 @@ def _holds(folder: str, patterns: tuple[str, ...]) -> bool:
 
 @contextlib.contextmanager
 def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> Iterator[tuple]:
-    """-> the local folder ("" for a hub name), the folder that has these files, the configuration.
-
-    Raises ConfigError for whatever fails inside.
-    """
+    """-> local folder ("" for a hub name), folder of these files, configuration. Raises ConfigError for any failure."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
     from transformers import AutoConfig, BertConfig
@@ -102,14 +94,13 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # nor are retries without a network
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
-    # The folders shipped with the project are found from anywhere.
     local = next((str(f) for f in (Path(pretrained), PROJECT_ROOT / pretrained) if os.path.isdir(f)), "")
     try:
         # In one request, which fails at once without a network; the library would retry each file for half a minute.
         folder = local or snapshot_download(pretrained, allow_patterns=files)
         # BERT folders of 2019 do not say what they are.
         loader = AutoConfig if "model_type" in read_json(Path(folder) / "config.json") else BertConfig
-        config = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = loader.from_pretrained(folder, local_files_only=True)
         if kind not in ("auto", config.model_type) or config.is_encoder_decoder:
             raise ValueError(f"it is a {config.model_type}, and `transformers` asks for {kind}")
         yield local, folder, config
