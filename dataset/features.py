@@ -23,6 +23,8 @@ PUBLISHED_SHA256 = {
     ("mosei", True): "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791",
     ("mosei", False): "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
 }
+# The settings that decide what is read.
+DATA_SETTINGS = ("featurePath", "dataset_root_dir", "feature_dims", "use_bert", "need_data_aligned")
 LABELS, LARGEST_LABEL = "regression_labels", 3
 HINTS = {
     "text_bert": " Set use_bert=false for a file without tokens.",

@@ -10,13 +10,11 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from trainers.checkpoint import BackgroundWriter, load_weights, read_state, save_state, snapshot
-from trainers.run_settings import LIMITS, RunFiles, check_earlier_runs, check_same_run
+from trainers.run_settings import LIMITS, RunFiles, check_same_run
 from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.interrupts import interrupts_held
 from utils.reading import read_json
-
-__all__ = ["RunFolder", "check_earlier_runs", "write_csv"]
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")

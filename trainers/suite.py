@@ -7,13 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from config.variations import Suite, load_suite, resolve
-from dataset.features import prepare_features
+from dataset.features import DATA_SETTINGS, prepare_features
 from models.dmd import MODALITIES
 from trainers.checkpoint import read_checkpoint
 from trainers.distributed import find_ranks
 from trainers.heads import HEADS, inspect
 from trainers.options import RunOptions
-from trainers.runs import RunFolder, check_earlier_runs, write_csv
+from trainers.run_settings import check_earlier_runs
+from trainers.runs import RunFolder, write_csv
 from trainers.session import run_folders, train
 from trainers.setup import build_model, restore
 from utils.device import choose_device
@@ -41,8 +42,11 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")
     ranks = find_ranks(options.device)
-    for args in settings.values():
-        build_model(args, prepare_features(args, **options.replaced))
+    features, read = {}, {}  # rows on the same data share what was read
+    for row, args in settings.items():
+        data = str([args[key] for key in DATA_SETTINGS])
+        features[row] = read[data] = read.get(data) or prepare_features(args, **options.replaced)
+        build_model(args, features[row])
     if options.overwrite and ranks.rank == 0:  # as for the seeds of a run
         for run in every_run:
             run.discard()
@@ -50,7 +54,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     results, scores = [], []
     for number, (row, of_row) in enumerate(rows.items(), start=1):
         logger.info(f"Row {number} of {len(rows)}: {row}")
-        results += [{"row": row, "seed": seed} | result for seed, result in train(of_row).items()]
+        results += [{"row": row, "seed": seed} | result for seed, result in train(of_row, features[row]).items()]
         if ranks.rank == 0:
             scores += _score_heads(suite, row, settings[row], runs[row], options) if suite.heads else []
             _write(table, suite, settings, pd.DataFrame(results), pd.DataFrame(scores))

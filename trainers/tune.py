@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.variations import DEFAULT_SPACE, load_search_space
-from dataset.features import prepare_features
+from dataset.features import DATA_SETTINGS, prepare_features
 from trainers.options import RunOptions
 from trainers.run_settings import INCONSEQUENTIAL
 from trainers.runs import write_csv
@@ -36,14 +36,8 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     search_file says which settings to vary, storage is the URL of the study's database; both have defaults.
     -> the searched settings of the best trial by KeyEval on valid, None where no trial is complete
     """
-    if (
-        not trials
-        or trials < 1
-        or number_of_processes() > 1
-        or len(options.seeds) != 1
-        or options.overwrite
-        or options.track
-    ):
+    alone = number_of_processes() == 1 and len(options.seeds) == 1
+    if (trials or 0) < 1 or not alone or options.overwrite or options.track:
         raise ConfigError(
             "--tune: a sweep needs the number of its trials and one seed (--seeds), has its own processes instead of "
             "a launcher's, and a table of its own (no --track); it continues its study, and has no --overwrite."
@@ -82,7 +76,8 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
                 folders = {"model_save_dir": Path(work.name) / "pt", "res_save_dir": Path(work.name) / "result"}
                 config = options.config | settings | {"keep_checkpoints": 1}
                 of_trial = replace(options, config=config, after_epoch=after_epoch, resume=False, **folders)
-                return train(of_trial)[seed][f"valid_{args.KeyEval}"]
+                known = None if space.keys() & set(DATA_SETTINGS) else features  # else each trial reads its own
+                return train(of_trial, known)[seed][f"valid_{args.KeyEval}"]
         except NumericalError as error:  # a bad choice of settings, which the sampler learns from
             raise optuna.TrialPruned from error
         except Interrupted:  # Optuna itself marks what an Exception ends; a signal is none

@@ -42,7 +42,7 @@ def states() -> list[str]:
 def tune_with(monkeypatch, train_on, trials: int, **config) -> dict | None:
     """A sweep over gamma whose trainings are `train_on(gamma, after_epoch)`."""
     Path("gamma.json").write_text('{"gamma": {"type": "float", "low": 0, "high": 1}}')
-    monkeypatch.setattr("trainers.tune.train", lambda o: {1111: train_on(o.config["gamma"], o.after_epoch)})
+    monkeypatch.setattr("trainers.tune.train", lambda o, features: {1111: train_on(o.config["gamma"], o.after_epoch)})
     return tune(RunOptions(dataset_name="synthetic", config=config), trials, "gamma.json")
 
 
