@@ -1,6 +1,6 @@
 """Seeded loaders over the splits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
@@ -39,28 +39,15 @@ class UtteranceDataset(Dataset):
         return {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
 
 
-class Shares(BatchSampler):
-    """One rank's share of each batch of indices; it may be empty in a last, smaller batch."""
-
-    def __init__(self, batches: BatchSampler, rank: int, ranks: int):
-        self.batches, self.rank, self.ranks = batches, rank, ranks
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch[self.rank :: self.ranks] for batch in self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 def _keep(batch: Batch) -> Batch:
     return batch  # the dataset answers with batches
 
 
 def make_loaders(
     features: FeatureSet, batch_size: int, eval_batch_size: int, seed: int, num_workers: int = 0,
-    device: torch.device | str = "cpu", rank: int = 0, ranks: int = 1
+    device: torch.device | str = "cpu"
 ) -> dict[str, DataLoader]:  # fmt: skip
-    """A loader for each split that was read; of several ranks each gets its share of every batch.
+    """A loader for each split that was read.
 
     Train is shuffled by a generator of its own, seeded with `seed`, so that nothing else that draws random numbers
     changes the order. The other splits come in file order (the release shuffles them too, which only changes what its
@@ -80,7 +67,7 @@ def make_loaders(
         batches = BatchSampler(order, batch_size if name == "train" else eval_batch_size, drop_last=False)
         loaders[name] = DataLoader(
             dataset,
-            batch_sampler=batches if ranks == 1 else Shares(batches, rank, ranks),
+            batch_sampler=batches,
             collate_fn=_keep,
             generator=generator,
             num_workers=0 if resident else num_workers,

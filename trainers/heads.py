@@ -48,7 +48,7 @@ def inspect(
     for batch in loader:
         *inputs, labels = to_device(batch, device)
         with autocast(device, precision), _masked(model, inputs, kept) as left:
-            output = model(*left).float()
+            output = model(*left).map(torch.Tensor.float)
         heads = output.flat()
         part = {"labels": labels.squeeze(1)} | {name: heads[name].squeeze(1) for name in HEADS}
         for m in STACK_ORDER:

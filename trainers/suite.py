@@ -10,7 +10,7 @@ from config.variations import Suite, load_suite, resolve
 from dataset.features import DATA_SETTINGS, prepare_features
 from models.dmd import MODALITIES
 from trainers.checkpoint import read_checkpoint
-from trainers.distributed import find_ranks
+from trainers.distributed import rank, start_process, wait_for_all
 from trainers.heads import HEADS, inspect
 from trainers.options import RunOptions
 from trainers.run_settings import check_earlier_runs
@@ -41,24 +41,24 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset}.md"
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")
-    ranks = find_ranks(options.device)
+    start_process(options.device)
     features, read = {}, {}  # rows on the same data share what was read
     for row, args in settings.items():
         data = str([args[key] for key in DATA_SETTINGS])
         features[row] = read[data] = read.get(data) or prepare_features(args, **options.replaced)
         build_model(args, features[row])
-    if options.overwrite and ranks.rank == 0:  # as for the seeds of a run
+    if options.overwrite and rank() == 0:  # as for the seeds of a run
         for run in every_run:
             run.discard()
-    ranks.wait()
+    wait_for_all()
     results, scores = [], []
     for number, (row, of_row) in enumerate(rows.items(), start=1):
         logger.info(f"Row {number} of {len(rows)}: {row}")
         results += [{"row": row, "seed": seed} | result for seed, result in train(of_row, features[row]).items()]
-        if ranks.rank == 0:
+        if rank() == 0:
             scores += _score_heads(suite, row, settings[row], runs[row], options) if suite.heads else []
             _write(table, suite, settings, pd.DataFrame(results), pd.DataFrame(scores))
-        ranks.wait()
+        wait_for_all()
     logger.info(f"The table of {len(rows)} rows is in {table}.")
     return table
 

@@ -44,7 +44,7 @@ def batch(trainer) -> dict[str, torch.Tensor]:
 def test_a_group_of_batches_and_an_evaluation(trainer, batch):
     for _ in range(2):  # the gradients of the second are added to those of the first
         with CountOperations() as operations:
-            step = trainer.training_step(batch, 16)
+            step = trainer.training_step(batch)
         assert all(p.grad.device == META for p in trainer.parameters if p.grad is not None)
         if trainer.args.fast:
             assert operations.count < 1800
