@@ -11,6 +11,20 @@ import pytest
 
 from dataset.synthetic import generate
 from tests.commands import train, write_pickle
+from tests.reference import Reference
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where parity and gpu tests run: cpu, cuda, cuda:N")
+
+
+def pytest_configure(config):
+    Reference.device = config.getoption("--device")
+
+
+@pytest.fixture
+def device() -> str:
+    return Reference.device
 
 
 @pytest.fixture(scope="session")

@@ -171,10 +171,3 @@ def test_bad_checkpoints(trained, capsys):
     assert call(test_command, "alone.pth", "-d", "synthetic", "--set", "nlevels=1") == 0
     assert files_below(trained) == before
     assert call(test_command, BEST, "--predictions", "cut.pth", "--overwrite") == 0 and len(rows_of("cut.pth")) == 10
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_training_on_a_gpu(folder):
-    assert train("--device", "cuda") == 0
-    assert call(test_command, BEST, "--device", "cuda") == 0
