@@ -14,8 +14,9 @@ import pandas as pd
 
 from analysis.record import RunRecord
 from analysis.statistics import RESAMPLES, compare, over_seeds
-from analysis.tables import append, as_text, write_output
+from analysis.tables import append, as_text
 from trainers.run_settings import INCONSEQUENTIAL, different_settings
+from trainers.runs import write_csv
 from utils.cli import run_command
 from utils.errors import ConfigError, DMDError, RunError
 from utils.log import logger
@@ -44,9 +45,8 @@ def pair(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray, str]:
     if len(joined) < 2 or (labels != labels[:, :1]).any():
         folders = ", ".join(str(run.folder) for run in runs)
         raise RunError(f"{folders}: they share less than 2 utterances of test, or have other labels for these.")
-    others = {run.folder: len(run.predictions) - len(joined) for run in runs}
-    rest = ", ".join(f"{number} of {folder}" for folder, number in others.items() if number)
-    return predictions.T, labels[:, 0], f"{len(joined)} utterances of test{rest and f'; not in all runs: {rest}'}."
+    sizes = ", ".join(str(len(table)) for table in tables)
+    return predictions.T, labels[:, 0], f"{len(joined)} utterances of test that all runs have (of {sizes})."
 
 
 def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, name: str) -> None:
@@ -69,18 +69,14 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
     logger.info(f"low, high: 95 % interval of the mean over {len(labels)} test utterances; in {path}.")
 
 
-def seeds_of_one_configuration(runs: Sequence[RunRecord]) -> list[int]:
-    """The seeds of runs. Raises ConfigError where one occurs twice, or the settings differ."""
-    seeds, first = [run.config["seed"] for run in runs], runs[0]
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds: the runs have the seeds {', '.join(map(str, seeds))}. Name each seed once.")
+def check_one_configuration(runs: Sequence[RunRecord]) -> None:
+    """Raise ConfigError where the settings of runs differ."""
     for run in runs:
-        for key, value, other in different_settings(run.config, first.config, INCONSEQUENTIAL):
+        for key, value, first in different_settings(run.config, runs[0].config, INCONSEQUENTIAL):
             raise ConfigError(
-                f"--seeds: {run.folder} has {key} {printable(value)}, but {first.folder} has {printable(other)}. "
+                f"--seeds: {run.folder} has {key} {printable(value)}, but {runs[0].folder} has {printable(first)}. "
                 "Name seeds of one configuration; two configurations are compared without --seeds."
             )
-    return seeds
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,16 +90,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [RunRecord(folder) for folder in options.runs]
     if len(runs) < 2 or (len(runs) > 2 and not options.seeds):
         raise ConfigError(f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds.")
-    seeds = seeds_of_one_configuration(runs) if options.seeds else []
     predictions, labels, sizes = pair(runs)
-    if seeds:
-        table = over_seeds(predictions, labels, seeds)
+    if options.seeds:
+        check_one_configuration(runs)
+        table = over_seeds(predictions, labels, [run.config["seed"] for run in runs])
         print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
     else:
         table, (a, b) = compare(*predictions, labels), (str(run.folder) for run in runs)
         print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
         table = table.assign(run_A=a, run_B=b, utterances=len(labels))
-    write_output(options.output, table.rename_axis("seed" if seeds else "metric").reset_index())
+    if options.output:
+        write_csv(Path(options.output), table.rename_axis("seed" if options.seeds else "metric").reset_index())
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.record import RunRecord
-from analysis.tables import as_text, write_output
+from analysis.tables import as_text
 from trainers.run_settings import INCONSEQUENTIAL
+from trainers.runs import write_csv
 from utils.cli import run_command
 from utils.errors import DMDError, RunError
 from utils.metrics import LOWER_IS_BETTER, METRICS, WIDER_METRICS
@@ -84,18 +85,18 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.runs", description="List runs, best on valid first.")
     parser.add_argument("folder", nargs="?", type=Path, default="result", help="where the runs are (default: result)")
-    parser.add_argument("-d", "--dataset", help="only runs on this data set")
+    parser.add_argument("-d", "--dataset", metavar="GLOB", default="*", help="only runs on this data set")
     parser.add_argument("--name", metavar="GLOB", default="*", help="only runs of these names, such as 'dmd-table3-*'")
     parser.add_argument("--output", metavar="FILE.csv", help="write the table there too, with all metrics")
     options = parser.parse_args(argv)
     rows = [*read_runs(options.folder), *read_trials(options.folder)]
-    rows = [row for row in rows if options.dataset in (None, row["dataset"])]
-    rows = [row for row in rows if fnmatch(row["name"], options.name)]
+    rows = [row for row in rows if fnmatch(row["dataset"], options.dataset) and fnmatch(row["name"], options.name)]
     if not rows:
         raise RunError(f"{options.folder}: no runs here, or none of that --dataset and --name.")
     table = table_of(rows)
-    print(as_text(readable(table), "-", index=False))
-    write_output(options.output, table)
+    print(as_text(readable(table), na_rep="-", index=False))
+    if options.output:
+        write_csv(Path(options.output), table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables over seeds in `result/normal/`, which all runs share; tables that commands print and write."""
+"""The tables over seeds in `result/normal/`, which all runs share, and how commands print tables."""
 
 from io import StringIO
 from pathlib import Path
@@ -49,16 +49,6 @@ def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -
     return path
 
 
-def as_text(table: pd.DataFrame, missing: str = "", **how) -> str:
+def as_text(table: pd.DataFrame, **how) -> str:
     """A table for reading, with 4 digits; how: as for DataFrame.to_string"""
-    texts = table.map(lambda v: missing if pd.isna(v) else f"{v:.4f}" if isinstance(v, float) else str(v))
-    return texts.to_string(**how)
-
-
-def write_output(file: str | None, table: pd.DataFrame) -> None:
-    """Write a command's table where --output says, if it was given. Raises RunError."""
-    try:
-        if file:
-            write_csv(Path(file), table)
-    except OSError as error:
-        raise RunError(f"--output: cannot write {file} ({error.strerror}).") from error
+    return table.to_string(float_format="{:.4f}".format, **{"na_rep": ""} | how)
