@@ -42,23 +42,22 @@ HEAD_LABELS = {"output_logit": "all, fused", "logits_c": "common, fused"} | {
 }
 
 
-def draw_all(run: RunRecord, inspection: Inspection | None) -> dict[str, dict[str, bytes]]:
-    """{name: {"png": file, "svg": file}} of each picture, in this style, whatever a user's matplotlibrc says.
+def draw_all(run: RunRecord, inspection: Inspection | None) -> dict[str, bytes]:
+    """The pictures of a run by their files' names, in this style, whatever a user's matplotlibrc says.
 
     Without an inspection of the test split only those of the history. The same run gives the same bytes.
     """
+    files = {}
     with matplotlib.style.context(["default", STYLE]):
         figures = {"training": training_curves(run), "edges": edge_curves(run)}
         if inspection is not None:
             of_test = {"features": feature_map, "predictions": predictions, "heads": head_bars}
             figures |= {name: make(run.name, inspection) for name, make in of_test.items()}
-        return {name: {kind: _file(figure, kind) for kind in METADATA} for name, figure in figures.items()}
-
-
-def _file(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150, metadata=METADATA[kind])
-    return buffer.getvalue()
+        for name, figure in figures.items():
+            for kind, metadata in METADATA.items():
+                figure.savefig(file := io.BytesIO(), format=kind, dpi=150, metadata=metadata)
+                files[f"{name}.{kind}"] = file.getvalue()
+    return files
 
 
 def _figure(title: str, height: float) -> Figure:
@@ -141,7 +140,7 @@ def predictions(name: str, inspection: Inspection) -> Figure:
 
     classes = (sentiment_classes(values, 3) for values in (true, predicted))
     ConfusionMatrixDisplay.from_predictions(*classes, labels=range(-3, 4), ax=matrix, cmap="Greys")
-    matrix.set_title(f"Utterances by class: Acc_7 = {metrics['Acc_7']:.4f}, the share on the diagonal")
+    matrix.set_title(f"Utterances by class; on the diagonal: Acc_7 = {metrics['Acc_7']:.4f}")
     matrix.set(xlabel="predicted class", ylabel="true class")
     matrix.grid(False)
     return figure
@@ -152,28 +151,15 @@ def head_bars(name: str, inspection: Inspection) -> Figure:
     figure = _figure(f"Every head of {name} by itself (test)", 7.2)
     metrics = pd.DataFrame(inspection.head_metrics()).T
     ax, places = figure.subplots(), np.arange(len(metrics))
-    acc_2 = ax.barh(
-        places - 0.2,
-        metrics["Acc_2"],
-        0.38,
-        color="#9ecae1",
-        edgecolor="0.2",
-        label="Acc_2 (positive or negative; labels that are not 0)",
-    )
-    acc_7 = ax.barh(
-        places + 0.2,
-        metrics["Acc_7"],
-        0.38,
-        color="#fdd0a2",
-        edgecolor="0.2",
-        hatch="////",
-        label="Acc_7 (seven classes)",
-    )
+    look = {"height": 0.38, "edgecolor": "0.2"}
+    acc_2 = ax.barh(places - 0.2, metrics["Acc_2"], **look, color="#9ecae1")
+    acc_7 = ax.barh(places + 0.2, metrics["Acc_7"], **look, color="#fdd0a2", hatch="////")
     for bars in (acc_2, acc_7):
         ax.bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
     ax.set_yticks(places, [f"{HEAD_LABELS[head]}\n{head}" for head in metrics.index])
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.12), xlabel="accuracy (share of utterances)")
     ax.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=2, handlelength=2.4)
+    names = ["Acc_2 (positive or negative; labels that are not 0)", "Acc_7 (seven classes)"]
+    figure.legend([acc_2, acc_7], names, loc="outside lower center", ncols=2, handlelength=2.4)
     return figure
