@@ -22,11 +22,9 @@ from utils.errors import ConfigError, DMDError, RunError
 from utils.log import logger
 from utils.reading import printable
 
-COMPARISON_NOTES = """\
+COMPARISON_NOTE = """\
 better: at 5 %, by p for Acc_2 and Acc_7 (McNemar's exact test), by the interval from low to high for F1_score and MAE.
-p asks which utterances only one run has right, the interval what other utterances would give: near 5 % they may differ.
-Of pairs of equally good runs, up to 20 % show a difference in one of the four: choose the metric beforehand.
-This is about these two trained models. Whether their settings differ takes several seeds of each."""
+This is about these two trained models: whether their settings differ takes several seeds of each."""
 SEEDS_NOTE = f"""\
 std: over the seeds (ddof 0). low, high: 95 % interval of the mean, by {RESAMPLES:,} resamples of the utterances;
 the choice of seeds is not in it."""
@@ -97,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
     else:
         table, (a, b) = compare(*predictions, labels), (str(run.folder) for run in runs)
-        print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
+        print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTE, sep="\n")
         table = table.assign(run_A=a, run_B=b, utterances=len(labels))
     if options.output:
         write_csv(Path(options.output), table.rename_axis("seed" if options.seeds else "metric").reset_index())

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 import torch
 
 from analysis.record import RunRecord
@@ -48,14 +47,11 @@ def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") ->
 
 def report(record: RunRecord, drawn: dict[str, bytes], skipped: str) -> str:
     """Settings, numbers and pictures on a page of HTML that needs no other file."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = lambda v: "-" if pd.isna(v) else f"{v:.5g}" if isinstance(v, float) else v
-    environment.filters["text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    template = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pictures = {name: base64.b64encode(file).decode() for name, file in drawn.items() if name.endswith(".svg")}
-    template = environment.get_template("report.html.jinja")
-    return template.render(run=record, pictures=pictures, splits=SPLITS, metrics=("Loss", *METRICS), skipped=skipped)
+    names = {"splits": SPLITS, "metrics": ("Loss", *METRICS)}
+    return template.render(run=record, pictures=pictures, skipped=skipped, json=json.dumps, **names)
 
 
 def draw_after_training(run: RunFolder, device: torch.device) -> None:

@@ -63,14 +63,12 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
     differing = [key for key in runs if key not in NO_SETTINGS and runs[key].nunique() > 1]
     unfinished = (runs["epoch"] == "-").rename("unfinished")
     groups = runs.groupby(["name", "dataset", *differing, unfinished], dropna=False, sort=False)
-    parts = [groups[["seeds", "epoch"]].agg(" ".join)]
-    if numbers:
-        deviations = groups[numbers].std(ddof=0).where(groups.size() > 1)
-        parts += [groups[numbers].mean(), deviations.add_suffix("_std")]
+    deviations = groups[numbers].std(ddof=0).where(groups.size() > 1).add_suffix("_std")
+    parts = groups[["seeds", "epoch"]].agg(" ".join), groups[numbers].mean(), deviations
     table = pd.concat(parts, axis=1).reset_index().drop(columns=["unfinished", "data"], errors="ignore")
     valid = [column for column in VALID if column in table]
     lower = [f"valid_{metric}" for metric in LOWER_IS_BETTER]
-    return table.sort_values(valid, ascending=[column in lower for column in valid]) if valid else table
+    return table.sort_values(valid, ascending=[column in lower for column in valid])
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
