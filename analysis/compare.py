@@ -50,8 +50,7 @@ def pair(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray, str]:
 def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, name: str) -> None:
     """Log how sure the metrics of test are over the seeds, and append it to `normal/<dataset>-intervals.csv`.
 
-    runs: result folders by seed, of one configuration
-    What cannot be summed up is a warning: the runs themselves are complete.
+    runs: result folders by seed. What cannot be summed up is a warning: the runs themselves are complete.
     """
     try:
         predictions, labels, _ = pair([RunRecord(folder) for folder in runs.values()])

@@ -68,15 +68,12 @@ def _figure(title: str, height: float) -> Figure:
 
 def training_curves(run: RunRecord) -> Figure:
     """Total loss, Loss, MAE and Acc_2 over the epochs, for each split."""
-
-    def splits(metric: str) -> dict[str, str]:
-        return {split: f"{split}/{metric}" for split in SPLITS}
-
+    splits = {metric: {split: f"{split}/{metric}" for split in SPLITS} for metric in ("Loss", "MAE", "Acc_2")}
     panels = {
         ("Objective: what training minimises, mean over the batches of train", "total loss"): {"train": "loss/total"},
-        ("Loss: mean over batches of the MAE", "Loss (sentiment points)"): splits("Loss"),
-        ("MAE: mean distance of predicted and true sentiment", "MAE (sentiment points)"): splits("MAE"),
-        ("Acc_2: positive against negative", "Acc_2 (share of utterances)"): splits("Acc_2"),
+        ("Loss: mean over batches of the MAE", "Loss (sentiment points)"): splits["Loss"],
+        ("MAE: mean distance of predicted and true sentiment", "MAE (sentiment points)"): splits["MAE"],
+        ("Acc_2: positive against negative", "Acc_2 (share of utterances)"): splits["Acc_2"],
     }
     legend = f"The best epoch is chosen by {run.config['settings']['KeyEval']} on valid"
     return _over_epochs(_figure(f"Training of {run.name}", 9.2), panels, run, legend)
@@ -120,9 +117,8 @@ def feature_map(name: str, inspection: Inspection) -> Figure:
     title = f"t-SNE of {len(labels)} of {len(inspection.labels)} utterances, mean over the steps"
     figure.legend(loc="outside lower center", ncols=2, title=title)
     figure.colorbar(shades, ax=by_label, label="true sentiment (-3 … 3)", orientation="horizontal", aspect=40)
-    axes = {"xlabel": "t-SNE axis 1 (no unit)", "ylabel": "t-SNE axis 2 (no unit)", "xticks": [], "yticks": []}
-    by_part.set(title="By modality and part (open: specific, filled: common)", **axes)
-    by_label.set(title="The same points by sentiment (outlined: common)", **axes)
+    by_part.set(title="By modality and part (open: specific, filled: common)", xticks=[], yticks=[])
+    by_label.set(title="The same points by sentiment (outlined: common)")
     return figure
 
 

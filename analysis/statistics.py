@@ -30,7 +30,7 @@ def over_seeds(
     """
     scored = [regression_metrics(predicted, labels) for predicted in predictions]
     per_seed = pd.DataFrame(scored, index=list(names))[list(CORE_METRICS)]
-    low, high = _interval(predictions, labels, lambda metrics: metrics.mean(axis=0), resamples)
+    low, high = _interval(_contributions(predictions, labels), lambda metrics: metrics.mean(axis=0), resamples)
     summary = {"mean": per_seed.mean(skipna=False), "std": per_seed.std(ddof=0, skipna=False), "low": low, "high": high}
     return pd.concat([per_seed, pd.DataFrame(summary, index=per_seed.columns).T])
 
@@ -42,17 +42,14 @@ def compare(a: np.ndarray, b: np.ndarray, labels: np.ndarray, resamples: int = R
     `low`, `high`; for Acc_2 and Acc_7 `only_A` and `only_B`, the utterances that only A or only B has right, with `p`,
     that of McNemar's exact test; `better`: A, B or neither, by p or else by the interval. NaN where not defined.
     """
-    predictions = np.stack([a, b])
-    score_a, score_b = _metrics(_contributions(predictions, labels).sum(axis=1))
-    low, high = _interval(predictions, labels, lambda metrics: metrics[0] - metrics[1], resamples)
+    contributions = _contributions(np.stack([a, b]), labels)
+    score_a, score_b = _metrics(contributions.sum(axis=1))
+    low, high = _interval(contributions, lambda metrics: metrics[0] - metrics[1], resamples)
     columns = {"A": score_a, "B": score_b, "difference": score_a - score_b, "low": low, "high": high}
-    table = pd.DataFrame(columns, index=list(CORE_METRICS))
-    right = {
-        "Acc_2": ((predictions > 0) == (labels > 0))[:, labels != 0],
-        "Acc_7": sentiment_classes(predictions, 3) == sentiment_classes(labels, 3),
-    }
-    tests = {metric: mcnemar(*rows) for metric, rows in right.items() if rows.size}
-    table = table.join(pd.DataFrame(tests, index=["only_A", "only_B", "p"], dtype=object).T)
+    right = {"Acc_2": contributions[..., :2].any(axis=-1), "Acc_7": contributions[..., 4] > 0}
+    tests = {metric: mcnemar(*rows) for metric, rows in right.items()}
+    tested = pd.DataFrame(tests, index=["only_A", "only_B", "p"], dtype=object).T
+    table = pd.DataFrame(columns, index=list(CORE_METRICS)).join(tested)
     differs = (table["p"] < LEVEL).where(table["p"].notna(), (table["low"] > 0) | (table["high"] < 0))
     b_is_better = (table["difference"] > 0) == table.index.isin(LOWER_IS_BETTER)
     return table.assign(better=np.where(differs, np.where(b_is_better, "B", "A"), "neither"))
@@ -68,12 +65,10 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
     return only_a, only_b, float(binomtest(only_a, throws, 0.5).pvalue)
 
 
-def _interval(
-    predictions: np.ndarray, labels: np.ndarray, combine: Callable[[np.ndarray], np.ndarray], resamples: int
-) -> np.ndarray:
+def _interval(contributions: np.ndarray, combine: Callable[[np.ndarray], np.ndarray], resamples: int) -> np.ndarray:
     """Low and high (2, M) of what `combine` makes of the metrics (S, R, M) of S runs in R resamples; the same at each
     call. A metric of a resample is made of sums over utterances, which one matrix product gives for many resamples."""
-    generator, size, contributions = np.random.default_rng(0), len(labels), _contributions(predictions, labels)
+    generator, size = np.random.default_rng(0), contributions.shape[1]
     sums = []
     for _ in range(0, resamples, BATCH):
         drawn = generator.integers(0, size, (BATCH, size))

@@ -18,13 +18,12 @@ TABLE_METRICS = [*CORE_METRICS, "Loss"]
 def append_results(res_save_dir: str | Path, dataset: str, name: str, per_seed: dict[int, dict]) -> Path:
     """Append to `normal/<dataset>.csv` a row of `(mean, std)` cells over the seeds, times 100, as the release does,
     and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path"""
-    seeds = pd.DataFrame(per_seed.values())[["epoch", *TABLE_METRICS, *WIDER_METRICS]]
+    seeds = pd.DataFrame.from_dict(per_seed, orient="index")[["epoch", *TABLE_METRICS, *WIDER_METRICS]]
     cells = {
         metric: str(tuple(round(float(f(values)) * 100, 2) for f in (np.mean, np.std)))
         for metric, values in seeds[TABLE_METRICS].items()
     }
-    seeds.insert(0, "seed", list(per_seed))
-    append(res_save_dir, f"{dataset}-seeds.csv", name, seeds)
+    append(res_save_dir, f"{dataset}-seeds.csv", name, seeds.rename_axis("seed").reset_index())
     return append(res_save_dir, f"{dataset}.csv", name, pd.DataFrame([cells]))
 
 
