@@ -66,16 +66,6 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
     logger.info(f"low, high: 95 % interval of the mean over {len(labels)} test utterances; in {path}.")
 
 
-def check_one_configuration(runs: Sequence[RunRecord]) -> None:
-    """Raise ConfigError where the settings of runs differ."""
-    for run in runs:
-        for key, value, first in different_settings(run.config, runs[0].config, INCONSEQUENTIAL):
-            raise ConfigError(
-                f"--seeds: {run.folder} has {key} {printable(value)}, but {runs[0].folder} has {printable(first)}. "
-                "Name seeds of one configuration; two configurations are compared without --seeds."
-            )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds of one configuration."
@@ -89,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds.")
     predictions, labels, sizes = pair(runs)
     if options.seeds:
-        check_one_configuration(runs)
+        for run in runs:
+            for key, value, first in different_settings(run.config, runs[0].config, INCONSEQUENTIAL):
+                raise ConfigError(
+                    f"--seeds: {run.folder} has {key} {printable(value)}, but {runs[0].folder} has {printable(first)}. "
+                    "Name seeds of one configuration; two configurations are compared without --seeds."
+                )
         table = over_seeds(predictions, labels, [run.config["seed"] for run in runs])
         print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
     else:

@@ -50,10 +50,8 @@ def report(record: RunRecord, drawn: dict[str, bytes], skipped: str) -> str:
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pictures = {name: base64.b64encode(file).decode() for name, file in drawn.items() if name.endswith(".svg")}
-    metrics = ("Loss", *METRICS)
-    return template.render(
-        run=record, pictures=pictures, skipped=skipped, splits=SPLITS, metrics=metrics, json=json.dumps
-    )
+    names = {"splits": SPLITS, "metrics": METRICS, "json": json.dumps}
+    return template.render(run=record, pictures=pictures, skipped=skipped, **names)
 
 
 def draw_after_training(run: RunFolder, device: torch.device) -> None:

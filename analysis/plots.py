@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from analysis.record import RunRecord
@@ -98,7 +97,7 @@ def _over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, **sh
         ax.axvline(best, color="0.45", linewidth=1, linestyle="--", zorder=1, label=f"best epoch {best}")
         ax.set(title=title, ylabel=unit)
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, title=legend, handlelength=3.6)
     return figure
 
@@ -130,8 +129,7 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     metrics = regression_metrics(predicted, true)
     scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--", marker="")
     scatter.scatter(true, predicted, s=16, facecolors="none", edgecolors="#0072b2")
-    numbers = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
-    scatter.set_title(f"Each circle an utterance; dashed: predicted = true\n{numbers}")
+    scatter.set_title(f"Dashed: predicted = true. MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}")
     scatter.set(xlabel="true sentiment (-3 … 3)", ylabel="predicted sentiment")
 
     classes = (sentiment_classes(values, 3) for values in (true, predicted))

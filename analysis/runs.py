@@ -67,8 +67,7 @@ def table_of(rows: list[dict]) -> pd.DataFrame:
     parts = groups[["seeds", "epoch"]].agg(" ".join), groups[numbers].mean(), deviations
     table = pd.concat(parts, axis=1).reset_index().drop(columns=["unfinished", "data"], errors="ignore")
     valid = [column for column in VALID if column in table]
-    lower = [f"valid_{metric}" for metric in LOWER_IS_BETTER]
-    return table.sort_values(valid, ascending=[column in lower for column in valid])
+    return table.sort_values(valid, ascending=[column.removeprefix("valid_") in LOWER_IS_BETTER for column in valid])
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ are plain percentiles of the resampled metrics: BCa divides zero by zero for two
 that is 1, and with the hundreds of utterances of a test split both are nearly the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,7 @@ RESAMPLES = 10_000
 BATCH = 250  # resamples that are in memory at a time
 
 
-def over_seeds(
-    predictions: np.ndarray, labels: np.ndarray, names: Sequence, resamples: int = RESAMPLES
-) -> pd.DataFrame:
+def over_seeds(predictions: np.ndarray, labels: np.ndarray, names: list, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Several seeds of one configuration, on the same utterances.
 
     predictions (S, N), labels (N): in [-3, 3] or beyond, N at least 2; names (S): of the seeds
@@ -29,7 +27,7 @@ def over_seeds(
     the mean's 95 % interval, the seeds being given. NaN where a metric, or one of its resamples, is not defined.
     """
     scored = [regression_metrics(predicted, labels) for predicted in predictions]
-    per_seed = pd.DataFrame(scored, index=list(names))[list(CORE_METRICS)]
+    per_seed = pd.DataFrame(scored, index=names)[list(CORE_METRICS)]
     low, high = _interval(_contributions(predictions, labels), lambda metrics: metrics.mean(axis=0), resamples)
     summary = {"mean": per_seed.mean(skipna=False), "std": per_seed.std(ddof=0, skipna=False), "low": low, "high": high}
     return pd.concat([per_seed, pd.DataFrame(summary, index=per_seed.columns).T])
