@@ -133,7 +133,7 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     scatter.set(xlabel="true sentiment (-3 … 3)", ylabel="predicted sentiment")
 
     classes = (sentiment_classes(values, 3) for values in (true, predicted))
-    ConfusionMatrixDisplay.from_predictions(*classes, labels=range(-3, 4), ax=matrix, cmap="Greys")
+    ConfusionMatrixDisplay.from_predictions(*classes, labels=range(-3, 4), ax=matrix, cmap="Greys", colorbar=False)
     matrix.set_title(f"Utterances by class; on the diagonal: Acc_7 = {metrics['Acc_7']:.4f}")
     matrix.set(xlabel="predicted class", ylabel="true class")
     matrix.grid(False)
