@@ -1,6 +1,6 @@
 """The pictures of a run: from numbers to figures, readable without colour.
 
-Figures are made without pyplot: no display is needed, and no global state of matplotlib's is left behind.
+No figure is one of pyplot's: no display is needed, and none stays open.
 """
 
 import io
