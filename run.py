@@ -14,8 +14,7 @@ from pathlib import Path
 from config import parse_overrides
 from trainers.options import RunOptions, add_flags
 from trainers.run_settings import check_earlier_runs, earlier_runs
-from utils.cli import run_command
-from utils.errors import ConfigError
+from utils.cli import ArgumentParser, run_command
 from utils.log import is_first_rank, logger, number_of_processes
 
 # What loads PyTorch is imported where it is used: options, settings and earlier runs are checked, and answered, before.
@@ -60,22 +59,15 @@ def run(options: RunOptions) -> dict[int, dict[str, float]]:
     return per_seed
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        hint = " A setting is given as --set KEY=VALUE." if "unrecognized" in message else ""
-        raise ConfigError(f"{message}.{hint} See python run.py -h.")
-
-
 def read_command(argv: Sequence[str]) -> tuple[argparse.Namespace, RunOptions]:
     """-> the flags that are no options of a run, and the options"""
-    # Without abbreviations: the command that resumes is made of these words.
-    parser = Parser(description="Train and evaluate DMD.", allow_abbrev=False)
+    parser = ArgumentParser(description="Train and evaluate DMD.")
     add_flags(parser)
-    add = parser.add_argument
-    add("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")
-    add("--tune", type=int, metavar="N", help="search settings until the study has N trials")
-    add("--search", default="", metavar="FILE.json", help="which settings --tune varies")
-    add("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")
+    what.add_argument("--tune", type=int, metavar="N", help="search settings until the study has N trials")
+    parser.add_argument("--search", default="", metavar="FILE.json", help="which settings --tune varies")
+    parser.add_argument("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
     flags = parser.parse_args(argv)
     options = {key: value for key, value in vars(flags).items() if key in RunOptions.__dataclass_fields__}
     return flags, RunOptions(**options | {"config": parse_overrides(flags.config or [])})
@@ -84,25 +76,22 @@ def read_command(argv: Sequence[str]) -> tuple[argparse.Namespace, RunOptions]:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     flags, options = read_command(argv)
-    tuning = flags.tune is not None or bool(flags.search or flags.storage)
-    if flags.suite and tuning:
-        raise ConfigError("--suite trains the rows of a table, and --tune searches settings: give one of them.")
-    if flags.suite:
-        from trainers.suite import run_suite
-
-        run_suite(options, flags.suite)
-    elif tuning:
+    if flags.tune is not None or flags.search or flags.storage:
         from trainers.tune import tune
 
         best = tune(options, flags.tune, flags.search, flags.storage)
         if best is not None:
-            swept = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-            for flag in ("--tune", "--search", "--storage", "--name"):
-                swept.add_argument(flag)
-            words = [word for word in swept.parse_known_args(argv)[1] if word != "--resume"]
-            settings = [f"{key}={json.dumps(value)}" for key, value in best.items()]
+            sweep = ArgumentParser(add_help=False)
+            sweep.add_argument("--resume", action="store_true")
+            for flag in ("--tune", "--search", "--storage"):
+                sweep.add_argument(flag)
+            words, settings = sweep.parse_known_args(argv)[1], [f"{k}={json.dumps(v)}" for k, v in best.items()]
             command = ["python", SCRIPT, *words, "--set", *settings, "--name", f"{options.name}-best"]
             logger.info(f"To train it as an ordinary run: {shlex.join(command)}")
+    elif flags.suite:
+        from trainers.suite import run_suite
+
+        run_suite(options, flags.suite)
     else:
         run(options)
 
@@ -111,11 +100,10 @@ def resuming_command() -> str:
     """The last word of a command that was interrupted: the command line that continues it."""
     flags, options = read_command(sys.argv[1:])
     begun = flags.suite or flags.tune or any(r.exists for r in earlier_runs(options, options.settings().dataset_name))
-    words = [SCRIPT, *(word for word in sys.argv[1:] if word not in ("--overwrite", "--resume"))]
-    words += ["--resume"] if begun else []
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")] + ["--resume"] * bool(begun)
     processes = number_of_processes()
     launcher = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
-    return f"To continue: {shlex.join([*launcher, *words])}"
+    return f"To continue: {shlex.join([*launcher, SCRIPT, *words])}"
 
 
 if __name__ == "__main__":

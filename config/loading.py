@@ -11,18 +11,13 @@ from typing import Annotated, Literal
 from easydict import EasyDict
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
+from config.schema import IGNORED_KEYS, LIST_SETTINGS, PRESETS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
-from utils.log import is_first_rank, logger
+from utils.log import logger
 from utils.reading import printable, read_json
 
 DEFAULT_FILE = Path(__file__).parent / "config.json"
 COMMAND_LINE = "--set"
-RUN_FILE = "the run's config.json"
-ALIASES = {  # what other programs call a setting, or what is a flag here
-    "lr": "learning_rate", "bs": "batch_size", "epochs": "max_epochs", "layers": "nlevels", "bert": "pretrained",
-    "hidden_size": "dst_feature_dim_nheads", "seed": "--seeds", "seeds": "--seeds", "device": "--device",
-}  # fmt: skip
 
 DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
 
@@ -51,7 +46,7 @@ def load_config(
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
     path, overrides = Path(config_file or DEFAULT_FILE), overrides or {}
-    content = read_model(ConfigFile, path, "config file", "leave out -c for the default")
+    content = read_model(ConfigFile, path, "config file (leave out -c for the default)")
     check_names([model_name.lower()], ["dmd"], path, "model")
     datasets, sections, common = content.datasetCommonParams, content.dmd.datasetParams, content.dmd.commonParams
     root = {key: value for key, value in datasets.items() if isinstance(value, str)}
@@ -77,9 +72,7 @@ def load_config(
         f"dmd.datasetParams.{dataset_name} of {path}": section,
         COMMAND_LINE: overrides,
     }
-    settings = _checked(layers)
-    settings.featurePath = os.path.join(settings.dataset_root_dir, settings.featurePath)
-    return EasyDict(settings, model_name="dmd", dataset_name=dataset_name)
+    return _checked(layers, dataset_name)
 
 
 def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
@@ -89,22 +82,15 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     objective replaces the switches that have the value which the stored objective chooses; others stay.
     """
     overrides = overrides or {}
-    names = {key: settings.get(key, "") for key in ("model_name", "dataset_name")}
-    settings = {key: value for key, value in settings.items() if key not in (*names, *IGNORED_KEYS)}
+    dataset_name = settings.get("dataset_name", "")
+    settings = {key: value for key, value in settings.items() if key not in ("model_name", "dataset_name")}
     if "objective" in overrides:
         chosen = PRESETS.get(str(settings.get("objective")), {})
         settings = {key: value for key, value in settings.items() if key not in chosen or value != chosen[key]}
-    checked = _checked({RUN_FILE: settings, COMMAND_LINE: overrides})
-    path, root = checked.featurePath, str(settings.get("dataset_root_dir", checked.dataset_root_dir))
-    if "featurePath" in overrides:
-        path = os.path.join(checked.dataset_root_dir, path)
-    elif Path(path).is_relative_to(root):
-        path = os.path.join(checked.dataset_root_dir, Path(path).relative_to(root))
-    strange = not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
-    if strange and names["dataset_name"] == "synthetic" and "featurePath" not in overrides:
-        # The built-in data would be written there: wherever a stranger's file says.
-        raise ConfigError(f"{RUN_FILE}: featurePath is {path!r}, where no file is. Add --set featurePath=FILE.")
-    return EasyDict(checked | {"featurePath": path}, **names)
+    path, root = (str(settings.get(key, "")) for key in ("featurePath", "dataset_root_dir"))
+    if root and Path(path).is_relative_to(root):
+        settings["featurePath"] = str(Path(path).relative_to(root))
+    return _checked({"the run's config.json": settings, COMMAND_LINE: overrides}, dataset_name)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
@@ -122,39 +108,38 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def read_model(model, path: str | Path, kind: str, instead: str):
-    """A JSON file as a pydantic model. Raises ConfigError; `instead` says what to do where there is no such file."""
+def read_model(model, path: str | Path, kind: str):
+    """A JSON file as a pydantic model; kind: what it should be. Raises ConfigError."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
         reason = printable(getattr(error, "strerror", None) or error, 160)
-        where = os.path.abspath(path)
-        raise ConfigError(f"{where}: not a readable JSON {kind}: {reason}. Name another, or {instead}.") from error
+        raise ConfigError(f"{path}: not a readable JSON {kind}: {reason}.") from error
     return _validated(model, content, lambda key: path)
 
 
-def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str = "key") -> None:
+def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str) -> None:
     """Raise ConfigError for a name that is not known, with the one that was probably meant."""
-    aliases = ALIASES if known is SETTING_NAMES else {}
     for name in (name for name in names if name not in known):
-        meant = [aliases.get(name.lower(), ""), *difflib.get_close_matches(printable(name), known, n=1)]
-        hint = "config/schema.py describes all keys." if aliases else f"known: {', '.join(known)}."
-        hint = next((f"did you mean {word}?" for word in meant if word), hint)
+        close = difflib.get_close_matches(printable(name), known, n=1)
+        hint = "config/schema.py describes all of them" if kind == "setting" else f"known: {', '.join(known)}"
+        hint = f"did you mean {close[0]}?" if close else f"{hint}."
         raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
-def _checked(layers: dict[str, dict]) -> EasyDict:
+def _checked(layers: dict[str, dict], dataset_name: str) -> EasyDict:
     """The settings of layers by where they stand; later ones override."""
-    used = {where: {k: v for k, v in layer.items() if k not in IGNORED_KEYS} for where, layer in layers.items()}
     settings, origin = {}, {}
-    for where, layer in used.items():
-        check_names(layer, SETTING_NAMES, where)
-        settings |= layer
-        origin |= dict.fromkeys(layer, where)
-    ignored = set().union(*layers.values()) & set(IGNORED_KEYS)
-    if ignored and is_first_rank():
+    for where, layer in layers.items():
+        used = {key: value for key, value in layer.items() if key not in IGNORED_KEYS}
+        check_names(used, SETTING_NAMES, where, "setting")
+        settings |= used
+        origin |= dict.fromkeys(used, where)
+    if ignored := set().union(*layers.values()) & set(IGNORED_KEYS):
         _tell_ignored(", ".join(sorted(ignored)))
-    return EasyDict(_validated(DMDConfig, settings, lambda key: origin.get(key, "config")).model_dump())
+    checked = _validated(DMDConfig, settings, lambda key: origin.get(key, "config"))
+    checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+    return EasyDict(checked.model_dump(), model_name="dmd", dataset_name=dataset_name)
 
 
 @functools.cache  # a command resolves its settings several times
@@ -169,10 +154,12 @@ def _validated(model, values: object, where: Callable[[str], str | Path]):
     except ValidationError as error:
         first = error.errors()[0]
         message, place = first["msg"].removeprefix("Value error, ").rstrip("."), ".".join(map(str, first["loc"]))
+        key = place.split(".")[0] or message.split()[0]  # a condition on several settings begins with the first one
         if first["type"] == "missing":
             message = f"{place}: {message}"
-        elif place:  # else a condition on several settings, which begins with the key
+        elif place:
             given = printable(json.dumps(first["input"], ensure_ascii=False, default=str))
             message = f"{place} is {given}; {message[0].lower()}{message[1:]}"
-        key = message.replace(".", " ").split()[0]
+        if model is DMDConfig and isinstance(values.get(key), list) and key not in LIST_SETTINGS:
+            message += "; to try several values there is --tune"
         raise ConfigError(f"{where(key)}: {printable(message, 400)}.") from error

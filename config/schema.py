@@ -138,3 +138,4 @@ class DMDConfig(Strict):
 
 
 SETTING_NAMES = tuple(DMDConfig.model_fields)
+LIST_SETTINGS = [key for key, field in DMDConfig.model_fields.items() if isinstance(field.default, list)]

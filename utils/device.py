@@ -4,10 +4,9 @@ import contextlib
 import ctypes
 import os
 import platform
+from importlib import metadata
 
-import numpy as np
 import torch
-import transformers
 
 from utils.errors import ConfigError
 
@@ -50,13 +49,8 @@ def keep_freed_memory() -> None:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }
+    libraries = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
+    return {"python": platform.python_version(), **libraries, "platform": platform.platform()}
 
 
 def describe_device(device: torch.device) -> str:

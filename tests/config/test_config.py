@@ -126,8 +126,7 @@ BAD_OVERRIDES = [
     ("gamma", float("nan"), "finite"),
     ("ort", "width", "'batch', 'feature' or 'paper'"),
     ("batch_siz", 4, "did you mean batch_size"),
-    ("lr", 1e-3, "did you mean learning_rate"),
-    ("seed", 1, "did you mean --seeds"),
+    ("nlevels", [2, 3], "--tune"),
     ("a\nb", 1, "'a b'"),  # one line, whatever the key holds
 ]
 
