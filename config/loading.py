@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from easydict import EasyDict
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from config.schema import IGNORED_KEYS, LIST_SETTINGS, PRESETS, SETTING_NAMES, DMDConfig
+from config.schema import IGNORED_KEYS, LIST_SETTINGS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
 from utils.log import logger
 from utils.reading import printable, read_json
@@ -64,33 +64,19 @@ def load_config(
     if variant not in variants:
         where = f"{path}: datasetCommonParams.{dataset_name}"
         raise ConfigError(f"{where} has no '{variant}' features. Add them, or set need_data_aligned accordingly.")
-    layers = {
-        f"datasetCommonParams.{dataset_name}.{variant} of {path}": variants[variant],
-        f"datasetCommonParams of {path}": root,
-        f"dmd.commonParams of {path}": common | {"need_data_aligned": aligned},
-        f"dmd.objectiveParams of {path}": content.dmd.objectiveParams,
-        f"dmd.datasetParams.{dataset_name} of {path}": section,
-        COMMAND_LINE: overrides,
-    }
-    return _checked(layers, dataset_name)
+    of_file = variants[variant] | root | common | {"need_data_aligned": aligned} | content.dmd.objectiveParams | section
+    return _checked(of_file, path, overrides, dataset_name)
 
 
 def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
-    """Check settings that were resolved before (a run's config.json), with overrides on top.
-
-    featurePath is relative to dataset_root_dir, as in `load_config`, whichever of the two is overridden. An overriding
-    objective replaces the switches that have the value which the stored objective chooses; others stay.
-    """
-    overrides = overrides or {}
+    """Check settings that were resolved before (a run's config.json), with overrides on top; featurePath is relative
+    to dataset_root_dir, as in `load_config`, whichever of the two is overridden."""
     dataset_name = settings.get("dataset_name", "")
     settings = {key: value for key, value in settings.items() if key not in ("model_name", "dataset_name")}
-    if "objective" in overrides:
-        chosen = PRESETS.get(str(settings.get("objective")), {})
-        settings = {key: value for key, value in settings.items() if key not in chosen or value != chosen[key]}
     path, root = (str(settings.get(key, "")) for key in ("featurePath", "dataset_root_dir"))
     if root and Path(path).is_relative_to(root):
         settings["featurePath"] = str(Path(path).relative_to(root))
-    return _checked({"the run's config.json": settings, COMMAND_LINE: overrides}, dataset_name)
+    return _checked(settings, "the run's config.json", overrides or {}, dataset_name)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
@@ -127,17 +113,15 @@ def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, k
         raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
-def _checked(layers: dict[str, dict], dataset_name: str) -> EasyDict:
-    """The settings of layers by where they stand; later ones override."""
-    settings, origin = {}, {}
-    for where, layer in layers.items():
-        used = {key: value for key, value in layer.items() if key not in IGNORED_KEYS}
-        check_names(used, SETTING_NAMES, where, "setting")
-        settings |= used
-        origin |= dict.fromkeys(used, where)
-    if ignored := set().union(*layers.values()) & set(IGNORED_KEYS):
-        _tell_ignored(", ".join(sorted(ignored)))
-    checked = _validated(DMDConfig, settings, lambda key: origin.get(key, "config"))
+def _checked(settings: dict, where: str | Path, overrides: dict, dataset_name: str) -> EasyDict:
+    """The settings that stand in `where`, with overrides on top."""
+    for place, names in ((where, settings), (COMMAND_LINE, overrides)):
+        check_names(names, (*SETTING_NAMES, *IGNORED_KEYS), place, "setting")
+    settings = settings | overrides
+    if ignored := sorted(settings.keys() & IGNORED_KEYS):
+        _tell_ignored(", ".join(ignored))
+    used = {key: value for key, value in settings.items() if key not in IGNORED_KEYS}
+    checked = _validated(DMDConfig, used, lambda key: COMMAND_LINE if key in overrides else where)
     checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
     return EasyDict(checked.model_dump(), model_name="dmd", dataset_name=dataset_name)
 

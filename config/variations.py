@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from optuna import Trial
 from optuna.distributions import FloatDistribution
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, RootModel, model_validator
 
 from config.loading import COMMAND_LINE, read_model
 from config.schema import Strict
@@ -61,21 +61,15 @@ class Range(Strict):
         return suggest(key, *self.extremes, log=self.log)
 
 
-class Choice(Strict):
+class Choice(RootModel[Annotated[list, Field(min_length=1)]]):
     """One of some values, of any JSON type. A study holds no lists, and takes true for 1: it gets JSON texts."""
 
-    type: Literal["categorical"]
-    choices: Annotated[list, Field(min_length=1)]
+    @property
+    def extremes(self) -> list:
+        return self.root
 
     def suggest(self, trial: Trial, key: str):
-        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.choices]))
-
-
-Dimension = Annotated[
-    Annotated[Range | Choice, Field(discriminator="type")],
-    # A plain list of values is short for a choice of them.
-    BeforeValidator(lambda given: {"type": "categorical", "choices": given} if isinstance(given, list) else given),
-]
+        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.root]))
 
 
 def load_suite(name: str) -> Suite:
@@ -88,9 +82,9 @@ def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
 
     Raises ConfigError for what is wrong in the file, and for bounds or choices which the settings do not allow.
     """
-    space = read_model(Annotated[dict[str, Dimension], Field(min_length=1)], path, "search space")
+    space = read_model(Annotated[dict[str, Range | Choice], Field(min_length=1)], path, "search space")
     for key, dimension in space.items():
-        for value in dimension.choices if isinstance(dimension, Choice) else dimension.extremes:
+        for value in dimension.extremes:
             resolve(str(path), {key: value}, options)
     return space
 

@@ -55,7 +55,6 @@ class RunOptions:
             if not holds:
                 raise ConfigError(message)
 
-        check(isinstance(self.config or {}, dict), f"config: {self.config!r} is no dict; a file is config_file.")
         config = dict(self.config or {}) | ({} if self.epochs is None else {"max_epochs": self.epochs})
         seeds = (self.seeds,) if isinstance(self.seeds, int) else tuple(self.seeds)
         for name, value in {"config": config, "seeds": seeds, "name": self.name or self.model_name}.items():
