@@ -24,16 +24,12 @@ SCRIPT = os.path.relpath(__file__)
 def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA know)
     model_name: str = "dmd", dataset_name: str = "mosi", config_file: str | Path = "", **options
 ) -> dict[int, dict[str, float]]:
-    """Train and evaluate DMD once for each seed; `options` are those of trainers.options.RunOptions.
+    """Train and evaluate DMD once for each seed, append to the tables, and draw; options: the fields of RunOptions.
 
     -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can fix.
     """
-    return run(RunOptions(model_name, dataset_name, config_file, **options))
-
-
-def run(options: RunOptions) -> dict[int, dict[str, float]]:
-    """Train, append to the tables over the seeds, and draw."""
-    settings, where = options.settings(), options.res_save_dir
+    options = RunOptions(model_name, dataset_name, config_file, **options)
+    settings = options.settings()
     dataset = settings.dataset_name
     check_earlier_runs(earlier_runs(options, dataset), options, options.describe(settings))
     from dataset.features import prepare_features
@@ -47,19 +43,16 @@ def run(options: RunOptions) -> dict[int, dict[str, float]]:
 
     per_seed = train(options, features)
     if is_first_rank():
-        table = append_results(where, dataset, options.name, per_seed)
-        logger.info(f"Results saved to {table}.")
-        runs = run_folders(options, dataset)
+        names, runs = (options.res_save_dir, dataset, options.name), run_folders(options, dataset)
+        logger.info(f"Results saved to {append_results(*names, per_seed)}.")
         if len(runs) > 1:
-            folders = {seed: run.results for seed, run in runs.items()}
-            report_seeds(folders, where, dataset, options.name)
-        if options.figures:
-            for run in runs.values():
-                draw_after_training(run, choose_device(options.device))
+            report_seeds({seed: run.results for seed, run in runs.items()}, *names)
+        for run in runs.values() if options.figures else ():
+            draw_after_training(run, choose_device(options.device))
     return per_seed
 
 
-def read_command(argv: Sequence[str]) -> tuple[argparse.Namespace, RunOptions]:
+def read_command(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, RunOptions]:
     """-> the flags that are no options of a run, and the options"""
     parser = ArgumentParser(description="Train and evaluate DMD.")
     add_flags(parser)
@@ -74,7 +67,6 @@ def read_command(argv: Sequence[str]) -> tuple[argparse.Namespace, RunOptions]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
     flags, options = read_command(argv)
     if flags.tune is not None or flags.search or flags.storage:
         from trainers.tune import tune
@@ -93,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         run_suite(options, flags.suite)
     else:
-        run(options)
+        DMD_run(**vars(options))
 
 
 def resuming_command() -> str:
     """The last word of a command that was interrupted: the command line that continues it."""
-    flags, options = read_command(sys.argv[1:])
+    flags, options = read_command()
     begun = flags.suite or flags.tune or any(r.exists for r in earlier_runs(options, options.settings().dataset_name))
     words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")] + ["--resume"] * bool(begun)
     processes = number_of_processes()

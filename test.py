@@ -52,19 +52,17 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     keep_freed_memory()
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
     args, replaced, trained = settings_of(checkpoint, dataset_name, config_file, config)
-    other = bool(str(features))
-    if other:
+    if features:
         args.featurePath, replaced = str(features), {}
     chosen = choose_device(device)
-    model, data, loader = restore(state, checkpoint, args, replaced, split, chosen, to_predict=other)
+    model, data, loader = restore(state, checkpoint, args, replaced, split, chosen, to_predict=bool(features))
     part = data.splits[split]
     if not part.labelled and not predictions:
         raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
-    for difference in differences(trained, args, replaced, to_predict=other):
+    for difference in differences(trained, args, replaced, to_predict=bool(features)):
         logger.warning(difference)
-    precision = "fp32" if dataset_name or config_file else trained.get("precision", "fp32")
-    scored = predict(model, loader, chosen, split, precision)
+    scored = predict(model, loader, chosen, split, trained.get("precision", "fp32"))
     metrics = scored.metrics() if part.labelled else {}
     if metrics:
         log_metrics(split, args.model_name, metrics)

@@ -18,6 +18,7 @@ from utils.reading import printable, read_json
 
 DEFAULT_FILE = Path(__file__).parent / "config.json"
 COMMAND_LINE = "--set"
+_warn_once = functools.cache(logger.warning)  # a command resolves its settings several times
 
 DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
 
@@ -119,16 +120,11 @@ def _checked(settings: dict, where: str | Path, overrides: dict, dataset_name: s
         check_names(names, (*SETTING_NAMES, *IGNORED_KEYS), place, "setting")
     settings = settings | overrides
     if ignored := sorted(settings.keys() & IGNORED_KEYS):
-        _tell_ignored(", ".join(ignored))
+        _warn_once(f"Settings that have no effect here: {', '.join(ignored)}.")
     used = {key: value for key, value in settings.items() if key not in IGNORED_KEYS}
     checked = _validated(DMDConfig, used, lambda key: COMMAND_LINE if key in overrides else where)
     checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
     return EasyDict(checked.model_dump(), model_name="dmd", dataset_name=dataset_name)
-
-
-@functools.cache  # a command resolves its settings several times
-def _tell_ignored(keys: str) -> None:
-    logger.warning(f"Settings that have no effect here: {keys}.")
 
 
 def _validated(model, values: object, where: Callable[[str], str | Path]):

@@ -63,7 +63,6 @@ class RunOptions:
         check(valid, f"--seeds: expected different numbers between 0 and {2**32 - 1}, not {list(seeds)}.")
         plain = Path(self.name).name == self.name and len(self.name.encode()) <= LONGEST_NAME
         check(plain, f"--name: expected a folder's name of at most {LONGEST_NAME} characters, not '{self.name}'.")
-        check(self.num_workers >= 0, f"--num-workers: {self.num_workers} is negative.")
         check(not (self.resume and self.overwrite), "--resume continues a run, --overwrite replaces it: give one.")
         check(self.precision in PRECISIONS, f"precision: {self.precision!r} is not one of {PRECISIONS}.")
 

@@ -55,6 +55,5 @@ def versions() -> dict[str, str]:
 
 def describe_device(device: torch.device) -> str:
     """'cpu (2 threads)' or the GPU's name."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device} ({name})"

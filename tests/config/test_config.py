@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from config import config_from_resolved, load_config, parse_overrides
-from config.loading import _tell_ignored
+from config.loading import _warn_once
 from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
 
@@ -69,7 +69,7 @@ def test_published_values(column, dataset):
 
 
 def test_an_old_file_loads_and_the_rest_is_the_release_s(tmp_path, caplog):
-    _tell_ignored.cache_clear()
+    _warn_once.cache_clear()
     for _ in range(2):
         args = load_config("dmd", "mosi", write(tmp_path, OLD_FILE | {"misa": {"commonParams": {"x": 1}}}))
     told = [record.getMessage() for record in caplog.records]  # once
