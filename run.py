@@ -26,7 +26,7 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
 ) -> dict[int, dict[str, float]]:
     """Train and evaluate DMD once for each seed, append to the tables, and draw; options: the fields of RunOptions.
 
-    -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can fix.
+    -> {seed: TEST metrics of its best epoch}. Raises a DMDError, or an OSError, for what the caller can fix.
     """
     options = RunOptions(model_name, dataset_name, config_file, **options)
     settings = options.settings()

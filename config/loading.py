@@ -16,7 +16,6 @@ from utils.errors import ConfigError
 from utils.log import logger
 from utils.reading import printable, read_json
 
-DEFAULT_FILE = Path(__file__).parent / "config.json"
 COMMAND_LINE = "--set"
 _warn_once = functools.cache(logger.warning)  # a command resolves its settings several times
 
@@ -46,7 +45,7 @@ def load_config(
     -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
-    path, overrides = Path(config_file or DEFAULT_FILE), overrides or {}
+    path, overrides = Path(config_file or Path(__file__).with_name("config.json")), overrides or {}
     content = read_model(ConfigFile, path, "config file (leave out -c for the default)")
     check_names([model_name.lower()], ["dmd"], path, "model")
     datasets, sections, common = content.datasetCommonParams, content.dmd.datasetParams, content.dmd.commonParams
@@ -63,8 +62,7 @@ def load_config(
         aligned = "aligned" in variants and common.get("need_data_aligned", True)
     variant = "unaligned" if aligned is False else "aligned"  # what is no flag is refused below
     if variant not in variants:
-        where = f"{path}: datasetCommonParams.{dataset_name}"
-        raise ConfigError(f"{where} has no '{variant}' features. Add them, or set need_data_aligned accordingly.")
+        raise ConfigError(f"{path}: no '{variant}' features of {dataset_name}. Set need_data_aligned accordingly.")
     of_file = variants[variant] | root | common | {"need_data_aligned": aligned} | content.dmd.objectiveParams | section
     return _checked(of_file, path, overrides, dataset_name)
 
@@ -73,7 +71,8 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     """Check settings that were resolved before (a run's config.json), with overrides on top; featurePath is relative
     to dataset_root_dir, as in `load_config`, whichever of the two is overridden."""
     dataset_name = settings.get("dataset_name", "")
-    settings = {key: value for key, value in settings.items() if key not in ("model_name", "dataset_name")}
+    unused = ("model_name", "dataset_name", *IGNORED_KEYS)
+    settings = {key: value for key, value in settings.items() if key not in unused}
     path, root = (str(settings.get(key, "")) for key in ("featurePath", "dataset_root_dir"))
     if root and Path(path).is_relative_to(root):
         settings["featurePath"] = str(Path(path).relative_to(root))
@@ -100,8 +99,7 @@ def read_model(model, path: str | Path, kind: str):
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        reason = printable(getattr(error, "strerror", None) or error, 160)
-        raise ConfigError(f"{path}: not a readable JSON {kind}: {reason}.") from error
+        raise ConfigError(f"{path}: not a readable JSON {kind}: {printable(error, 200)}.") from error
     return _validated(model, content, lambda key: path)
 
 
@@ -109,8 +107,8 @@ def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, k
     """Raise ConfigError for a name that is not known, with the one that was probably meant."""
     for name in (name for name in names if name not in known):
         close = difflib.get_close_matches(printable(name), known, n=1)
-        hint = "config/schema.py describes all of them" if kind == "setting" else f"known: {', '.join(known)}"
-        hint = f"did you mean {close[0]}?" if close else f"{hint}."
+        there = "config/schema.py describes all of them." if kind == "setting" else f"known: {', '.join(known)}."
+        hint = f"did you mean {close[0]}?" if close else there
         raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 

@@ -41,8 +41,7 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
             return 2
         if file is None:
             traceback.print_exception(error)
-        where = f"in {file}" if file else "above"
-        print(f"{line} (an internal error; its traceback is {where})", file=sys.stderr)
+        print(f"{line} (an internal error; its traceback is in {file or 'the lines above'})", file=sys.stderr)
         return 1
     finally:
         stop_log()
