@@ -54,7 +54,8 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
 
 def read_command(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, RunOptions]:
     """-> the flags that are no options of a run, and the options"""
-    parser = ArgumentParser(description="Train and evaluate DMD.")
+    # Without abbreviations: the command that resumes is made of these words.
+    parser = ArgumentParser(description="Train and evaluate DMD.", allow_abbrev=False)
     add_flags(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         best = tune(options, flags.tune, flags.search, flags.storage)
         if best is not None:
-            sweep = ArgumentParser(add_help=False)
+            sweep = ArgumentParser(add_help=False, allow_abbrev=False)
             sweep.add_argument("--resume", action="store_true")
             for flag in ("--tune", "--search", "--storage"):
                 sweep.add_argument(flag)

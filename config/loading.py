@@ -130,14 +130,15 @@ def _validated(model, values: object, where: Callable[[str], str | Path]):
     try:
         return TypeAdapter(model).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        message, place = first["msg"].removeprefix("Value error, ").rstrip("."), ".".join(map(str, first["loc"]))
-        key = place.split(".")[0] or message.split()[0]  # a condition on several settings begins with the first one
+        first, flat = error.errors()[0], model is DMDConfig
+        message = first["msg"].removeprefix("Value error, ").rstrip(".")
+        place = ".".join(map(str, first["loc"][: 1 if flat else None]))
+        key = place or message.split()[0]  # a condition on several settings begins with the first of them
         if first["type"] == "missing":
             message = f"{place}: {message}"
         elif place:
-            given = printable(json.dumps(first["input"], ensure_ascii=False, default=str))
+            given = printable(json.dumps(values[key] if flat else first["input"], ensure_ascii=False, default=str))
             message = f"{place} is {given}; {message[0].lower()}{message[1:]}"
-        if model is DMDConfig and isinstance(values.get(key), list) and key not in LIST_SETTINGS:
+        if flat and isinstance(values.get(key), list) and key not in LIST_SETTINGS:
             message += "; to try several values there is --tune"
         raise ConfigError(f"{where(key)}: {printable(message, 400)}.") from error

@@ -113,7 +113,7 @@ class DMDConfig(Strict):
     early_stop: Count = knob(10, "epochs without a new best before training ends")
     max_epochs: Count | None = knob(None, "stop here at the latest; null: only early stopping")
     KeyEval: Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"] = knob("Loss", "metric of valid that picks the epoch")
-    keep_checkpoints: Literal["all"] | Count = knob("all", "of how many last epochs files stay, besides the best one")
+    keep_checkpoints: Count | Literal["all"] = knob("all", "of how many last epochs files stay, besides the best one")
     min_improvement: NonNegativeFloat = knob(1e-6, "least change of KeyEval that makes a new best")
 
     @model_validator(mode="after")

@@ -12,10 +12,7 @@ from utils.log import is_first_rank, logger, stop_log
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, for flags in full (the command that resumes is made of them), with errors of one line."""
-
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+    """argparse's, with errors of one line."""
 
     def error(self, message: str) -> None:
         raise ConfigError(f"{message}. See {self.prog} -h.")
