@@ -139,7 +139,7 @@ BAD_RUNS = [
     (["--name", "../x"], "--name"),
     (["--epochs", "0"], "max_epochs"),
     (["--res-save-dir", "broken.json/x"], "--res-save-dir"),
-    (["--log-dir", "broken.json/x"], "--log-dir"),
+    (["--log-dir", "broken.json/x"], "broken.json"),
     (["-Fv", "broken.json"], "broken.json"),
     (["--init", "none.pth"], "none.pth"),
 ]
@@ -163,7 +163,7 @@ def test_bad_checkpoints(trained, capsys):
         (["cut.pth"], "cut.pth"),
         (["alone.pth"], "-d mosi"),
         (["alone.pth", "-d", "synthetic"], "alone.pth"),  # trained with nlevels 1, the config says another
-        ([BEST, "--predictions", "alone.pth/out.csv"], "--predictions"),
+        ([BEST, "--predictions", "alone.pth/out.csv"], "alone.pth"),
         ([BEST, "--predictions", "alone.pth"], "--overwrite"),
     ):
         assert call(test_command, *arguments) == 2, arguments

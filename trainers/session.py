@@ -85,11 +85,10 @@ def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: Run
         if run.writes:  # another process may have finished it since the command began
             check_earlier_runs([run], options, description)
         state = run.resume(trainer.model, description) if options.resume else run.start(description)
-        weights = trainer.model.state_dict().values()
+        size = sum(tensor.nbytes for tensor in trainer.model.state_dict().values()) / 2**20
         logger.info(
-            f"Seed {seed}: {sum(p.numel() for p in trainer.parameters)} parameters, checkpoints in {run.checkpoints}; "
-            f"an epoch's checkpoint takes {sum(t.nbytes for t in weights) / 2**20:.0f} MiB, and keep_checkpoints is "
-            f"{trainer.args.keep_checkpoints}; --set keep_checkpoints=1 keeps the last and the best alone."
+            f"Seed {seed}: {sum(p.numel() for p in trainer.parameters)} parameters, checkpoints in {run.checkpoints}: "
+            f"{size:.0f} MiB for each epoch, of which keep_checkpoints={trainer.args.keep_checkpoints} stay."
         )
         if state:
             with run.continuing_from(run.state_file):

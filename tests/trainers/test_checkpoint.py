@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers import BertConfig
 
-from config import config_from_resolved, load_config
+from config import load_config
 from models.dmd import DMD
 from tests.dataset.hostile import SHELL, Call
 from tests.reference import Reference
 from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state, settings_beside
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError
 
 
 def build(dataset: str = "mosi", seq_lens=(50, 50, 50), **overrides) -> DMD:
@@ -111,12 +111,6 @@ def test_a_config_beside_the_checkpoint_is_checked(content, tmp_path):
     with pytest.raises(CheckpointError, match="config.json") as error:
         settings_beside(tmp_path / "1.pth")
     assert "\n" not in str(error.value)
-
-
-def test_the_synthetic_data_set_is_not_made_where_another_s_file_says(tmp_path):
-    settings = dict(load_config("dmd", "synthetic"), featurePath=str(tmp_path / "SYNTHETIC/aligned_50.pkl"))
-    with pytest.raises(ConfigError, match="where no file is"):
-        config_from_resolved(settings)
 
 
 @pytest.mark.slow

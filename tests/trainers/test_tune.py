@@ -25,8 +25,7 @@ from utils.interrupts import Interrupted, orderly_interrupts
 @pytest.fixture
 def space(folder) -> str:
     rate = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
-    fusion = {"type": "categorical", "choices": ["gate", None]}
-    space = {"learning_rate": rate, "dst_feature_dim_nheads": [[16, 2], [24, 4]], "fusion": fusion}
+    space = {"learning_rate": rate, "dst_feature_dim_nheads": [[16, 2], [24, 4]], "fusion": ["gate", None]}
     Path("space.json").write_text(json.dumps(space))
     return "space.json"
 
