@@ -175,13 +175,13 @@ print((peak() - before) / sum(a.nbytes for a in arrays))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "dtype"), [(4, "f4"), (4, "f8"), (5, "f8")])
-def test_a_large_file_is_held_once(tmp_path, protocol, dtype):
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_large_file_of_float32_is_held_once(tmp_path, protocol):
     """100 million numbers in MOSEI's unaligned shapes: the peak of memory while loading, over the file's arrays."""
     content = {}
     for split, n in (("train", 1120), ("valid", 120), ("test", 320)):
         shapes = {"text": (n, 50, 300), "audio": (n, 500, 74), "vision": (n, 500, 35)}
-        arrays = {field: np.ones(shape, dtype) for field, shape in shapes.items()}
+        arrays = {field: np.ones(shape, np.float32) for field, shape in shapes.items()}
         content[split] = arrays | {"id": [f"{split}{i}" for i in range(n)], "regression_labels": np.zeros(n)}
     path = tmp_path / "large.pkl"
     with open(path, "wb") as file:
