@@ -7,7 +7,6 @@ The standard library's reader in Python is used, not the one in C, as that one l
 deeply nested tuple crashes the interpreter. Here tuples are read as lists, which cannot be keys.
 """
 
-import os
 import pickle
 import re
 from collections.abc import Callable
@@ -122,18 +121,13 @@ def load_pickle(path: str | Path) -> object:
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
-    """The path, if a file can be written there. Raises ConfigError where one is there already, or no folder for it."""
+    """The path, unless something is there that may not be replaced. Raises ConfigError."""
     path = Path(path)
-    if path.exists() and not (overwrite and path.is_file()) or not os.access(path.parent, os.W_OK):
-        raise ConfigError(
-            f"--output: {path} is there already (--overwrite replaces a file), or its folder cannot be written to."
-        )
+    if path.exists() and not (overwrite and path.is_file()):
+        raise ConfigError(f"--output: {path} is there already; --overwrite replaces a file.")
     return path
 
 
 def write_pickle(path: Path, content: dict) -> None:
-    """Write a feature pickle, whole or not at all. Raises DataError where that cannot be."""
-    try:
-        write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}). Name a writable folder.") from error
+    """Write a feature pickle, whole or not at all. Raises OSError."""
+    write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
