@@ -19,12 +19,12 @@ from dataset.features import (
     LABELS,
     PUBLISHED_SHA256,
     SPLITS,
-    load_splits,
     numbers_of,
     shorten,
     strings_of,
     take_features,
 )  # fmt: skip
+from dataset.pickles import load_pickle
 from utils.cli import run_command
 from utils.errors import DataError, DMDError
 from utils.files import sha256_of
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")
     options = parser.parse_args(argv)
     settings = load_config("dmd", options.dataset) if options.dataset else None
-    findings = check_content(options.file, load_splits(options.file), settings, options.to_predict)
+    findings = check_content(options.file, load_pickle(options.file), settings, options.to_predict)
     findings.insert(0, _digest(options.file, options.dataset.lower()))
     print(*(f"{level:5} {' '.join(text.split())}" for level, text in findings), sep="\n")
     errors = sum(level == "error" for level, _ in findings)

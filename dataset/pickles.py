@@ -103,20 +103,23 @@ def _with_arrays(value: object) -> object:
     return value
 
 
-def load_pickle(path: str | Path) -> object:
-    """Read a pickle of numpy arrays, numpy scalars, lists and dicts, of any protocol. Tuples come as lists; arrays may
-    be read-only.
+def load_pickle(path: str | Path) -> dict:
+    """Read a dict of numpy arrays, numpy scalars, lists and dicts from a pickle of any protocol. Tuples come as lists;
+    arrays may be read-only.
 
     Raises DataError if the file is damaged, or asks for anything else; nothing of it is run. OSError, as open does.
     """
     with open(path, "rb") as file:
         try:
-            return _with_arrays(_Reader(file, encoding="latin1").load())
+            content = _with_arrays(_Reader(file, encoding="latin1").load())
+            if not isinstance(content, dict):
+                raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
+            return content
         except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
             reason = printable(error, 120) or type(error).__name__
             raise DataError(
-                f"{path}: not a readable pickle ({reason}). Expected numpy arrays, lists and dicts: the file is "
-                "damaged, unsafe, or of another kind. Download or make it again."
+                f"{path}: not a readable pickle ({reason}). Expected a dict of numpy arrays and lists: the file "
+                "is damaged, unsafe, or of another kind. Download or make it again."
             ) from error
 
 

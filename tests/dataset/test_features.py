@@ -70,7 +70,7 @@ def test_replaced_features_take_their_file_s_width_and_must_be_of_the_same_utter
     for replaced in ({"feature_A": file}, {"feature_T": file, "feature_A": file, "feature_V": file}):
         assert load_features(settings(path), **replaced).feature_dims == [12, 9, 4]
     other["valid"]["id"][1] = "stranger$_$1"
-    with pytest.raises(DataError, match="b.pkl: 'audio' of split 'valid' is of other utterances"):
+    with pytest.raises(DataError, match="b.pkl: split 'valid' is of other utterances"):
         load_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
 
 

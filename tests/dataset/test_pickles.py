@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 
-from dataset.features import load_splits
 from dataset.pickles import load_pickle
 from tests.dataset.hostile import CANARY, HOSTILE
 from utils.errors import DataError
@@ -21,8 +20,8 @@ HARMLESS = {
 
 
 def read(path, content, protocol: int):
-    path.write_bytes(pickle.dumps(content, protocol))
-    return load_pickle(path)
+    path.write_bytes(pickle.dumps({"content": content}, protocol))
+    return load_pickle(path)["content"]
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -54,8 +53,8 @@ def test_pickles_of_python_2_and_numpy_1(tmp_path):
     data = np.array([1.0, -2.0], "<f4").tobytes()
     state = b"(I1\n(I2\ntcnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS"
     written = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR" + state
-    (tmp_path / "a.pkl").write_bytes(written + repr(data)[1:].encode() + b"\ntb.")
-    assert load_pickle(tmp_path / "a.pkl").tolist() == [1, -2]
+    (tmp_path / "a.pkl").write_bytes(b"(S'a'\n" + written + repr(data)[1:].encode() + b"\ntbd.")
+    assert load_pickle(tmp_path / "a.pkl")["a"].tolist() == [1, -2]
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -63,7 +62,7 @@ def test_a_hostile_pickle_is_refused_in_one_line_and_runs_nothing(case, tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.pkl").write_bytes(HOSTILE[case])
     with pytest.raises(DataError, match="evil.pkl") as error:
-        load_splits("evil.pkl")
+        load_pickle("evil.pkl")
     assert "\n" not in str(error.value) and not (tmp_path / CANARY).exists()
 
 
