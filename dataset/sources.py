@@ -4,6 +4,7 @@ A feature file is <id>.npy or <id>.csv: rows are time steps, columns are feature
 Legend: N utterances, T steps, d width.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,19 +17,17 @@ from utils.reading import printable
 
 
 def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
-    """The rows of a CSV table with the columns id, split, label, text: texts, but for `label` a float.
-
-    Splits are train, valid and test, or test alone; labels are in [-3, 3]. `unlabelled`: `label` is not read, and
+    """The rows of a CSV table with the columns id, split, label (a float), text. `unlabelled`: `label` is not read, and
     without a column `split` all rows are of test.
 
     Raises DataError, with the first few rows, for what is wrong.
     """
     columns = ["id", "split", "text"] if unlabelled else ["id", "split", "label", "text"]
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+        options = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "encoding": "utf-8-sig"}
+        table = pd.read_csv(path, **options).fillna("")  # rows may end early
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("a row has more fields than the header")
-        table.columns = table.columns.str.strip()
         if unlabelled:
             table["split"] = table.get("split", "test")
         table = table[columns]
@@ -64,28 +63,24 @@ def read_folder(
 
     Raises DataError where the folder has other utterances, or a file is no array (T, d) of the others' width.
     """
-    path = Path(path)
-    found = sorted(file for file in path.iterdir() if file.suffix in (".npy", ".csv") and file.name[0] != ".")
-    files = {file.stem: file for file in found}
-    missing, surplus = set(ids) - files.keys(), files.keys() - set(ids)
-    if missing or surplus or len(files) < len(found):
+    files = [file for file in Path(path).iterdir() if file.suffix in (".npy", ".csv") and file.name[0] != "."]
+    found, needed = Counter(file.stem for file in files), Counter(ids)
+    missing, surplus = needed - found, found - needed
+    if missing or surplus:
         raise DataError(
-            f"{path}: each id of the table needs one file here, <id>.npy or <id>.csv, and each file a row there. "
-            f"Ids without a file: {len(missing)} of {len(ids)} ({shorten(missing)}); files without a row: "
-            f"{len(surplus)} ({shorten(surplus)}); second files: {len(found) - len(files)}."
+            f"{path}: each id of the table needs one file here, <id>.npy or <id>.csv, and each file a row there. Missing: "
+            f"{len(missing)} of {len(ids)} ({shorten(missing)}); too many: {len(surplus)} ({shorten(surplus)})."
         )
     sequences = {}
-    for name in ids:
-        sequence = _read(files[name])
+    for file in files:
+        sequence = _read(file)
         if silence:
             sequence[np.isneginf(sequence)] = 0
-        sequences[name] = averaged(sequence, segments) if segments else sequence
+        sequences[file.stem] = averaged(sequence, segments) if segments else sequence
     width = sequences[ids[0]].shape[1]
     others = [name for name, sequence in sequences.items() if sequence.shape[1] != width]
     if others:
-        raise DataError(
-            f"{path}: {files[ids[0]].name} is {width} wide, but {len(others)} files are not ({shorten(others)})."
-        )
+        raise DataError(f"{path}: {ids[0]} is {width} wide, but {len(others)} files are not ({shorten(others)}).")
     return sequences
 
 
