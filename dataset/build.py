@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.pretrained or not options.text_features:
         encoder, cut["text_bert"] = add_tokens(content, pretrained, options.text_steps)
     to_predict = options.unlabelled or "train" not in content
-    findings = check_content(str(path), content, None, to_predict, pretrained, encoder and encoder.vocab_size)
+    findings = list(check_content(str(path), content, None, to_predict, pretrained, encoder and encoder.vocab_size))
     errors = [text for level, text in findings if level == "error"]
     if errors:
         raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
