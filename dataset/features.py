@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.pickles import load_pickle
-from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
+from dataset.pickles import load_pickle, write_pickle
+from dataset.synthetic import SYNTHETIC_FILE, generate
 from utils.errors import DataError
 from utils.reading import printable
 
@@ -61,7 +61,7 @@ class FeatureSet:
     seq_lens: list[int]  # steps
 
 
-def load_features(
+def prepare_features(
     args,
     feature_T: str = "",  # noqa: N803
     feature_A: str = "",  # noqa: N803
@@ -70,6 +70,7 @@ def load_features(
     to_predict: bool = False,
 ) -> FeatureSet:
     """Read the pickle at args.featurePath, and replace text, audio or vision by another pickle's where one is given.
+    The built-in synthetic data are made first where they are asked for and not there yet.
 
     Widths must be args.feature_dims, but a replaced modality takes the width of its file. A file `to_predict` on may
     lack labels, and has the widths and steps that it has: what they must be, the checkpoint says.
@@ -77,6 +78,9 @@ def load_features(
     Raises DataError, in one line, for whatever is wrong with a file.
     """
     path = str(args.featurePath)
+    synthetic = args.dataset_name == "synthetic" and Path(path).match(SYNTHETIC_FILE)  # no file of the user's own
+    if synthetic and not os.path.exists(path):
+        write_pickle(Path(path), generate())
     if not os.path.exists(path):
         digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
         source = f" The MMSA project shares it (see the README); its SHA-256 is {digest}." if digest else ""
@@ -92,7 +96,7 @@ def take_features(
     raw: dict[str, dict], args, sources: Sequence[str], splits: Sequence[str] = SPLITS, to_predict: bool = False
 ) -> FeatureSet:
     """Take the splits out of pickles that were read, {path: content}, and check them. `sources` are the paths of text,
-    audio and vision, `to_predict` is as in load_features.
+    audio and vision, `to_predict` is as in prepare_features.
 
     The arrays leave `raw` and may be changed in place. Raises DataError.
     """
@@ -195,10 +199,3 @@ def strings_of(value, path: str, split: str, field: str) -> list[str]:
     except (TypeError, ValueError, SystemError) as error:  # also an array of texts with bytes that are none
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings ({printable(error)}).") from error
     return [text.encode("utf-8", "replace").decode() for text in texts]  # halves of surrogate pairs cannot be written
-
-
-def prepare_features(args, splits: Sequence[str] = SPLITS, to_predict: bool = False, **replaced: str) -> FeatureSet:
-    """load_features, which makes the built-in synthetic data first where they are asked for and not there yet."""
-    if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
-        ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
-    return load_features(args, **replaced, splits=splits, to_predict=to_predict)

@@ -12,12 +12,7 @@ speaker's offset, an oscillation and noise that have nothing to do with it. So t
 less, as in MOSI.
 """
 
-import os
-from pathlib import Path
-
 import numpy as np
-
-from dataset.pickles import write_pickle
 
 SIZES = {"train": 600, "valid": 120, "test": 240}
 SEED = 2023
@@ -140,9 +135,3 @@ def _vision(rng: np.random.Generator, label: float, mixing: np.ndarray) -> np.nd
     signal = rng.normal(0, 0.5, (STEPS, VISION_WIDTH)) + drift
     signal[:, 2:6] += smile[:, None]
     return signal
-
-
-def ensure_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, unless a file is there."""
-    if not os.path.exists(path):
-        write_pickle(Path(path), generate())

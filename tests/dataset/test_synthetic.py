@@ -8,8 +8,11 @@ from sklearn.linear_model import Ridge
 from transformers import BertConfig, BertTokenizer
 
 import run
+from dataset.features import prepare_features
 from dataset.pickles import load_pickle
-from dataset.synthetic import SIZES, ensure_synthetic, generate, label_of, vocabulary
+from dataset.synthetic import SIZES, SYNTHETIC_FILE, generate, label_of, vocabulary
+from tests.dataset.test_features import settings
+from utils.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "dataset/synthetic_bert"
 
@@ -70,12 +73,14 @@ def test_fields_shapes_and_types_of_the_published_layout(content):
 
 
 def test_it_is_written_whole_and_once(content, tmp_path):
-    path = tmp_path / "new/folder/data.pkl"
-    ensure_synthetic(path)
-    assert [p.name for p in path.parent.iterdir()] == ["data.pkl"]  # nothing temporary is left
+    path = tmp_path / "new" / SYNTHETIC_FILE
+    args = settings(path, dataset_name="synthetic", feature_dims=[300, 5, 20])
+    prepare_features(args)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing temporary is left
     assert np.array_equal(load_pickle(path)["test"]["audio"], content["test"]["audio"])
     path.write_bytes(b"the user's own")
-    ensure_synthetic(path)
+    with pytest.raises(DataError):
+        prepare_features(args)
     assert path.read_bytes() == b"the user's own"
 
 
