@@ -44,13 +44,13 @@ def check_content(
     names = (tuple(splits) or SPLITS) if to_predict else SPLITS
     first = splits.get(names[0], {})
     dims = [first[key].shape[2] if getattr(first.get(key), "ndim", 0) == 3 else 1 for key in FIELDS]
-    args = EasyDict(featurePath=path, need_data_aligned=False, dataset_name="")
+    expected = settings.feature_dims if settings else dims
+    args = EasyDict(featurePath=path, need_data_aligned=False)
     parts, arrays = {}, {}
     modes = {"text_bert": True, "text": False}
     for text in [key for key in modes if key in first] or modes:
         args.use_bert, mode = modes[text], f"use_bert={str(modes[text]).lower()}"
-        width = settings.feature_dims[0] if settings and args.use_bert else dims[0]
-        args.feature_dims = [width, *(settings.feature_dims if settings else dims)[1:]]
+        args.feature_dims = [expected[0] if args.use_bert else dims[0], *expected[1:]]
         # Copied two levels deep: taking a field out leaves it to the next round.
         raw = {name: dict(fields) for name, fields in splits.items()}
         try:

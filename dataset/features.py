@@ -186,8 +186,7 @@ def _take(content: dict, path: str, split: str, field: str):
 def numbers_of(value, path: str, split: str, field: str) -> np.ndarray:
     """An array or a list of numbers as a writable float32 array, copied only where its type differs."""
     try:
-        with np.errstate(over="ignore"):
-            return np.require(value, np.float32, ["C", "W"])
+        return np.require(value, np.float32, ["C", "W"])
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: '{field}' of split '{split}' is no array of numbers ({printable(error)}).") from error
 

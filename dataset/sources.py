@@ -24,13 +24,12 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
     """
     columns = ["id", "split", "text"] if unlabelled else ["id", "split", "label", "text"]
     try:
-        options = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "encoding": "utf-8-sig"}
-        table = pd.read_csv(path, **options).fillna("")  # rows may end early
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("a row has more fields than the header")
         if unlabelled:
             table["split"] = table.get("split", "test")
-        table = table[columns]
+        table = table[columns].fillna("")  # rows may end early
     except (ValueError, KeyError) as error:
         hint = "" if unlabelled else " A file to predict on needs neither split nor label: --unlabelled."
         raise DataError(
@@ -86,17 +85,14 @@ def _read(file: Path) -> np.ndarray:
             array = np.load(file, allow_pickle=False)
         if array.dtype.kind not in "fiub" or array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"it is {array.shape} {array.dtype}")
+        return array.astype(np.float32)
     except Exception as error:  # a damaged file can fail in any way that numpy and pandas know
         raise DataError(f"{file}: no table of numbers, steps x features ({printable(error, 120)}).") from error
-    with np.errstate(over="ignore"):  # what is not finite, reading the pickle back tells
-        return array.astype(np.float32)
 
 
 def averaged(sequence: np.ndarray, segments: int) -> np.ndarray:
-    """The means (segments, d) of about equal parts of a sequence (T, d): part i begins at step floor(i·T/segments).
-
-    A sequence of no more steps than that stays as it is.
-    """
+    """The means (segments, d) of about equal parts of a sequence (T, d): part i begins at step floor(i·T/segments). A
+    sequence of no more steps than that stays as it is."""
     if len(sequence) <= segments:
         return sequence
     starts = np.arange(segments) * len(sequence) // segments
