@@ -78,9 +78,8 @@ def prepare_features(
     Raises DataError, in one line, for whatever is wrong with a file.
     """
     path = str(args.featurePath)
-    synthetic = args.dataset_name == "synthetic" and Path(path).match(SYNTHETIC_FILE)  # no file of the user's own
-    if synthetic and not os.path.exists(path):
-        write_pickle(Path(path), generate())
+    if args.dataset_name == "synthetic" and Path(path).match(SYNTHETIC_FILE) and not os.path.exists(path):
+        write_pickle(Path(path), generate())  # another featurePath is the user's own, and must exist
     if not os.path.exists(path):
         digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
         source = f" The MMSA project shares it (see the README); its SHA-256 is {digest}." if digest else ""
