@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from benchmarks.measure import Times, machine, table
 from benchmarks.step import STEPS, Case
-from dataset.features import SPLITS, load_features
+from dataset.features import SPLITS, prepare_features
 from dataset.loaders import make_loaders
 from models.dmd import DMD
 from trainers.losses import Objective
@@ -79,7 +79,7 @@ class Loop:
     def epoch(self) -> None:
         self.number += 1
         with self.clock("loading"):
-            features = load_features(self.args)
+            features = prepare_features(self.args)
             self.trainer.loaders = make_loaders(
                 features, self.args.batch_size, self.args.eval_batch_size, 1111, device=self.device
             )

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
-from dataset.features import FeatureSet, Split
+from dataset.features import FIELDS, FeatureSet, Split
 
 RESIDENT_BYTES = 8 * 2**30  # splits of up to so much altogether are kept on the GPU
 
@@ -16,22 +16,18 @@ class UtteranceDataset(Dataset):
     """The utterances of a split as tensors on a device; on the CPU they share the split's memory.
 
     batch of n indices -> text (n, T, d_l) or (n, 3, T), audio (n, T_a, d_a), vision (n, T_v, d_v), labels (n, 1),
-    all float32, and rows (n): the indices. One utterance, by its index, is the same without the first axis.
+    all float32, and rows (n): the indices.
     """
 
     def __init__(self, split: Split, device: torch.device | str = "cpu"):
-        tensors = {name: torch.from_numpy(getattr(split, name)) for name in ("text", "audio", "vision")}
+        tensors = {name: torch.from_numpy(getattr(split, name)) for name in FIELDS}
         tensors["labels"] = torch.from_numpy(split.labels)[:, None]
         tensors["rows"] = torch.arange(len(split))
         self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        self.device = torch.device(device)
-        self.ids = split.ids
+        self.device, self.ids = torch.device(device), split.ids
 
     def __len__(self) -> int:
-        return len(self.tensors["labels"])
-
-    def __getitem__(self, index: int) -> Batch:
-        return {name: tensor[index] for name, tensor in self.tensors.items()}
+        return len(self.ids)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """What DataLoader asks for a whole batch with: one gather for each tensor."""
@@ -55,22 +51,18 @@ def make_loaders(
     moved there once (and need no workers); larger ones come from pinned memory.
     """
     device = torch.device(device)
-    arrays = [array for s in features.splits.values() for array in (s.text, s.audio, s.vision)]
-    resident = device.type == "cuda" and sum(array.nbytes for array in arrays) <= min(
-        RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4
-    )
-    loaders = {}
-    for name, split in features.splits.items():
-        dataset = UtteranceDataset(split, device if resident else "cpu")
-        generator = torch.Generator().manual_seed(seed) if name == "train" else None
-        order = RandomSampler(dataset, generator=generator) if name == "train" else SequentialSampler(dataset)
-        batches = BatchSampler(order, batch_size if name == "train" else eval_batch_size, drop_last=False)
-        loaders[name] = DataLoader(
-            dataset,
-            batch_sampler=batches,
+    size = sum(getattr(split, name).nbytes for split in features.splits.values() for name in FIELDS)
+    on_gpu = device.type == "cuda"
+    resident = on_gpu and size <= min(RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
+    return {
+        name: DataLoader(
+            UtteranceDataset(split, device if resident else "cpu"),
+            batch_size if name == "train" else eval_batch_size,
+            shuffle=name == "train",
+            generator=torch.Generator().manual_seed(seed) if name == "train" else None,
             collate_fn=_keep,
-            generator=generator,
             num_workers=0 if resident else num_workers,
-            pin_memory=device.type == "cuda" and not resident,
+            pin_memory=on_gpu and not resident,
         )
-    return loaders
+        for name, split in features.splits.items()
+    }

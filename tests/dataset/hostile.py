@@ -61,7 +61,7 @@ CODE = {
     "STACK_GLOBAL": text("os") + text("system") + b"\x93" + text(SHELL) + b"\x85R",
     "dotted name": text("numpy") + text("dtype.__class__") + b"\x93",
     "state of a name": name("numpy", "dtype") + b"N}" + text("__defaults__") + b")s\x86b",
-    "state of a dict": b"}" + b"}b",
+    "state of a dict": b"}" + b"}" + text("a") + b"Nsb",
     "array of objects that calls": array(ONE, dtype("O"), b"]" + EVIL + b"a"),
 }
 CRASH = {

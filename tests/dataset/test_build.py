@@ -75,12 +75,12 @@ def test_every_field_by_hand(data, capsys):
     assert content["test"]["vision"][0].tolist() == [[1, 0.5, -1], *[[0, 0, 0]] * 4]
     lengths = [(fields["audio_lengths"], fields["vision_lengths"]) for fields in content.values()]
     assert lengths == [([2, 5], [2, 5]), ([5], [5]), ([1], [1])]
-    assert content["train"]["regression_labels"].tolist() == [1.5, -3]
+    assert content["train"]["regression_labels"] == [1.5, -3]
     assert content["valid"]["raw_text"] == ["The Movie"]
     assert {content[s][key].dtype for s in content for key in ("audio", "vision")} == {np.dtype(np.float32)}
     printed = capsys.readouterr().out
     assert "train 2, valid 1, test 1 utterances" in printed
-    assert "longer ones that were cut: audio 1, vision 1, text_bert 1." in printed
+    assert "Longer ones that were cut: audio 1, vision 1, text_bert 1." in printed
     assert [p.name for p in data.iterdir() if p.name.endswith((".tmp", ".pkl"))] == ["my.pkl"]
 
 
@@ -203,10 +203,9 @@ class Trap:
 ONE = "audio/v1$_$0.npy"
 BAD = {  # what is done to the files, further arguments, words of the error
     "no file for an id": (lambda: os.remove(ONE), [], "1 of 4 (v1$_$0)"),
-    "label is a word": (lambda: write_table([["v", "train", "good", "x"], *ROWS]), [], "no number in [-3, 3] (v)"),
+    "label is a word": (lambda: write_table([["v1$_$0", "train", "good", "x"], *ROWS[1:]]), [], "no number in [-3, 3]"),
     "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "--unlabelled"),
-    "no valid": (lambda: write_table([*ROWS[:2], ROWS[3]]), [], "rows of each of train"),
-    "no text": (lambda: write_table([*ROWS[:3], [*ROWS[3][:3], "  "]]), [], "1 rows have no text (v3.b)"),
+    "no valid": (lambda: write_table([*ROWS[:2], ["v2$_$0", "train", "0", ""], ROWS[3]]), [], "split 'valid'"),
     "missing columns": (lambda: write_table(ROWS, ("name", "split", "label", "words")), [], "columns id,sp"),
     "bare comma": (lambda: save("T.csv", b"id,split,label,text\na,train,1,well, no"), [], "double quotes"),
     "other width": (lambda: save(ONE, np.zeros((4, 5))), [], "5 wide, but 3 files are not (v1$_$1, v2$_$0, v3.b)"),
