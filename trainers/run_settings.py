@@ -48,14 +48,11 @@ class RunFiles:
     def foreign(self) -> list[Path]:
         """Files that no run has written here, and that one might replace or remove: all that lie in a folder without
         a run's config.json, and checkpoints of later epochs than its history tells of."""
-        found = []
-        for folder in {self.checkpoints, self.results}:
-            if _read_description(folder) is None:
-                found += folder.glob("[!.]*")
-        epochs = self.epochs()
-        if not found and (self.history_file.exists() or not self.state_file.exists()):
-            rows = len(self.history_file.read_bytes().splitlines()) - 1 if self.history_file.exists() else 0
-            found += [path for epoch, path in epochs.items() if epoch > rows + 1]  # written before its row
+        folders = [folder for folder in {self.checkpoints, self.results} if _read_description(folder) is None]
+        found = [path for folder in folders for path in folder.glob("[!.]*")]
+        if self.history_file.exists():
+            rows = len(self.history_file.read_bytes().splitlines()) - 1  # an epoch's checkpoint is there before its row
+            found += [path for epoch, path in self.epochs().items() if epoch > rows + 1]
         return sorted(found)
 
 
@@ -93,16 +90,24 @@ def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict 
             )
         if run.exists and not (options.resume or options.overwrite):
             # The widths are those of the data, which are not read yet.
-            different = list(different_settings(run.description, now, ("feature_dims",)))[:5] if now else []
-            there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different)
-            words = [f"{key.replace('learning_rate', 'lr')}{new}" for key, _, new in different]
-            name = re.sub(r"[^\w.+-]+", "_", "-".join([run.prefix, *words]))[:80]
+            different = list(different_settings(run.description, now, ("feature_dims",))) if now else []
+            there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different[:5])
             may_continue = all(one[0] in CHANGE_NOTHING or _is_longer(*one) for one in different)
             raise RunError(
                 f"{run.results}: a run {f'with other settings ({there})' if there else 'of this name'} is there. "
                 f"Replace it with --overwrite, {'continue it with --resume, ' if may_continue else ''}or keep both "
-                f"with --name {name if words else '…'}."
+                f"with --name {_name_for(run.prefix, different)}."
             )
+
+
+def _name_for(prefix: str, different: list[tuple]) -> str:
+    """A name that tells a run from one with other settings, short enough for folders."""
+    words = [prefix]
+    for key, _, new in different:
+        value = Path(new).stem if isinstance(new, str) else new  # of a path what tells most
+        words.append(f"{key.replace('learning_rate', 'lr')}{value}")
+    name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME - 7]}-{crc32(name.encode()):06x}"[:LONGEST_NAME]
 
 
 def check_same_run(name: str, started: dict, now: dict) -> None:

@@ -120,9 +120,9 @@ def test_the_report_is_self_contained_and_escapes(home, copied):
     assert "<script>alert('1 & 2')</script>" in unescape(ours) and "no <i>checkpoint</i>" in unescape(ours)
 
 
-@pytest.mark.parametrize("word", ["no such checkpoint", "no such feature file", "other settings"])
+@pytest.mark.parametrize("word", ["No such file", "no such feature file", "other settings"])
 def test_what_history_alone_allows_is_drawn(copied, capsys, word):
-    if word == "no such checkpoint":
+    if word == "No such file":
         BEST.unlink()
     for folder in {"no such feature file": [copied, BEST.parent], "other settings": [copied]}.get(word, []):
         config = (folder / "config.json").read_text()
