@@ -3,14 +3,18 @@
 Imports neither PyTorch nor pandas, so that a command whose run is there already is answered at once.
 """
 
+import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from zlib import crc32
 
 from config.schema import IGNORED_KEYS, PRESETS, DMDConfig
 from trainers.options import RunOptions
 from utils.errors import RunError
+from utils.files import sha256_of
 from utils.reading import read_json
 
 LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have larger
@@ -101,13 +105,13 @@ def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict 
 
 
 def _name_for(prefix: str, different: list[tuple]) -> str:
-    """A name that tells a run from one with other settings, short enough for folders."""
+    """A name that tells a run from one with other settings; short, as it becomes part of folders' names."""
     words = [prefix]
     for key, _, new in different:
-        value = Path(new).stem if isinstance(new, str) else new  # of a path what tells most
+        value = Path(new).stem if isinstance(new, str) else new  # of a path its file's name
         words.append(f"{key.replace('learning_rate', 'lr')}{value}")
-    name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME - 7]}-{crc32(name.encode()):06x}"[:LONGEST_NAME]
+    name = re.sub(r"[^\w.+-]+", "_", "-".join(words)) if different else "…"
+    return name if len(name) <= 40 else f"{name[:31]}-{crc32(name.encode()):08x}"
 
 
 def check_same_run(name: str, started: dict, now: dict) -> None:
@@ -141,3 +145,14 @@ def _all_settings(description: dict) -> dict:
     others = {key: description[key] for key in ("precision", "init", "data") if key in description}
     complete = DEFAULTS | switches | settings | description.get("features", {}) | others
     return json.loads(json.dumps(complete))  # as config.json has it
+
+
+def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
+    """The SHA-256 of the feature files by their role: featurePath, and feature_T/A/V where one replaces a modality."""
+    files = {"featurePath": args.featurePath} | replaced
+    return {role: _sha256_of(path, os.stat(path).st_mtime_ns) for role, path in files.items() if path}
+
+
+@functools.cache  # rows of a suite and trials of a sweep train on the same files, which are large
+def _sha256_of(path: str, changed: int) -> str:
+    return sha256_of(path)

@@ -64,7 +64,7 @@ class RunFolder(RunFiles):
                         self.finish_writing()
         except OSError as error:
             raise RunError(
-                f"{error.filename or self.checkpoints}: cannot be written ({error.strerror or error}). Make room, then continue "
+                f"{error.filename or self.checkpoints}: cannot be written ({error.strerror}). Make room, then continue "
                 "with --resume; or choose other folders with --model-save-dir and --res-save-dir."
             ) from error
 
