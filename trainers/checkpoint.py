@@ -24,29 +24,16 @@ def save_state(state: dict, path: Path) -> None:
         raise OSError(errno.EIO, str(error).splitlines()[0]) from error
 
 
-def snapshot(state):
-    """A copy of such a nest that later changes do not reach; all tensors are on the CPU."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: snapshot(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(snapshot(value) for value in state)
-    return state
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a state_dict, ours or a published one; also one that Lightning or DataParallel has wrapped.
+    """Read a state_dict, ours or a published one.
 
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
     state = read_state(path)
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name != prefix + OBSOLETE}
+    state.pop(OBSOLETE, None)
+    return state
 
 
 def read_state(path: str | Path):

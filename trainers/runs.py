@@ -1,15 +1,17 @@
 """Where a run leaves its files."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pandas as pd
+from accelerate.utils import send_to_device
 from filelock import FileLock, Timeout
 from torch import nn
 
-from trainers.checkpoint import load_weights, read_state, save_state, snapshot
+from trainers.checkpoint import load_weights, read_state, save_state
 from trainers.run_settings import LIMITS, RunFiles, check_same_run
 from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
@@ -18,7 +20,14 @@ from utils.reading import read_json
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
-FIGURES = ("training", "edges", "features", "predictions", "heads")  # which analysis.figures draws
+FIGURES = {  # that analysis.figures draws into figures/, and what they show
+    "training": "Total loss, Loss, MAE and Acc_2 over the epochs, with the best epoch marked.",
+    "edges": "The twelve edges of the two distillation graphs over the epochs. V→L: vision teaches text.",
+    "features": "Specific and common features of the test split at the best epoch, by t-SNE. Distances within a "
+    "cluster mean more than distances between clusters.",
+    "predictions": "Predicted against true sentiment on test at the best epoch, and the confusion matrix of Acc_7.",
+    "heads": "Acc_2 and Acc_7 of the eight heads on test at the best epoch. output_logit is the prediction.",
+}
 
 
 class RunFolder(RunFiles):
@@ -32,54 +41,45 @@ class RunFolder(RunFiles):
         super().__init__(*names)
         self.writes = writes
         self.history: list[dict] = []
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        self._writing: Future | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: set[Future] = set()  # of the last epoch's files
 
     def finished(self, description: dict) -> dict | None:
         """The content of metrics.json; None where the run is not at its end, or may train longer by the limits
-        described. Raises RunError where it is the result of other settings or data."""
-        if not (self.exists and self.metrics_file.exists()):
+        described. Raises RunError where it is of other settings or data."""
+        if not self.exists:
             return None
         check_same_run(self.name, self.description, description)
+        started, limits = self.description["settings"], description["settings"]
+        if not self.metrics_file.exists() or any(started.get(key) != limits[key] for key in LIMITS):
+            return None
         with self.continuing_from(self.metrics_file):
             metrics = read_json(self.metrics_file)
-            metrics["epoch"], started = int(metrics["epoch"]), self.description["settings"]
-        return metrics if all(started.get(key) == description["settings"][key] for key in LIMITS) else None
+            return metrics | {"epoch": int(metrics["epoch"])}
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Make the folders and keep other processes out of them; on leaving, wait for the write under way.
-
-        Inside, what the disk refuses raises RunError.
-        """
+        """Make the folders and keep other processes out of them; on leaving, wait for the write under way, as the last
+        complete epoch counts whatever ends the run. Inside, what the disk refuses raises RunError."""
+        # The locks are taken in one order by all processes, and once where both are one folder.
+        folders = sorted({self.checkpoints.resolve(), self.results.resolve()}) if self.writes else ()
         try:
-            with contextlib.ExitStack() as locks:
-                if self.writes:
-                    self._lock(locks)
-                try:
-                    yield
-                finally:
-                    # Whatever ends the run, its last complete epoch counts; an error on the way out hides this one's.
-                    with contextlib.suppress(Exception):
-                        self.finish_writing()
+            with contextlib.ExitStack() as stack:
+                for folder in folders:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(FileLock(folder / ".lock", timeout=0))
+                    remove_leftovers(folder)
+                stack.callback(lambda: wait(self._writing))  # before the locks are given back
+                yield
+        except Timeout as error:
+            raise RunError(
+                f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
+            ) from error
         except OSError as error:
             raise RunError(
                 f"{error.filename or self.checkpoints}: cannot be written ({error.strerror}). Make room, then continue "
                 "with --resume; or choose other folders with --model-save-dir and --res-save-dir."
             ) from error
-
-    def _lock(self, locks: contextlib.ExitStack) -> None:
-        # In one order for all processes, and once where both are one folder.
-        for folder in sorted({self.checkpoints.resolve(), self.results.resolve()}):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                locks.enter_context(FileLock(folder / ".lock", timeout=0))
-            except Timeout as error:
-                raise RunError(
-                    f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
-                ) from error
-            remove_leftovers(folder)
-        remove_leftovers(self.results / "figures")
 
     def discard(self) -> None:
         """Make an earlier run of this name one that is neither finished nor can be continued."""
@@ -120,7 +120,6 @@ class RunFolder(RunFiles):
         if not (self.state_file.exists() or further or elsewhere):
             self.start(description)
             return None
-        check_same_run(self.name, self.description, description)
         with self.continuing_from(self.state_file):
             state = read_state(self.state_file)
             self.history = state["history"]
@@ -152,9 +151,10 @@ class RunFolder(RunFiles):
         """Start to write what an epoch leaves, and return at once. Raises what the last write met."""
         if self.writes:
             self.history.append(row)
-            weights, state = snapshot(model.state_dict()), snapshot(state | {"history": self.history})
+            now = model.state_dict(), state | {"history": self.history}
+            weights, state = copy.deepcopy(send_to_device(now, "cpu"))  # which the next epoch does not change
             self.finish_writing()
-            self._writing = self._writer.submit(self._write_epoch, weights, state, best_epoch, keep)
+            self._writing = {self._writer.submit(self._write_epoch, weights, state, best_epoch, keep)}
 
     def _write_epoch(self, weights: dict, state: dict, best_epoch: int, keep: int | None) -> None:
         path = self.checkpoints / f"{state['epoch']}.pth"
@@ -169,8 +169,8 @@ class RunFolder(RunFiles):
 
     def finish_writing(self) -> None:
         """Wait until the last epoch's files are written. Raises what their writing met."""
-        if self._writing is not None:
-            self._writing.result()
+        for writing in self._writing:
+            writing.result()
 
     def save_result(self, metrics: dict, ids: list[str], predictions) -> None:
         """Write the Predictions of TEST to predictions.csv, and the result of the run to metrics.json."""

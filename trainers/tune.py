@@ -48,8 +48,9 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     name, folder = f"{options.name}-{args.dataset_name}", Path(options.res_save_dir) / "tune"
     start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
     known = None if space.keys() & set(DATA_SETTINGS) else features  # else each trial reads its own
-    objective = partial(_objective, options=options, space=space, features=known, key=f"valid_{args.KeyEval}")
-    write_table = partial(_write_table, table=folder / f"{name}.csv", key=f"valid_{args.KeyEval}")
+    table, key = folder / f"{name}.csv", f"valid_{args.KeyEval}"
+    objective = partial(_objective, options=options, space=space, features=known, key=key)
+    write_table = partial(_write_table, table=table, key=key)
     try:
         for parent in (folder, Path(options.model_save_dir)):
             parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
                     study.optimize(objective, n_trials=1, callbacks=[write_table])
             finally:
                 write_table(study)
-            return _report(study)
+            return _report(study, table)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise RunError(
@@ -143,10 +144,10 @@ def _write_table(study: optuna.Study, trial: optuna.Trial | None = None, *, tabl
         write_csv(table, trials.rename(columns={"value": key}))
 
 
-def _report(study: optuna.Study) -> dict | None:
+def _report(study: optuna.Study, table: Path) -> dict | None:
     """Log how the study stands.  -> the settings of the best trial, if any is complete"""
     states = Counter(trial.state.name.lower() for trial in study.trials)
-    logger.info(f"{states.total()} trials: {dict(states)}.")
+    logger.info(f"{states.total()} trials: {dict(states)}. All of them are in {table}.")
     if not states["complete"]:
         return None
     best = study.best_trial
