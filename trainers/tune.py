@@ -48,15 +48,14 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     name, folder = f"{options.name}-{args.dataset_name}", Path(options.res_save_dir) / "tune"
     start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
     known = None if space.keys() & set(DATA_SETTINGS) else features  # else each trial reads its own
-    table, key = folder / f"{name}.csv", f"valid_{args.KeyEval}"
-    objective = partial(_objective, options=options, space=space, features=known, key=key)
-    write_table = partial(_write_table, table=table, key=key)
+    objective = partial(_objective, options=options, space=space, features=known, key_eval=args.KeyEval)
+    table = folder / f"{name}.csv"
+    write_table = partial(_write_table, file=table, key_eval=args.KeyEval)
     try:
         for parent in (folder, Path(options.model_save_dir)):
             parent.mkdir(parents=True, exist_ok=True)
         # A signal waits while the storage is used: in the middle of a transaction it would leave the database locked.
-        with interrupts_held(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with interrupts_held():
             with FileLock(folder / ".lock"):  # the tables of a database are made once
                 storage = storage or f"sqlite:///{folder / name}.db"
                 study = _open_study(name, storage, args.KeyEval, _comparable(options, args, space))
@@ -84,6 +83,7 @@ def _comparable(options: RunOptions, args, space: dict) -> dict:
 
 def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     # SQLite's processes wait for each other, by default 5 seconds at most.
     patient = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
     study = optuna.create_study(
@@ -106,8 +106,10 @@ def _count(study: optuna.Study) -> int:
     return sum(trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False))
 
 
-def _objective(trial: optuna.Trial, options: RunOptions, space: dict, features: FeatureSet | None, key: str) -> float:
-    """Draw settings and train with them.  -> the metric `key` of the best epoch"""
+def _objective(
+    trial: optuna.Trial, options: RunOptions, space: dict, features: FeatureSet | None, key_eval: str
+) -> float:
+    """Draw settings and train with them.  -> KeyEval of the best epoch on valid"""
     # A generator for each trial: else processes on one study would draw the same trials, and a study that continues
     # would draw those it began with.
     draws = int(np.random.SeedSequence([*options.seeds, trial.number]).generate_state(1)[0])
@@ -119,9 +121,9 @@ def _objective(trial: optuna.Trial, options: RunOptions, space: dict, features: 
         with work, interrupts_held(False):
             folders = {"model_save_dir": Path(work.name) / "pt", "res_save_dir": Path(work.name) / "result"}
             config = options.config | settings | {"keep_checkpoints": 1}
-            report = partial(_report_epoch, trial, key.replace("_", "/", 1))
+            report = partial(_report_epoch, trial, key_eval)
             of_trial = replace(options, config=config, after_epoch=report, resume=False, **folders)
-            return train(of_trial, features)[options.seeds[0]][key]
+            return train(of_trial, features)[options.seeds[0]][f"valid_{key_eval}"]
     except NumericalError as error:  # a bad choice of settings, which the sampler learns from
         raise optuna.TrialPruned from error
     except Interrupted:  # Optuna itself marks what an Exception ends; a signal is none
@@ -129,19 +131,20 @@ def _objective(trial: optuna.Trial, options: RunOptions, space: dict, features: 
         raise
 
 
-def _report_epoch(trial: optuna.Trial, key: str, row: dict) -> None:
+def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
     """Tell the study of an epoch, by its row of history.csv. Raises TrialPruned where others were better by then."""
     with interrupts_held():
-        trial.report(row[key], step=row["epoch"])
+        value = row[f"valid/{key_eval}"]
+        trial.report(value, step=row["epoch"])
         trial.set_user_attr("best_epoch", row["best_epoch"])
-        if math.isnan(row[key]) or trial.should_prune():
+        if math.isnan(value) or trial.should_prune():
             raise optuna.TrialPruned
 
 
-def _write_table(study: optuna.Study, trial: optuna.Trial | None = None, *, table: Path, key: str) -> None:
-    with FileLock(table.with_name(".lock")):  # else an older state of the study could replace a newer one
+def _write_table(study: optuna.Study, trial: optuna.Trial | None = None, *, file: Path, key_eval: str) -> None:
+    with FileLock(file.with_name(".lock")):  # else an older state of the study could replace a newer one
         trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
-        write_csv(table, trials.rename(columns={"value": key}))
+        write_csv(file, trials.rename(columns={"value": f"valid_{key_eval}"}))
 
 
 def _report(study: optuna.Study, table: Path) -> dict | None:
