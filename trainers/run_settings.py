@@ -111,7 +111,7 @@ def _name_for(prefix: str, different: list[tuple]) -> str:
         value = Path(new).stem if isinstance(new, str) else new  # of a path its file's name
         words.append(f"{key.replace('learning_rate', 'lr')}{value}")
     name = re.sub(r"[^\w.+-]+", "_", "-".join(words)) if different else "…"
-    return name if len(name) <= 40 else f"{name[:31].rpartition('-')[0]}-{crc32(name.encode()):08x}"
+    return name if len(name) <= 40 else f"{name[:31].rpartition('-')[0] or prefix}-{crc32(name.encode()):08x}"
 
 
 def check_same_run(name: str, started: dict, now: dict) -> None:
