@@ -20,7 +20,7 @@ from config import config_from_resolved
 from dataset.features import SPLITS
 from trainers.checkpoint import read_checkpoint, settings_beside
 from trainers.heads import Inspection, inspect
-from trainers.runs import FIGURES, RunFolder
+from trainers.runs import RunFolder
 from trainers.setup import differences, restore
 from utils.cli import log_traceback, run_command
 from utils.device import choose_device, keep_freed_memory
@@ -28,6 +28,15 @@ from utils.errors import CheckpointError, DMDError, RunError
 from utils.files import write_atomically
 from utils.log import logger
 from utils.metrics import METRICS
+
+CAPTIONS = {  # of what <run>/figures/ holds, by the files' names
+    "training": "Total loss, Loss, MAE and Acc_2 over the epochs, with the best epoch marked.",
+    "edges": "The twelve edges of the two distillation graphs over the epochs. V→L: vision teaches text.",
+    "features": "Specific and common features of the test split at the best epoch, by t-SNE. Distances within a "
+    "cluster mean more than distances between clusters.",
+    "predictions": "Predicted against true sentiment on test at the best epoch, and the confusion matrix of Acc_7.",
+    "heads": "Acc_2 and Acc_7 of the eight heads on test at the best epoch. output_logit is the prediction.",
+}
 
 
 def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") -> list[Path]:
@@ -57,7 +66,7 @@ def report(record: RunRecord, drawn: dict[str, dict[str, bytes]], skipped: str) 
     )
     environment.filters["number"] = lambda v: "-" if pd.isna(v) else f"{v:.5g}" if isinstance(v, float) else v
     environment.filters["text"] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
-    pictures = [(base64.b64encode(files["svg"]).decode(), FIGURES[name]) for name, files in drawn.items()]
+    pictures = [(base64.b64encode(files["svg"]).decode(), CAPTIONS[name]) for name, files in drawn.items()]
     best_row = record.history.set_index("epoch").loc[record.best_epoch]
     names = {"splits": SPLITS, "metrics": ("Loss", *METRICS), "skipped": skipped}
     template = environment.get_template("report.html.jinja")

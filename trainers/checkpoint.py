@@ -41,6 +41,8 @@ def read_state(path: str | Path):
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint.") from error
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
         reason = f"{type(error).__name__}: {printable(str(error).partition(' In PyTorch')[0], 120)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error

@@ -20,14 +20,7 @@ from utils.reading import read_json
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
-FIGURES = {  # that analysis.figures draws into figures/, and what they show
-    "training": "Total loss, Loss, MAE and Acc_2 over the epochs, with the best epoch marked.",
-    "edges": "The twelve edges of the two distillation graphs over the epochs. V→L: vision teaches text.",
-    "features": "Specific and common features of the test split at the best epoch, by t-SNE. Distances within a "
-    "cluster mean more than distances between clusters.",
-    "predictions": "Predicted against true sentiment on test at the best epoch, and the confusion matrix of Acc_7.",
-    "heads": "Acc_2 and Acc_7 of the eight heads on test at the best epoch. output_logit is the prediction.",
-}
+FIGURES = ("training", "edges", "features", "predictions", "heads")  # the names of what analysis draws
 
 
 class RunFolder(RunFiles):

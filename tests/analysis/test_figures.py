@@ -24,14 +24,14 @@ from dataset.features import prepare_features
 from tests.commands import ROOT, TINY, call, files_below, one_line, write_pickle
 from trainers.checkpoint import load_weights
 from trainers.heads import HEADS, Inspection, embed
-from trainers.runs import FIGURES, RunFolder
+from trainers.runs import RunFolder
 from trainers.setup import build_model
 from utils.log import start_log
 
 NAME = "a<b>&'c' $x$"  # of a run; a file's name may hold all of it
 RUN = f"{NAME}-synthetic-1111"
 BEST = Path("pt", RUN, "best.pth")
-DRAWN = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+DRAWN = {f"{name}.{kind}" for name in figures.CAPTIONS for kind in ("png", "svg")}
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,9 @@ def test_the_report_is_self_contained_and_escapes(home, copied):
     assert "<script>alert('1 & 2')</script>" in unescape(ours) and "no <i>checkpoint</i>" in unescape(ours)
 
 
-@pytest.mark.parametrize("word", ["No such file", "no such feature file", "other settings"])
+@pytest.mark.parametrize("word", ["no such checkpoint", "no such feature file", "other settings"])
 def test_what_history_alone_allows_is_drawn(copied, capsys, word):
-    if word == "No such file":
+    if word == "no such checkpoint":
         BEST.unlink()
     for folder in {"no such feature file": [copied, BEST.parent], "other settings": [copied]}.get(word, []):
         config = (folder / "config.json").read_text()
@@ -180,5 +180,5 @@ def test_the_command_draws_what_the_run_drew_without_a_display(home, copied):
     command = [sys.executable, "-m", "analysis.figures", str(copied)]
     drawn = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (drawn.returncode, drawn.stderr, drawn.stdout.count("\n")) == (0, "", len(DRAWN) + 1)
-    for name in FIGURES:  # the restored model may round otherwise, which moves a point by nothing that is seen
+    for name in figures.CAPTIONS:  # the restored model may round otherwise, which moves a point by nothing that is seen
         assert texts(copied / f"figures/{name}.svg") == texts(home / f"result/{RUN}/figures/{name}.svg"), name
