@@ -1,8 +1,8 @@
 """Every setting of a run: its type, its range, its meaning, and the release's value as its default."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 # Keys of this family's files that choose nothing here: accepted, and named in the log.
 IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler")
@@ -27,15 +27,6 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Two, Three, Six = (Field(min_length=n, max_length=n) for n in (2, 3, 6))
 Representation = Literal["off", "l1", "cosine_apart"]
 Metric = Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"]
-
-
-def _all_or_count(value):
-    if value == "all" or (type(value) is int and value > 0):
-        return value
-    raise ValueError('allowed: "all", or a number from 1')
-
-
-AllOrCount = Annotated[Any, AfterValidator(_all_or_count)]  # a union would name only the first of the two
 
 
 def knob(default, description: str):
@@ -128,7 +119,7 @@ class DMDConfig(Strict):
     early_stop: Count = knob(10, "epochs without a new best before training ends")
     max_epochs: Count | None = knob(None, "stop here at the latest; null: only early stopping")
     KeyEval: Metric = knob("Loss", "metric of the valid split that picks the best epoch")
-    keep_checkpoints: AllOrCount = knob("all", "of how many last epochs files stay, besides the best one")
+    keep_checkpoints: Literal["all"] | Count = knob("all", "of how many last epochs files stay, besides the best one")
     min_improvement: NonNegative = knob(1e-6, "least change of KeyEval that makes a new best")
 
     @model_validator(mode="after")
