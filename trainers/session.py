@@ -9,9 +9,9 @@ from dataset.loaders import make_loaders
 from trainers.distributed import rank, size, start_process
 from trainers.losses import Objective
 from trainers.options import RunOptions
-from trainers.run_settings import check_earlier_runs
+from trainers.run_settings import check_earlier_runs, data_sha256
 from trainers.runs import RunFolder
-from trainers.setup import build_model, data_sha256, warm_start
+from trainers.setup import build_model, warm_start
 from trainers.tracking import tracked
 from trainers.trainer import Trainer
 from utils.device import describe_device, keep_freed_memory, use_deterministic_algorithms, versions

@@ -14,16 +14,10 @@ from dataset.loaders import make_loaders
 from models.dmd import DMD
 from models.text_encoder import most_tokens
 from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
-from trainers.run_settings import different_settings
+from trainers.run_settings import data_sha256, different_settings
 from utils.errors import CheckpointError, ConfigError, DataError
-from utils.files import sha256_of
 from utils.log import logger
 from utils.seed import set_seed
-
-
-def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
-    """The SHA-256 of the feature files by their role: featurePath, and feature_T/A/V where one replaces a modality."""
-    return {role: sha256_of(path) for role, path in ({"featurePath": args.featurePath} | replaced).items() if path}
 
 
 def build_model(args, features: FeatureSet) -> DMD:
