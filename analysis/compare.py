@@ -4,7 +4,6 @@ python -m analysis.compare result/dmd-mosi-1111 result/paper-mosi-1111
 python -m analysis.compare --seeds result/dmd-mosi-1111 result/dmd-mosi-1112 result/dmd-mosi-1113
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from analysis.statistics import RESAMPLES, compare, over_seeds
 from analysis.tables import append, as_text
 from trainers.run_settings import INCONSEQUENTIAL, different_settings
 from trainers.runs import write_csv
-from utils.cli import run_command
+from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DMDError, RunError
 from utils.log import logger
 from utils.reading import printable
@@ -67,7 +66,7 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds of one configuration."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="result folder of a run, such as result/dmd-mosi-1111")

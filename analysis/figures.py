@@ -3,7 +3,6 @@
 python -m analysis.figures result/dmd-mosi-1111
 """
 
-import argparse
 import base64
 import json
 import shlex
@@ -21,7 +20,7 @@ from trainers.checkpoint import read_checkpoint, settings_beside
 from trainers.heads import Inspection, inspect
 from trainers.runs import RunFolder
 from trainers.setup import differences, restore
-from utils.cli import log_traceback, run_command
+from utils.cli import ArgumentParser, log_traceback, run_command
 from utils.device import choose_device, keep_freed_memory
 from utils.errors import CheckpointError, DMDError
 from utils.files import write_atomically
@@ -83,7 +82,7 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
+    parser = ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
     parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
     parser.add_argument(
         "--checkpoint", type=Path, help="its best checkpoint (default: best.pth in pt/, beside result/)"

@@ -4,7 +4,6 @@ python -m analysis.runs
 python -m analysis.runs result -d mosi --name 'dmd-table3-*' --output runs.csv
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
@@ -16,7 +15,7 @@ from analysis.record import RunRecord
 from analysis.tables import as_text
 from trainers.run_settings import INCONSEQUENTIAL
 from trainers.runs import write_csv
-from utils.cli import run_command
+from utils.cli import ArgumentParser, run_command
 from utils.errors import DMDError, RunError
 from utils.metrics import LOWER_IS_BETTER, METRICS, WIDER_METRICS
 
@@ -80,7 +79,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis.runs", description="List runs, best on valid first.")
+    parser = ArgumentParser(prog="python -m analysis.runs", description="List runs, best on valid first.")
     parser.add_argument("folder", nargs="?", type=Path, default="result", help="where the runs are (default: result)")
     parser.add_argument("-d", "--dataset", metavar="GLOB", default="*", help="only runs on this data set")
     parser.add_argument("--name", metavar="GLOB", default="*", help="only runs of these names, such as 'dmd-table3-*'")

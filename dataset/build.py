@@ -18,7 +18,7 @@ from dataset.features import FIELDS, SPLITS
 from dataset.pickles import check_output, write_pickle
 from dataset.sources import padded, read_folder, read_table
 from models.text_encoder import load_tokenizer, most_tokens
-from utils.cli import run_command
+from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DataError
 
 TEXT_STEPS = 50
@@ -103,7 +103,7 @@ def config_entry(path: Path, dims: list[int], steps: list[int], pretrained: str,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.build", description="Make a feature pickle of your data.")
+    parser = ArgumentParser(prog="python -m dataset.build", description="Make a feature pickle of your data.")
     parser.add_argument("--text", required=True, metavar="T.csv", help="table with the columns id, split, label, text")
     for key in ("audio", "vision"):
         parser.add_argument(f"--{key}", required=True, metavar="DIR", help="a file <id>.npy or <id>.csv an utterance")

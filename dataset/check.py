@@ -3,7 +3,6 @@
 python -m dataset.check dataset/MOSI/aligned_50.pkl -d mosi
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from easydict import EasyDict
 from config import load_config
 from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, shorten, take_features
 from dataset.pickles import load_pickle
-from utils.cli import run_command
+from utils.cli import ArgumentParser, run_command
 from utils.errors import DataError, DMDError
 from utils.files import sha256_of
 from utils.reading import printable, read_json
@@ -130,7 +129,7 @@ def _digest(path: str, dataset_name: str) -> Finding:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.check", description="Say what is in a feature pickle.")
+    parser = ArgumentParser(prog="python -m dataset.check", description="Say what is in a feature pickle.")
     parser.add_argument("file")
     parser.add_argument("-d", "--dataset", default="", help="a data set of the config: check against its settings")
     parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")

@@ -8,7 +8,6 @@ else the one of its lower case, or else zeros, which count as padding. One word 
 end, what is shorter is padded with zeros after it. All else in the pickle stays.
 """
 
-import argparse
 import re
 import shlex
 import sys
@@ -21,7 +20,7 @@ from easydict import EasyDict
 
 from dataset.features import SPLITS, strings_of, take_features
 from dataset.pickles import check_output, load_pickle, write_pickle
-from utils.cli import run_command
+from utils.cli import ArgumentParser, run_command
 from utils.errors import DataError
 from utils.reading import printable
 
@@ -87,7 +86,7 @@ def add_glove(content: dict, path: str | Path, vectors_file: str | Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.glove", description="Make text features of GloVe vectors.")
+    parser = ArgumentParser(prog="python -m dataset.glove", description="Make text features of GloVe vectors.")
     parser.add_argument("--vectors", required=True, metavar="FILE.txt", help="a word and its numbers a line")
     parser.add_argument("--pickle", required=True, metavar="IN.pkl", help="feature pickle with raw_text")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.pkl", help="the same with the field text")
