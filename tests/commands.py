@@ -23,6 +23,7 @@ def write_pickle(path: Path, content) -> Path:
 
 
 def call(command, *arguments: str) -> int:
+    """The exit status of a command, which is a module."""
     return run_command(lambda: command.main(list(arguments)))
 
 
@@ -38,17 +39,21 @@ def launch(*command: str, **options) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for name in ("pt", "result") for p in (folder / name).rglob("*") if p.is_file()}
+def files() -> dict[str, bytes]:
+    """All that is in the working folder, but for logs."""
+    return {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file() and p.parts[0] != "log"}
+
+
+def refused(capsys, command, *arguments: str) -> str:
+    """The one line of a command (a module, or `train`) that ends with status 2 and leaves all files as they were."""
+    before = files()
+    capsys.readouterr()
+    assert (command(*arguments) if callable(command) else call(command, *arguments)) == 2, arguments
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and files() == before, message
+    return message
 
 
 def rows_of(path: str | Path) -> list[dict[str, str]]:
     with open(path) as file:
         return list(csv.DictReader(file))
-
-
-def one_line(capsys) -> str:
-    """What a command that has failed says."""
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1, message
-    return message

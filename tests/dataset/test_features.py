@@ -152,12 +152,6 @@ def test_a_missing_file_says_where_to_get_it(tmp_path):
         assert word in str(error.value)
 
 
-def test_features_are_read_without_torch():
-    """It takes seconds to import, and a wrong file is told before."""
-    code = "import sys, dataset.features; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
 MEASURE = """
 import sys
 from easydict import EasyDict

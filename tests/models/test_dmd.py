@@ -50,15 +50,6 @@ def test_the_seed_gives_the_weights_that_it_always_gave():
     assert total == pytest.approx(146432.7900108757, rel=1e-9)
 
 
-def test_every_name_and_layout_of_the_release():
-    model, _ = build()
-    output = model(*inputs(model))
-    flat = output.flat()
-    assert len(flat) == 38 and flat["logits_l_homo"] is output.logits_homo["l"]
-    assert torch.equal(flat["s_l"].transpose(0, 1), output.specific["l"])  # (T', B, d)
-    assert torch.equal(flat["recon_v"].mT, output.recon["v"])  # (B, d, T')
-
-
 def test_each_dropout_acts_where_it_should(monkeypatch):
     """Every setting has a probability of its own, and every modality a length, so that each draw tells whose it is."""
     p = {name: (number + 1) / 16 for number, name in enumerate(DROPOUTS)}

@@ -41,8 +41,15 @@ class RecordingRun(RunFolder):
         self.last = {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
-@pytest.mark.parametrize("case", CASES)
+SLOW = {False: ("mosi_aligned", "mosei_aligned")}  # of the plain path one case runs with the fast tests
+PATHS = [
+    pytest.param(case, fast, marks=[pytest.mark.slow] if case in SLOW.get(fast, ()) else [])
+    for case in CASES
+    for fast in (False, True)
+]
+
+
+@pytest.mark.parametrize(("case", "fast"), PATHS)
 def test_three_epochs(case, fast, tmp_path):
     reference = Reference(case, tmp_path / "bert", fast=fast)
     info = reference.case

@@ -1,5 +1,6 @@
-"""Two runs compared, and seeds summed up: real runs, real commands, numbers worked out from their files."""
+"""Runs listed and compared, and seeds summed up: real runs and commands, numbers worked out from their files."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,35 @@ import pandas as pd
 import pytest
 
 from analysis import compare
-from tests.commands import call, files_below, one_line, train
+from analysis import runs as list_of_runs
+from tests.commands import call, files, refused, train, write_pickle
 from utils.metrics import CORE_METRICS
 
 A, SECOND, B = (Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1"))
 INTERVALS = Path("result/normal/synthetic-intervals.csv")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, corpus) -> Path:
+    """A folder with one command's two seeds, and a run with other settings."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pickle(folder / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
+    with contextlib.chdir(folder):
+        assert train("-s", "1", "2", "--set", "keep_checkpoints=1") == 0
+        assert train("-s", "1", "--name", "paper", "--set", "objective=paper", "--set", "keep_checkpoints=1") == 0
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of them, as the working folder."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("pt"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def metrics_of(run: str) -> dict:
+    return json.loads(Path("result", run, "metrics.json").read_text())
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -38,9 +63,9 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
         assert np.allclose(eval(table[row.metric]), (100 * row.mean, 100 * row.std), atol=0.011)
         assert row.low - 1e-4 <= row.mean <= row.high + 1e-4 and row.low < row.high
     shutil.copytree(trained / "pt", "pt")
-    seeds, before = ["-s", "1", "2", "--set", "keep_checkpoints=1"], files_below(runs)
+    seeds, before = ["-s", "1", "2", "--set", "keep_checkpoints=1"], files()
     assert train(*seeds, "--resume") == 0
-    assert files_below(runs) == before  # no row is added twice
+    assert files() == before  # no row is added twice
     assert ["mean", *rows["mean"].map("{:.4f}".format)] in [
         line.split(" - ")[2].split() for line in capsys.readouterr().out.splitlines()
     ]
@@ -50,7 +75,7 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
     table = pd.read_csv("seeds.csv").set_index("seed")
     assert list(table.index) == ["2", "1", "mean", "std", "low", "high"]
     for row in rows.to_dict("records"):
-        one, two = (json.loads((folder / "metrics.json").read_text())[row["metric"]] for folder in (A, SECOND))
+        one, two = (metrics_of(folder.name)[row["metric"]] for folder in (A, SECOND))
         assert table[row["metric"]][["1", "2"]].tolist() == [one, two]
         assert table[row["metric"]]["std"] == pytest.approx(abs(one - two) / 2)
         assert [table[row["metric"]][s] for s in ("mean", "low", "high")] == pytest.approx(
@@ -117,7 +142,49 @@ BAD = {
 def test_bad_input_is_one_line_and_nothing_written(case, runs, capsys):
     damage, arguments, word = BAD[case]
     damage()
-    before = files_below(runs)
-    assert call(compare, "--output", "result/table.csv", *arguments) == 2
-    assert word in one_line(capsys)
-    assert files_below(runs) == before
+    assert word in refused(capsys, compare, "--output", "result/table.csv", *arguments)
+
+
+def rows(*arguments: str) -> pd.DataFrame:
+    assert call(list_of_runs, *arguments, "--output", "list.csv") == 0
+    return pd.read_csv("list.csv").set_index("name")
+
+
+def test_runs_and_seeds_best_first(runs, capsys):
+    shutil.copytree("result/paper-synthetic-1", "result/begun-synthetic-1")
+    Path("result/begun-synthetic-1/metrics.json").unlink()
+    for folder, content in (("damaged", "{"), ("other", '{"name": "no run"}')):
+        Path("result", folder).mkdir()
+        Path("result", folder, "config.json").write_text(content)
+    table, printed = rows(), capsys.readouterr()
+    assert [line.split(":")[1] for line in printed.err.splitlines()] == [
+        " result/damaged/config.json", " result/other/config.json"
+    ]  # fmt: skip
+    valid = table["valid_Loss"]
+    assert valid.head(2).is_monotonic_increasing and list(valid.index[valid.isna()]) == ["begun"]
+    stored = [metrics_of(f"dmd-synthetic-{seed}") for seed in (1, 2)]
+    dmd = table.loc["dmd"]
+    assert (dmd["dataset"], dmd["seeds"]) == ("synthetic", "1 2")
+    for metric in ("valid_Loss", "Acc_2", "MAE", "Corr"):
+        one, two = (result[metric] for result in stored)
+        assert [dmd[metric], dmd[f"{metric}_std"]] == pytest.approx([(one + two) / 2, abs(one - two) / 2])
+    assert f"{dmd['MAE']:.4f} ± {dmd['MAE_std']:.4f}" in printed.out
+    paper = metrics_of("paper-synthetic-1")
+    assert table.loc["paper", "MAE"] == paper["MAE"] and int(table.loc["paper", "epoch"]) == paper["epoch"]
+    assert table["objective"].to_dict() | {"dmd": "release", "paper": "paper"} == table["objective"].to_dict()
+    assert "batch_size" not in table
+    unfinished = next(line for line in printed.out.splitlines() if line.split()[0] == "begun")
+    assert unfinished.split()[-5:] == ["-"] * 5
+
+
+def test_a_higher_accuracy_is_better_and_filters_hold(runs, capsys):
+    for run, value in (("dmd-synthetic-1", 0.5), ("paper-synthetic-1", 0.7)):
+        result = metrics_of(run) | {"valid_Acc_2": value}
+        del result["valid_Loss"]
+        Path("result", run, "metrics.json").write_text(json.dumps(result))
+    shutil.rmtree("result/dmd-synthetic-2")
+    assert list(rows().index) == ["paper", "dmd"]
+    assert list(rows("result", "-d", "synthetic", "--name", "p*").index) == ["paper"]
+    assert "objective" not in rows("--name", "dmd")  # one run differs from none
+    for arguments in (["-d", "mosi"], ["--name", "x*"], ["nowhere"]):
+        assert call(list_of_runs, *arguments) == 2
