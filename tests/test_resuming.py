@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import run
-from tests.commands import CONFIG, files, refused, train, write_pickle
+from tests.commands import CONFIG, refused, train, write_pickle
 
 RUN = "dmd-synthetic-1111"
 BASE = CONFIG | {"max_epochs": 1}
