@@ -11,9 +11,9 @@ import run
 from utils.cli import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--set", "nlevels=1", "--set", "batch_size=8", "--set", "update_epochs=2", "--set", "max_epochs=2"]
+CONFIG = {"nlevels": 1, "dst_feature_dim_nheads": [16, 2], "batch_size": 8, "update_epochs": 2}
+TINY = ["--set", *(f"{key}={value}" for key, value in CONFIG.items()), "--set", "max_epochs=2"]
 SMALL = [*TINY, "--no-figures"]  # drawing takes longer than training so little
-CONFIG = {"nlevels": 1, "batch_size": 8, "update_epochs": 2}  # the same for DMD_run, but for max_epochs
 
 
 def write_pickle(path: Path, content) -> Path:
@@ -40,8 +40,8 @@ def launch(*command: str, **options) -> subprocess.CompletedProcess:
 
 
 def files() -> dict[str, bytes]:
-    """All that is in the working folder, but for logs."""
-    return {str(p): p.read_bytes() for p in Path().rglob("*") if p.is_file() and p.parts[0] != "log"}
+    """All that is in the working folder, but for logs and the files that are locked."""
+    return {str(p): p.read_bytes() for p in Path().rglob("[!.]*") if p.is_file() and p.parts[0] != "log"}
 
 
 def refused(capsys, command, *arguments: str) -> str:

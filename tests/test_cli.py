@@ -89,7 +89,7 @@ def test_a_model_in_three_lines(trained):
     Path("alone.pth").write_bytes(Path(BEST).read_bytes())
     with pytest.raises(ConfigError, match="-d mosi"):
         load_model("alone.pth")
-    alone, _ = load_model("alone.pth", "synthetic", config={"nlevels": 1})
+    alone, _ = load_model("alone.pth", "synthetic", config=CONFIG)
     assert not model.training and (settings.dataset_name, settings.seq_lens) == ("synthetic", [50, 50, 50])
     test = np.load("dataset/SYNTHETIC/aligned_50.pkl", allow_pickle=True)["test"]
     inputs = [torch.from_numpy(np.asarray(test[key][:1], np.float32)) for key in ("text_bert", "audio", "vision")]
@@ -168,7 +168,7 @@ def test_bad_checkpoints(trained, capsys):
     ):
         assert word in refused(capsys, test_command, *arguments)
     before = files()
-    assert call(test_command, "alone.pth", "-d", "synthetic", "--set", "nlevels=1") == 0
+    assert call(test_command, "alone.pth", "-d", "synthetic", *TINY) == 0
     assert files() == before
     assert call(test_command, BEST, "--predictions", "cut.pth", "--overwrite") == 0 and len(rows_of("cut.pth")) == 10
 

@@ -3,6 +3,7 @@
 Real signals, real processes, a real full disk. The long tests are marked slow.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from tests.commands import ROOT, SMALL, call, files, launch, refused, rows_of, t
 from trainers.checkpoint import read_state
 from utils.cli import run_command
 
-EPOCHS = 4
+EPOCHS = 3
 LONGER = ["--epochs", str(EPOCHS)]
 
 
@@ -66,13 +67,14 @@ def assert_readable(name: str) -> None:
             assert not any(None in row or None in row.values() for row in rows_of(path))
 
 
-@pytest.fixture
-def uninterrupted(folder) -> dict:
-    assert train("--name", "whole", *LONGER) == 0
-    return outcome("whole")
+@pytest.fixture(scope="module")
+def uninterrupted(make_folder) -> dict:
+    with contextlib.chdir(make_folder()):
+        assert train("--name", "whole", *LONGER) == 0
+        return outcome("whole")
 
 
-def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_end(uninterrupted, capsys):
+def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_end(uninterrupted, folder, capsys):
     def interrupt():
         while not Path("pt/cut-synthetic-1111/2.pth").exists():
             time.sleep(0.001)
@@ -225,25 +227,25 @@ def test_a_second_signal_ends_at_once(folder):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 64 MB: enough for four epochs of 6 MB, and the training state of 12 MB twice."""
+    """A disk of 32 MB: enough for the run."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("a small disk cannot be mounted without the rights for it")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up(uninterrupted, small_disk, capsys):
+def test_a_disk_that_fills_up(uninterrupted, folder, small_disk, capsys):
     where = ["--model-save-dir", str(small_disk), *LONGER]
     filler = small_disk / "filler"
 
     def fill():
-        while not list(small_disk.glob("*/1.pth")) and running:
+        while not list(small_disk.glob("*/training-state.pt")) and running:
             time.sleep(0.001)
         with open(filler, "wb") as file:
-            for _ in range(64):
+            for _ in range(32):
                 try:
                     os.write(file.fileno(), bytes(2**20))
                 except OSError:
@@ -260,5 +262,6 @@ def test_a_disk_that_fills_up(uninterrupted, small_disk, capsys):
     assert message.count("\n") == 1 and "--resume" in message, message
     filler.unlink()
     assert train("--name", "full", *where, "--resume") == 0
+    Path("pt").mkdir()
     Path("pt/full-synthetic-1111").symlink_to(small_disk / "full-synthetic-1111")
     assert outcome("full") == uninterrupted

@@ -109,6 +109,14 @@ def test_damaged_and_missing_files_of_a_run_are_one_line(folder, trained_once, f
     assert name in refused(capsys, train, "--resume", *further)
 
 
+class Stop(Exception):
+    """Ends a training."""
+
+
+def stop(row: dict) -> None:
+    raise Stop
+
+
 def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
     """The writing of epoch 2 stopped after best.pth and history.csv, and epoch 2 is not trained again."""
     assert train("--epochs", "1", "--name", "cut") == 0
@@ -122,26 +130,14 @@ def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
     assert train("--epochs", "1", "--name", "cut", "--resume") == 0
     assert metrics(cut) == expected and without_seconds(cut).equals(rows)
     assert Path(f"pt/{cut}/best.pth").read_bytes() == Path(f"pt/{cut}/1.pth").read_bytes()
-
-
-class Stop(Exception):
-    """Ends a training."""
-
-
-def stop(row: dict) -> None:
-    raise Stop
-
-
-def test_a_finished_run_trains_longer_and_is_not_finished_before_its_new_end(trained):
-    assert train("--epochs", "1", "--name", "cut") == 0
+    # It trains longer, and is not finished before its new end.
     options = {"dataset_name": "synthetic", "config": CONFIG, "epochs": 2, "name": "cut", "figures": False}
     with pytest.raises(Stop):
         run.DMD_run(**options, resume=True, after_epoch=stop)
-    assert not Path("result/cut-synthetic-1111/metrics.json").exists()
+    assert not Path(f"result/{cut}/metrics.json").exists()
     assert train("--name", "cut", "--resume") == 0
-    assert metrics("cut-synthetic-1111") == metrics()
-    assert without_seconds("cut-synthetic-1111").equals(without_seconds())
-    assert Path(f"pt/{RUN}/2.pth").read_bytes() == Path("pt/cut-synthetic-1111/2.pth").read_bytes()
+    assert metrics(cut) == metrics() and without_seconds(cut).equals(without_seconds())
+    assert Path(f"pt/{RUN}/2.pth").read_bytes() == Path(f"pt/{cut}/2.pth").read_bytes()
 
 
 def test_an_interrupted_replacement_leaves_no_old_result(folder, capsys):

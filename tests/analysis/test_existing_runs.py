@@ -11,7 +11,7 @@ import pytest
 
 from analysis import compare
 from analysis import runs as list_of_runs
-from tests.commands import call, files, refused, train, write_pickle
+from tests.commands import call, files, refused, train
 from utils.metrics import CORE_METRICS
 
 A, SECOND, B = (Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1"))
@@ -19,11 +19,9 @@ INTERVALS = Path("result/normal/synthetic-intervals.csv")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, corpus) -> Path:
+def trained(make_folder) -> Path:
     """A folder with one command's two seeds, and a run with other settings."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_pickle(folder / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder := make_folder()):
         assert train("-s", "1", "2", "--set", "keep_checkpoints=1") == 0
         assert train("-s", "1", "--name", "paper", "--set", "objective=paper", "--set", "keep_checkpoints=1") == 0
     return folder

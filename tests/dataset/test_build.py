@@ -166,12 +166,12 @@ def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
     for ours, theirs in zip(own, new, strict=True):
         assert float(ours["prediction"]) == pytest.approx(float(theirs["prediction"]), abs=1e-6)
 
+    assert "--predictions" in refused(capsys, test_command, checkpoint, "--features", "new.pkl")
     assert call(build, *arguments, "4", "--overwrite") == 0
     wide = load_pickle("my.pkl")
     wide["test"]["audio"] = wide["test"]["audio"].repeat(2, axis=2)
     write_pickle(Path("wide.pkl"), wide)
     for words, *more in (
-        ("--predictions", "new.pkl"),
         ("--text-steps 50 --audio-steps 5 --vision-steps 5", "new.pkl", "--predictions", "x.csv"),
         ("audio, vision are [4, 3] wide", "wide.pkl"),
         ("split 'valid' lacks the field", "new.pkl", "--split", "valid"),

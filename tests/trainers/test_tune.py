@@ -26,7 +26,7 @@ from utils.interrupts import Interrupted, orderly_interrupts
 def space(folder) -> str:
     rate = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
     fusion = {"type": "categorical", "choices": ["gate", None]}
-    space = {"learning_rate": rate, "dst_feature_dim_nheads": [[16, 2], [24, 4]], "fusion": fusion}
+    space = {"learning_rate": rate, "adam_betas": [[0.9, 0.999], [0.8, 0.99]], "fusion": fusion}
     Path("space.json").write_text(json.dumps(space))
     return "space.json"
 
