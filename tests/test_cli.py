@@ -48,25 +48,6 @@ def test_what_is_answered_before_pytorch_is_loaded(trained):
     assert [line for line in done.stdout.splitlines() if line in ("True", "False")] == ["True"] * 3 + ["False"], done
 
 
-def test_files_of_a_run_over_two_seeds(folder):
-    assert train("-s", "1", "2") == 0
-    for seed in (1, 2):
-        left = {path.name for path in (folder / f"pt/dmd-synthetic-{seed}").iterdir()}
-        assert left == {".lock", "1.pth", "2.pth", "best.pth", "config.json", "training-state.pt"}
-        rows = rows_of(f"result/dmd-synthetic-{seed}/history.csv")
-        assert [row["epoch"] for row in rows] == ["1", "2"]
-        for graph in ("homo", "hetero"):
-            values = [float(rows[0][name]) for name in rows[0] if name.startswith(f"edge/{graph}_")]
-            assert len(values) == 6 and sum(values) == pytest.approx(1, abs=1e-5)
-        assert {"loss/total", "loss/hetero/repr", "valid/Loss", "test/Corr", "train/MAE", "seconds"} <= set(rows[0])
-        config = json.loads((folder / f"result/dmd-synthetic-{seed}/config.json").read_text())
-        assert config["settings"]["nlevels"] == 1 and config["seed"] == seed and "torch" in config["versions"]
-    seeds, table = rows_of("result/normal/synthetic-seeds.csv"), rows_of("result/normal/synthetic.csv")
-    assert [row["seed"] for row in seeds] == ["1", "2"]
-    values = [float(row["MAE"]) for row in seeds]
-    assert table[0]["MAE"] == str((round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2)))
-
-
 def timeless(path: str) -> list[dict]:
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows_of(path)]
 

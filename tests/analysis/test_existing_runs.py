@@ -11,7 +11,7 @@ import pytest
 
 from analysis import compare
 from analysis import runs as list_of_runs
-from tests.commands import call, files, refused, train
+from tests.commands import call, files, refused, rows_of, train
 from utils.metrics import CORE_METRICS
 
 A, SECOND, B = (Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1"))
@@ -22,8 +22,8 @@ INTERVALS = Path("result/normal/synthetic-intervals.csv")
 def trained(make_folder) -> Path:
     """A folder with one command's two seeds, and a run with other settings."""
     with contextlib.chdir(folder := make_folder()):
-        assert train("-s", "1", "2", "--set", "keep_checkpoints=1") == 0
-        assert train("-s", "1", "--name", "paper", "--set", "objective=paper", "--set", "keep_checkpoints=1") == 0
+        assert train("-s", "1", "2") == 0
+        assert train("-s", "1", "--name", "paper", "--set", "objective=paper") == 0
     return folder
 
 
@@ -53,6 +53,24 @@ def configure(folder: Path, **settings) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"settings": config["settings"] | settings}))
 
 
+def test_files_of_a_run_over_two_seeds(trained, runs):
+    for seed in (1, 2):
+        left = {path.name for path in (trained / f"pt/dmd-synthetic-{seed}").iterdir()}
+        assert left == {".lock", "1.pth", "2.pth", "best.pth", "config.json", "training-state.pt"}
+        rows = rows_of(f"result/dmd-synthetic-{seed}/history.csv")
+        assert [row["epoch"] for row in rows] == ["1", "2"]
+        for graph in ("homo", "hetero"):
+            values = [float(rows[0][name]) for name in rows[0] if name.startswith(f"edge/{graph}_")]
+            assert len(values) == 6 and sum(values) == pytest.approx(1, abs=1e-5)
+        assert {"loss/total", "loss/hetero/repr", "valid/Loss", "test/Corr", "train/MAE", "seconds"} <= set(rows[0])
+        config = json.loads(Path(f"result/dmd-synthetic-{seed}/config.json").read_text())
+        assert config["settings"]["nlevels"] == 1 and config["seed"] == seed and "torch" in config["versions"]
+    seeds, table = rows_of("result/normal/synthetic-seeds.csv"), rows_of("result/normal/synthetic.csv")
+    assert [row["seed"] for row in seeds][:2] == ["1", "2"]
+    values = [float(row["MAE"]) for row in seeds[:2]]
+    assert table[0]["MAE"] == str((round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2)))
+
+
 def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
     rows = pd.read_csv(INTERVALS)
     assert set(rows["Model"]) == {"dmd"} and set(rows["seeds"]) == {"1 2"} and tuple(rows["metric"]) == CORE_METRICS
@@ -61,14 +79,14 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
         assert np.allclose(eval(table[row.metric]), (100 * row.mean, 100 * row.std), atol=0.011)
         assert row.low - 1e-4 <= row.mean <= row.high + 1e-4 and row.low < row.high
     shutil.copytree(trained / "pt", "pt")
-    seeds, before = ["-s", "1", "2", "--set", "keep_checkpoints=1"], files()
-    assert train(*seeds, "--resume") == 0
+    before = files()
+    assert train("-s", "1", "2", "--resume") == 0
     assert files() == before  # no row is added twice
     assert ["mean", *rows["mean"].map("{:.4f}".format)] in [
         line.split(" - ")[2].split() for line in capsys.readouterr().out.splitlines()
     ]
     # The command gives the same intervals, also where files have other places.
-    configure(SECOND, device="cuda:0 (H)", keep_checkpoints="all", featurePath="/elsewhere/aligned_50.pkl")
+    configure(SECOND, device="cuda:0 (H)", keep_checkpoints=1, featurePath="/elsewhere/aligned_50.pkl")
     assert call(compare, "--seeds", str(SECOND), str(A), "--output", "seeds.csv") == 0
     table = pd.read_csv("seeds.csv").set_index("seed")
     assert list(table.index) == ["2", "1", "mean", "std", "low", "high"]
@@ -79,9 +97,9 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
         assert [table[row["metric"]][s] for s in ("mean", "low", "high")] == pytest.approx(
             [row[s] for s in ("mean", "low", "high")], abs=6e-5
         )
-    configure(SECOND, keep_checkpoints=1)
+    configure(SECOND, keep_checkpoints="all")
     (SECOND / "predictions.csv").unlink()
-    assert train(*seeds, "--resume") == 0  # the runs are complete without intervals
+    assert train("-s", "1", "2", "--resume") == 0  # the runs are complete without intervals
     assert f"No intervals over the seeds: {SECOND}/predictions.csv" in capsys.readouterr().out
 
 

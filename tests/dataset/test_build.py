@@ -213,19 +213,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(case, data, capsys):
     assert words in refused(capsys, build, *ARGUMENTS, *TOKENS, *arguments)
 
 
-def test_a_file_that_is_there_stays_unless_it_may_go(data, capsys):
+def test_a_file_that_is_there_stays_unless_it_may_go_and_a_better_one_is_whole(data, capsys):
     Path("my.pkl").write_bytes(b"earlier")
     assert "--overwrite" in refused(capsys, build, *ARGUMENTS, *TOKENS)
-    np.save(ONE, np.array([[1, np.nan]]))
-    refused(capsys, build, *ARGUMENTS, *TOKENS, "--overwrite")
-    np.save(ONE, audio_of("v1$_$0"))
-    assert len(made("--overwrite")["train"]["id"]) == 2
-
-
-def test_what_would_not_train_is_never_put_in_place(data, capsys):
-    """The vocabulary names more tokens than the BERT has: only dataset.check sees it."""
-    os.mkdir("bert")
+    os.mkdir("bert")  # whose vocabulary names more tokens than it has: only dataset.check sees it
     settings = json.loads((ROOT / BERT / "config.json").read_text())
     Path("bert/config.json").write_text(json.dumps(settings | {"vocab_size": 20}))
     Path("bert/vocab.txt").write_text((ROOT / BERT / "vocab.txt").read_text())
-    assert "are outside it" in refused(capsys, build, *ARGUMENTS, "--pretrained", "bert")
+    assert "are outside it" in refused(capsys, build, *ARGUMENTS, "--pretrained", "bert", "--overwrite")
+    assert len(made("--overwrite")["train"]["id"]) == 2

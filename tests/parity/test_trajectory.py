@@ -41,15 +41,8 @@ class RecordingRun(RunFolder):
         self.last = {name: value.clone() for name, value in model.state_dict().items()}
 
 
-SLOW = {False: ("mosi_aligned", "mosei_aligned")}  # of the plain path one case runs with the fast tests
-PATHS = [
-    pytest.param(case, fast, marks=[pytest.mark.slow] if case in SLOW.get(fast, ()) else [])
-    for case in CASES
-    for fast in (False, True)
-]
-
-
-@pytest.mark.parametrize(("case", "fast"), PATHS)
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "plain"])
+@pytest.mark.parametrize("case", CASES)
 def test_three_epochs(case, fast, tmp_path):
     reference = Reference(case, tmp_path / "bert", fast=fast)
     info = reference.case
