@@ -120,11 +120,9 @@ BAD_RUNS = [
     (["--set", "feature_dims=[768,5,20]"], "feature_dims"),
     (["--set", "conv1d_kernel_size_a=51"], "conv1d_kernel_size_a"),
     (["--set", "feature_dims=[64,74,20]"], "aligned_50.pkl"),
-    (["-s", "1", "1"], "--seeds"),
     (["--name", "../x"], "--name"),
     (["--epochs", "0"], "max_epochs"),
     (["--res-save-dir", "broken.json/x"], "--res-save-dir"),
-    (["--log-dir", "broken.json/x"], "--log-dir"),
     (["-Fv", "broken.json"], "broken.json"),
     (["--init", "none.pth"], "none.pth"),
 ]

@@ -11,6 +11,7 @@ from models.dmd import STACK_ORDER, DMDOutput
 from trainers.losses import Objective
 
 B, D, STEPS = 3, 2, 4
+WEIGHTS = ("recon_weight", "cycle_weight", "margin_weight", "ort_weight", "homo_weight", "hetero_weight")
 KINDS = ("off", "l1", "cosine_apart")
 LABELS = torch.tensor([[1.0], [1.0], [-2.0]])
 PRIORS = {"homo": [0, 0, 1, 0, 1, 0], "hetero": [0, 0, 1, 0, 1, 1]}
@@ -78,13 +79,16 @@ def test_distillation(kind, gd_prior):
         ({"hetero_repr": "off"}, ["homo/logit", "homo/reg", "hetero/logit", "hetero/reg"]),
         ({"objective": "paper"}, ["homo/logit", "hetero/logit"]),
         ({"objective": "paper", "hetero_repr": "l1"}, ["homo/logit", "hetero/logit", "hetero/repr"]),
+        (dict(zip(WEIGHTS, (3, 0, 4, 2, 0.5, 0), strict=True)), ["homo/logit", "homo/reg"]),
     ],
 )
 def test_total(overrides, trained):
     terms = {name: value.item() for name, value in make_objective(**overrides)(make_output(), LABELS).items()}
+    recon, cycle, margin, ort, homo, hetero = (overrides.get(key, 1) for key in WEIGHTS)
     expected = sum(terms[f"task/{name}"] for name in ("all", "c"))
     for m in "lva":
         expected += terms[f"task/{m}_homo"] + terms[f"task/{m}_hetero"]
-        expected += 0.1 * (terms[f"recon/{m}"] + terms[f"cycle/{m}"] + 0.1 * terms[f"ort/{m}"])
-    expected += 0.1 * 0.1 * terms["margin"] + 0.05 * sum(terms[name] for name in trained)
+        expected += 0.1 * (recon * terms[f"recon/{m}"] + cycle * terms[f"cycle/{m}"] + 0.1 * ort * terms[f"ort/{m}"])
+    expected += 0.1 * 0.1 * margin * terms["margin"]
+    expected += 0.05 * sum((homo if "homo" in name else hetero) * terms[name] for name in trained)
     assert terms["total"] == pytest.approx(expected, rel=1e-6)
