@@ -199,7 +199,6 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "other width": (lambda: np.save(ONE, np.zeros((4, 5))), [], "5 wide, but 3 files are not (v1$_$1, v2$_$0, v3.b)"),
     "NaN": (lambda: np.save(ONE, np.array([[1, np.nan]])), [], "'audio' of split 'train' is NaN or infinite in 1 utt"),
     "pickled objects": (lambda: np.save(ONE, np.array([[Trap()]])), [], "v1$_$0.npy: no table of numbers"),
-    "no such BERT": (lambda: None, ["--pretrained", "no-such/bert"], "pretrained: cannot load 'no-such/bert'"),
     "no steps at all": (lambda: None, ["--vision-steps", "0"], "--vision-steps"),
     "steps unknown": (lambda: write_table([[r[0], "test", *r[2:]] for r in ROWS]), [], "--audio-steps: without"),
     "output is a folder": (lambda: None, ["-o", "audio", "--overwrite"], "--output: audio is there"),
