@@ -105,7 +105,7 @@ def test_unaligned_lengths_and_a_dead_modality_in_bf16(folder, corpus):
     aligned = config["datasetCommonParams"]["synthetic"]["aligned"]
     config["datasetCommonParams"]["synthetic"]["unaligned"] = aligned | {"featurePath": str(path)}
     Path("own.json").write_text(json.dumps(config))
-    without_bert = ("use_bert=false", f"feature_dims=[{width},5,20]", "need_data_aligned=false", "batch_size=1")
+    without_bert = ("use_bert=false", f"feature_dims=[{width},5,20]", "need_data_aligned=false", "batch_size=4")
     assert train("-c", "own.json", "--precision", "bf16", "--epochs", "1", "--set", *without_bert) == 0
     assert all(np.isfinite(float(row["loss/total"])) for row in rows_of("result/dmd-synthetic-1111/history.csv"))
 

@@ -33,7 +33,7 @@ CONFIG = {
 }  # fmt: skip
 TRAIN = ["-d", "own", "-c", "own.json", "--epochs", "1", "--device", "cpu", "--no-figures"]
 TRAINED = Path("pt/dmd-own-1111")
-AMOUNTS = [pytest.param(16, id="some"), pytest.param(200, marks=pytest.mark.slow, id="many")]
+AMOUNTS = [pytest.param(8, id="some"), pytest.param(200, marks=pytest.mark.slow, id="many")]
 
 
 @pytest.fixture

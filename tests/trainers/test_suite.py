@@ -30,7 +30,7 @@ def test_the_table_holds_the_metrics_of_ordinary_runs_and_their_heads(folder):
     ]
     suite = {"description": "Two rates.", "rows": {"slow": {"learning_rate": 1e-5}, "as-is": {}}}
     suite |= {"published": published, "heads": ["output_logit", "logits_l_homo"], "kept": ["lva", "av"]}
-    assert train("--suite", write_suite(suite), "-s", "1", "2") == 0
+    assert train("--suite", write_suite(suite), "-s", "1", "2", "--epochs", "1") == 0
     assert (
         json.loads(Path("result/dmd-own-slow-synthetic-1/config.json").read_text())["settings"]["learning_rate"] == 1e-5
     )
