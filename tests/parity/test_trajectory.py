@@ -41,7 +41,7 @@ class RecordingRun(RunFolder):
         self.last = {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "plain"])
 @pytest.mark.parametrize("case", CASES)
 def test_three_epochs(case, fast, tmp_path):
     reference = Reference(case, tmp_path / "bert", fast=fast)

@@ -8,7 +8,6 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig
 
 from config import load_config
 from models.dmd import DMD
@@ -106,13 +105,3 @@ def test_a_config_beside_the_checkpoint_is_checked(content, tmp_path):
     with pytest.raises(CheckpointError, match="config.json") as error:
         settings_beside(tmp_path / "1.pth")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.slow
-def test_size_with_bert_base_is_the_published_one(tmp_path):
-    """The published MOSI checkpoints are 436.07 MiB each."""
-    BertConfig().save_pretrained(tmp_path / "bert")  # BertConfig's defaults are bert-base-uncased's shape
-    args = load_config("dmd", "mosi", overrides={"pretrained": str(tmp_path / "bert")})
-    args.seq_lens = [50, 50, 50]
-    save_state(DMD(args).state_dict(), tmp_path / "1.pth")
-    assert (tmp_path / "1.pth").stat().st_size / 2**20 == pytest.approx(436.07, abs=0.1)
