@@ -16,8 +16,9 @@ import torch
 from analysis.record import RunRecord
 from config import config_from_resolved
 from dataset.features import SPLITS
-from trainers.checkpoint import read_checkpoint, settings_beside
+from trainers.checkpoint import read_checkpoint
 from trainers.heads import Inspection, inspect
+from trainers.run_settings import read_description
 from trainers.runs import RunFolder
 from trainers.setup import differences, restore
 from utils.cli import ArgumentParser, log_traceback, run_command
@@ -71,7 +72,7 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
 
     Raises CheckpointError, ConfigError or DataError where checkpoint, settings and data do not fit together.
     """
-    state, beside = read_checkpoint(checkpoint), settings_beside(checkpoint)
+    state, beside = read_checkpoint(checkpoint), read_description(checkpoint.parent)
     if beside and beside["settings"] != record.config["settings"]:
         raise CheckpointError(f"{checkpoint}: of a run with other settings than {record.folder}. Name the right one.")
     args, replaced = config_from_resolved(record.config["settings"]), record.config["features"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trainers.checkpoint import check_description
+from trainers.run_settings import read_description
 from utils.errors import RunError
 from utils.reading import printable, read_json
 
@@ -21,8 +21,9 @@ class RunRecord:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
-        self.config: dict = self._read("config.json", read_json)
-        self._read("config.json", lambda path: check_description(self.config))
+        self.config = read_description(self.folder)
+        if self.config is None:
+            raise RunError(f"{self.folder}/config.json: no run's. Name a run's result folder.")
         finished = (self.folder / "metrics.json").exists()
         self.metrics: dict | None = self._read("metrics.json", read_json) if finished else None
 

@@ -1,7 +1,6 @@
 """Checkpoints: bare state_dicts, exchangeable with the released code in both directions."""
 
 import errno
-import re
 import warnings
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from utils.errors import CheckpointError
 from utils.files import write_atomically
-from utils.reading import printable, read_json
+from utils.reading import printable
 
 # A buffer of older BERT versions; its values are 0, 1, 2, … in every file.
 OBSOLETE = "text_model.model.embeddings.position_ids"
@@ -79,29 +78,3 @@ def sizes_of(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
         return None
     before = [n + (size - 1 if width != d else 0) for n, (d, width, size) in zip(after, convolutions, strict=True)]
     return [width for _, width, _ in convolutions], before
-
-
-def settings_beside(checkpoint: str | Path) -> dict | None:
-    """The config.json that run.py leaves beside its checkpoints, or None (a published file stands alone).
-
-    Raises CheckpointError where it is something else.
-    """
-    path = Path(checkpoint).parent / "config.json"
-    try:
-        content = read_json(path)
-        check_description(content)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a run's config.json ({printable(error)}). Use -d and -c.") from error
-    return content
-
-
-def check_description(content) -> None:
-    """Raise ValueError, KeyError or TypeError where a run's config.json has not the names that run.py writes: the data
-    set's, which names files, and those of the feature files. (Settings are checked where they are used.)"""
-    features, data = dict(content["features"]), dict(content.get("data", {}))
-    plain = re.fullmatch(r"[\w-]+", content["settings"]["dataset_name"])
-    known = {"feature_T", "feature_A", "feature_V"}.issuperset(features)
-    if not plain or not known or not all(isinstance(value, str) for value in (features | data).values()):
-        raise ValueError("its dataset_name, features or data are not as run.py writes them")

@@ -39,7 +39,7 @@ class RunFiles:
     @property
     def description(self) -> dict | None:
         """The config.json of an earlier run; None where there is none."""
-        return _read_description(self.checkpoints) or _read_description(self.results)
+        return read_description(self.checkpoints) or read_description(self.results)
 
     @property
     def exists(self) -> bool:
@@ -52,7 +52,7 @@ class RunFiles:
     def foreign(self) -> list[Path]:
         """Files that no run has written here, and that one might replace or remove: all that lie in a folder without
         a run's config.json, and checkpoints of later epochs than its history tells of."""
-        folders = [folder for folder in {self.checkpoints, self.results} if _read_description(folder) is None]
+        folders = [folder for folder in {self.checkpoints, self.results} if read_description(folder) is None]
         found = [path for folder in folders for path in folder.glob("[!.]*")]
         if self.history_file.exists():
             rows = len(self.history_file.read_bytes().splitlines()) - 1  # an epoch's checkpoint is there before its row
@@ -60,12 +60,14 @@ class RunFiles:
         return sorted(found)
 
 
-def _read_description(folder: Path) -> dict | None:
+def read_description(folder: Path) -> dict | None:
+    """The config.json of a run; None where the folder has none, or one of something else."""
     try:
         content = read_json(folder / "config.json")
-    except (OSError, ValueError):
+        plain = re.fullmatch(r"[\w-]+", content["settings"]["dataset_name"])  # it names files
+        return content if plain and isinstance(content["features"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("settings"), dict) else None
 
 
 def earlier_runs(options: RunOptions, dataset: str) -> list[RunFiles]:

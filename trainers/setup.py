@@ -13,8 +13,8 @@ from dataset.features import FIELDS, FeatureSet, prepare_features
 from dataset.loaders import make_loaders
 from models.dmd import DMD
 from models.text_encoder import most_tokens
-from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
-from trainers.run_settings import data_sha256, different_settings
+from trainers.checkpoint import load_state, read_checkpoint, sizes_of
+from trainers.run_settings import data_sha256, different_settings, read_description
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.log import logger
 from utils.seed import set_seed
@@ -60,11 +60,11 @@ def settings_of(
 ) -> tuple[EasyDict, dict[str, str], dict]:
     """The settings of a checkpoint, as DMD_test takes them; the feature files that replaced a modality's; and the
     config.json beside it, {} where there is none."""
-    beside = settings_beside(checkpoint) or {}
+    beside = read_description(Path(checkpoint).parent) or {}
     if beside and not dataset and not config_file:
         return config_from_resolved(beside["settings"], config), beside["features"], beside
     if not dataset and not beside:
-        raise ConfigError(f"{checkpoint}: no config.json beside it says its data set. Name it: -d mosi or -d mosei.")
+        raise ConfigError(f"{checkpoint}: no run's config.json beside it names its data set: -d mosi or -d mosei.")
     return load_config("dmd", dataset or beside["settings"]["dataset_name"], config_file, config), {}, beside
 
 

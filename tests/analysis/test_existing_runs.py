@@ -143,7 +143,7 @@ def test_utterances_are_paired_by_id(runs, capsys):
 PAIR, SEEDS = [str(A), str(B)], ["--seeds", str(A), str(SECOND)]
 BAD = {
     "one run": (lambda: None, [str(A)], "1 runs"),
-    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: No such file"),
+    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: no run"),
     "no table": (lambda: (B / "predictions.csv").write_text(""), PAIR, "predictions.csv"),
     "no common utterance": (lambda: change(B, id="other"), PAIR, "less than 2"),
     "another label": (lambda: change(B, label=2.75), PAIR, "label"),
