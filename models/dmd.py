@@ -53,11 +53,10 @@ class DMDOutput:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "DMDOutput":
         """Apply a function to each tensor."""
-
-        def of(x: Tensor | PerModality) -> Tensor | PerModality:
-            return function(x) if isinstance(x, Tensor) else {m: function(x_m) for m, x_m in x.items()}
-
-        return DMDOutput(*(of(getattr(self, field.name)) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return DMDOutput(
+            *(function(x) if isinstance(x, Tensor) else {m: function(x_m) for m, x_m in x.items()} for x in values)
+        )
 
 
 PUBLISHED = {  # a field's published name, and where the published layout is another, the order of its axes
