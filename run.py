@@ -92,11 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def resuming_command() -> str:
     """The last word of a command that was interrupted: the command line that continues it."""
     flags, options = read_command()
-    begun = flags.suite or flags.tune or any(r.exists for r in earlier_runs(options, options.settings().dataset_name))
+    runs = earlier_runs(options, options.settings().dataset_name)
+    begun = flags.suite or flags.tune or any(run.description for run in runs)
     words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")] + ["--resume"] * bool(begun)
-    processes = number_of_processes()
-    launcher = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
-    return f"To continue: {shlex.join([*launcher, SCRIPT, *words])}"
+    return f"To continue: {'python' if number_of_processes() == 1 else 'torchrun …'} {shlex.join([SCRIPT, *words])}"
 
 
 if __name__ == "__main__":

@@ -42,7 +42,6 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
     import pandas as pd
 
-    from trainers.checkpoint import read_checkpoint
     from trainers.evaluate import predict
     from trainers.runs import write_csv
     from trainers.setup import differences, restore, settings_of
@@ -50,12 +49,11 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     from utils.device import choose_device, keep_freed_memory
 
     keep_freed_memory()
-    state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
     args, replaced, trained = settings_of(checkpoint, dataset_name, config_file, config)
     if features:
         args.featurePath, replaced = str(features), {}
     chosen = choose_device(device)
-    model, data, loader = restore(state, checkpoint, args, replaced, split, chosen, to_predict=bool(features))
+    model, data, loader = restore(checkpoint, args, replaced, split, chosen, to_predict=bool(features))
     part = data.splits[split]
     if not part.labelled and not predictions:
         raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")

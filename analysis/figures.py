@@ -16,7 +16,6 @@ import torch
 from analysis.record import RunRecord
 from config import config_from_resolved
 from dataset.features import SPLITS
-from trainers.checkpoint import read_checkpoint
 from trainers.heads import Inspection, inspect
 from trainers.run_settings import read_description
 from trainers.runs import RunFolder
@@ -72,11 +71,11 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
 
     Raises CheckpointError, ConfigError or DataError where checkpoint, settings and data do not fit together.
     """
-    state, beside = read_checkpoint(checkpoint), read_description(checkpoint.parent)
+    beside = read_description(checkpoint.parent)
     if beside and beside["settings"] != record.config["settings"]:
         raise CheckpointError(f"{checkpoint}: of a run with other settings than {record.folder}. Name the right one.")
     args, replaced = config_from_resolved(record.config["settings"]), record.config["features"]
-    model, _, loader = restore(state, checkpoint, args, replaced, "test", device)
+    model, _, loader = restore(checkpoint, args, replaced, "test", device)
     for difference in differences(record.config, args, replaced):
         print(f"Warning: {difference}", file=sys.stderr)
     return inspect(model, loader, device, record.config.get("precision", "fp32"))

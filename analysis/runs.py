@@ -33,7 +33,7 @@ def read_runs(folder: Path) -> Iterator[dict]:
         except DMDError as error:
             print(f"Warning: {error}", file=sys.stderr)
             continue
-        settings = run.config["settings"] | {key: run.config.get(key) for key in ("precision", "data")}
+        settings = run.config["settings"] | {key: run.config.get(key) for key in ("precision", "init", "data")}
         dataset, seed, metrics = settings["dataset_name"], str(run.config["seed"]), run.metrics or {}
         row = {"name": run.name.removesuffix(f"-{dataset}-{seed}"), "dataset": dataset, "seeds": seed}
         row["epoch"] = str(metrics.get("epoch", "-"))

@@ -37,8 +37,9 @@ def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -
         with FileLock(path.parent / ".lock"):
             if path.exists():  # as text, so that existing rows stay as they are
                 files = (path, StringIO(table.to_csv(index=False)))
-                both = [pd.read_csv(source, dtype=str, keep_default_na=False) for source in files]
-                table = pd.concat(both, ignore_index=True).fillna("").drop_duplicates()
+                old, new = (pd.read_csv(source, dtype=str, keep_default_na=False) for source in files)
+                both = pd.concat([old, new], ignore_index=True).fillna("")
+                table = both[(both.index < len(old)) | ~both.duplicated()]
             write_csv(path, table)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise RunError(

@@ -54,6 +54,8 @@ class Range(Strict):
     @model_validator(mode="after")
     def _check(self):
         FloatDistribution(*self.extremes, log=self.log)  # or ValueError
+        if self.type == "int" and self.extremes != [self.low, self.high]:
+            raise ValueError("low and high of an int are whole numbers")
         return self
 
     def suggest(self, trial: Trial, key: str) -> float:

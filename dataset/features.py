@@ -145,7 +145,11 @@ def _take_split(
 
 def _take_array(content: dict, path: str, split: str, key: str, ids: list[str]) -> np.ndarray:
     """Take a field of numbers out of a pickle's content, and check it."""
-    array, where = numbers_of(_take(content, path, split, key), path, split, key), f"{path}: '{key}' of split '{split}'"
+    value, where = _take(content, path, split, key), f"{path}: '{key}' of split '{split}'"
+    try:  # copied only where its type differs
+        array = np.require(value, np.float32, ["C", "W"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where} is no array of numbers ({printable(error)}).") from error
     if key == LABELS:
         array = array.reshape(-1)
     expected = {LABELS: "(N,)", "text_bert": "(N, 3, steps)"}.get(key, "(N, steps, width)")
@@ -180,14 +184,6 @@ def _take(content: dict, path: str, split: str, field: str):
         hint = HINTS.get(field, "")
         raise DataError(f"{path}: split '{split}' lacks the field '{field}'; there are {printable(found, 600)}.{hint}")
     return content[split].pop(field)
-
-
-def numbers_of(value, path: str, split: str, field: str) -> np.ndarray:
-    """An array or a list of numbers as a writable float32 array, copied only where its type differs."""
-    try:
-        return np.require(value, np.float32, ["C", "W"])
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: '{field}' of split '{split}' is no array of numbers ({printable(error)}).") from error
 
 
 def strings_of(value, path: str, split: str, field: str) -> list[str]:

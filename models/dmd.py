@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models import fast
 from models.text_encoder import TextEncoder
 from models.transformer import CrossModalEncoder, run_encoders
+from utils.errors import ConfigError
 
 ARGUMENT_ORDER = ("l", "a", "v")  # forward's arguments, feature_dims, seq_lens: text, audio, vision
 STACK_ORDER = ("l", "v", "a")  # everything that is stacked: graphs and fusion
@@ -115,10 +116,8 @@ class DMD(nn.Module):
         self.steps = {m: steps[m] - kernels[m] + 1 if self.projected[m] else steps[m] for m in ARGUMENT_ORDER}
         short = [m for m in ARGUMENT_ORDER if self.steps[m] < 1]
         if short:
-            raise ValueError(
-                f"conv1d_kernel_size_{short[0]} is {kernels[short[0]]}, but the data has only {steps[short[0]]} steps; "
-                "choose a smaller one"
-            )
+            m = short[0]
+            raise ConfigError(f"conv1d_kernel_size_{m} is {kernels[m]}, but the data has only {steps[m]} steps.")
 
         if args.use_bert:
             self.text_model = TextEncoder(args.pretrained, args.use_finetune, widths["l"], args.transformers)

@@ -200,7 +200,7 @@ def test_twenty_kills_do_not_change_the_end(folder):
                 ):
                     time.sleep(0.01)
                 time.sleep(chance.uniform(0, 1))
-                while kills % 2 and process.poll() is None and not list(checkpoints.glob(".*.pt*.tmp")):
+                while kills % 2 and process.poll() is None and not list(checkpoints.glob(".*.pt*tmp")):
                     pass
                 process.kill()
             _, error = process.communicate(timeout=120)

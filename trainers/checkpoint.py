@@ -40,8 +40,6 @@ def read_state(path: str | Path):
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint.") from error
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
         reason = f"{type(error).__name__}: {printable(str(error).partition(' In PyTorch')[0], 120)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
@@ -57,10 +55,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        sizes, expected = sizes_of(state), sizes_of(model.state_dict())
-        data = f"feature_dims and steps {sizes} instead of {expected}; " if sizes not in (None, expected) else ""
         raise CheckpointError(
-            f"{path}: not a checkpoint of this model: {data}{printable(str(error).partition(':')[2], 160)} Name the "
+            f"{path}: not a checkpoint of this model: {printable(str(error).partition(':')[2], 160)} Name the "
             "data set and settings that it was trained with (-d, -c, --set), or leave them out where config.json is "
             "beside it."
         ) from error

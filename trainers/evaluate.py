@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.dmd import DMD
@@ -29,7 +30,7 @@ class Predictions:
         return regression_metrics(self.predicted, self.labels) | {"Loss": round(self.loss, 4)}
 
 
-def to_device(batch: dict, device: torch.device) -> tuple[torch.Tensor, ...]:
+def to_device(batch: dict, device: torch.device) -> tuple[Tensor, ...]:
     """text, audio, vision, labels of a batch, on the device."""
     return tuple(batch[name].to(device, non_blocking=True) for name in ("text", "audio", "vision", "labels"))
 
@@ -65,16 +66,14 @@ def predict(
     return Predictions(*(x.numpy() for x in everything), loss)
 
 
-def in_order(
-    predicted: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def in_order(predicted: Sequence[Tensor], labels: Sequence[Tensor], rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Predictions and labels (B, 1) of batches of these rows (B), as (N,) in the order of the rows."""
     predicted, labels, rows = (torch.cat(list(parts)).cpu() for parts in (predicted, labels, rows))
     order = rows.argsort()
     return predicted[order, 0].float(), labels[order, 0]
 
 
-def check_predictions(predicted: torch.Tensor, ids: Sequence[str], split: str) -> None:
+def check_predictions(predicted: Tensor, ids: Sequence[str], split: str) -> None:
     """Raise NumericalError, with the utterances, where a prediction (N,) of the split is not finite."""
     bad = (~predicted.isfinite()).nonzero().flatten().tolist()
     if bad:

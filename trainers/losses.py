@@ -124,11 +124,6 @@ def total_loss(task: Tensor, dec: Tensor, dtl: Tensor, lambda_1: float, lambda_2
     return task + lambda_1 * dec + lambda_2 * dtl
 
 
-def graph_prior(pattern: list[float], temperature: float) -> Tensor:
-    """The edge weights that a graph is pulled to: softmax(pattern / temperature).  -> (6,)"""
-    return (torch.tensor(pattern, dtype=torch.float32) / temperature).softmax(dim=0)
-
-
 def stack(per_modality: dict[str, Tensor]) -> Tensor:
     """(B, ·) for each modality -> (3, B, ·) in the order l, v, a."""
     return torch.stack([per_modality[m] for m in STACK_ORDER])
@@ -153,13 +148,12 @@ class Objective(nn.Module):
     def __init__(self, args):
         super().__init__()
         self.args = args
-        self.repr_kinds = {"homo": args.homo_repr, "hetero": args.hetero_repr}
         d = args.dst_feature_dim_nheads[0]
         self.homo = GraphDistillation(d, args.homo_gd_size, args.gd_edge_temperature)
         self.hetero = GraphDistillation(2 * d, args.hetero_gd_size, args.gd_edge_temperature)
         for graph, pattern in (("homo", args.homo_gd_prior), ("hetero", args.hetero_gd_prior)):
-            prior = graph_prior(pattern, args.gd_prior_temperature)
-            self.register_buffer(f"{graph}_prior", prior, persistent=False)
+            prior = (torch.tensor(pattern, dtype=torch.float32) / args.gd_prior_temperature).softmax(dim=0)
+            self.register_buffer(f"{graph}_prior", prior, persistent=False)  # the edges that a graph is pulled to
 
     def forward(self, output: DMDOutput, labels: Tensor) -> LossTerms:
         args, terms = self.args, LossTerms()
@@ -210,7 +204,7 @@ class Objective(nn.Module):
         pull = (edges.mean(dim=1) - prior).square().sum() if has_prior else edges.new_zeros(())
         terms[f"{graph}/reg"] = args.gd_reg_weight * pull
         terms[f"{graph}/logit"] = distillation_loss(weights, logit_distances)
-        if self.repr_kinds[graph] == "cosine_apart":
+        if self.args[f"{graph}_repr"] == "cosine_apart":
             # Parity: this lowers the similarity of the representations, where distilling them would raise it.
             similarity = F.cosine_similarity(student_reprs, teacher_reprs, dim=-1).clamp(min=0)  # (6, B)
             of_reprs = (weights.mean(dim=1) * similarity.mean(dim=1)).sum()
@@ -223,4 +217,4 @@ class Objective(nn.Module):
         """The terms of one graph that are trained on."""
         distilled = terms[f"{graph}/logit"] + terms[f"{graph}/reg"]
         # Parity: the release computes and reports homo/repr, but does not train on it ("off").
-        return distilled if self.repr_kinds[graph] == "off" else distilled + terms[f"{graph}/repr"]
+        return distilled if self.args[f"{graph}_repr"] == "off" else distilled + terms[f"{graph}/repr"]

@@ -41,23 +41,20 @@ class RunFiles:
         """The config.json of an earlier run; None where there is none."""
         return read_description(self.checkpoints) or read_description(self.results)
 
-    @property
-    def exists(self) -> bool:
-        return self.description is not None
-
     def epochs(self) -> dict[int, Path]:
         """The checkpoints by their epoch."""
-        return {int(path.stem): path for path in self.checkpoints.glob("*.pth") if path.stem.isdecimal()}
+        return {int(path.stem): path for path in self.checkpoints.glob("*.pth") if re.fullmatch(r"[1-9]\d*", path.stem)}
 
     def foreign(self) -> list[Path]:
         """Files that no run has written here, and that one might replace or remove: all that lie in a folder without
         a run's config.json, and checkpoints of later epochs than its history tells of."""
         folders = [folder for folder in {self.checkpoints, self.results} if read_description(folder) is None]
         found = [path for folder in folders for path in folder.glob("[!.]*")]
-        if self.history_file.exists():
-            rows = len(self.history_file.read_bytes().splitlines()) - 1  # an epoch's checkpoint is there before its row
+        if self.history_file.exists() or not self.state_file.exists():
+            rows = self.history_file.read_bytes().count(b"\n") - 1 if self.history_file.exists() else 0
+            # An epoch's checkpoint is there before its row.
             found += [path for epoch, path in self.epochs().items() if epoch > rows + 1]
-        return sorted(found)
+        return sorted(set(found))
 
 
 def read_description(folder: Path) -> dict | None:
@@ -75,7 +72,7 @@ def earlier_runs(options: RunOptions, dataset: str) -> list[RunFiles]:
     those that have not begun will."""
     folders = (options.model_save_dir, options.res_save_dir)
     runs = [RunFiles(options.name, dataset, seed, *folders) for seed in options.seeds]
-    if options.resume and not any(run.exists for run in runs):
+    if options.resume and not any(run.description for run in runs):
         raise RunError(f"--resume: there is no run {runs[0].name} in {folders[0]} or {folders[1]}. See analysis.runs.")
     return runs
 
@@ -94,11 +91,11 @@ def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict 
                 f"{foreign[0].parent}: holds what no run has written here ({names}), and a run might replace it. Move "
                 "it to another folder, or choose another --name."
             )
-        if run.exists and not (options.resume or options.overwrite):
+        if run.description and not (options.resume or options.overwrite):
             # The widths are those of the data, which are not read yet.
             different = list(different_settings(run.description, now, ("feature_dims",))) if now else []
             there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different[:5])
-            may_continue = all(one[0] in CHANGE_NOTHING or _is_longer(*one) for one in different)
+            may_continue = all(one[0] in CHANGE_NOTHING or is_longer(*one) for one in different)
             raise RunError(
                 f"{run.results}: a run {f'with other settings ({there})' if there else 'of this name'} is there. "
                 f"Replace it with --overwrite, {'continue it with --resume, ' if may_continue else ''}or keep both "
@@ -116,17 +113,7 @@ def _name_for(prefix: str, different: list[tuple]) -> str:
     return name if len(name) <= 40 else f"{name[:31].rpartition('-')[0] or prefix}-{crc32(name.encode()):08x}"
 
 
-def check_same_run(name: str, started: dict, now: dict) -> None:
-    """Raise RunError where a run is to be continued with other settings or data than it was started with."""
-    for key, there, here in different_settings(started, now, INCONSEQUENTIAL):
-        if not _is_longer(key, there, here):
-            raise RunError(
-                f"{name}: --resume with {key} {here!r}, but the run was started with {there!r}. Give it the same "
-                f"settings and data ({' and '.join(LIMITS)} may be larger), or choose another --name."
-            )
-
-
-def _is_longer(key: str, there, here) -> bool:
+def is_longer(key: str, there, here) -> bool:
     """Whether a setting lets a run train as long as before, or longer."""
     return key in LIMITS and (here is None or (there is not None and here >= there))
 

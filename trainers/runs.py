@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from trainers.checkpoint import load_weights, read_state, save_state
-from trainers.run_settings import LIMITS, RunFiles, check_same_run
+from trainers.run_settings import INCONSEQUENTIAL, LIMITS, RunFiles, different_settings, is_longer
 from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.interrupts import interrupts_held
@@ -40,9 +40,14 @@ class RunFolder(RunFiles):
     def finished(self, description: dict) -> dict | None:
         """The content of metrics.json; None where the run is not at its end, or may train longer by the limits
         described. Raises RunError where it is of other settings or data."""
-        if not self.exists:
+        if not self.description:
             return None
-        check_same_run(self.name, self.description, description)
+        for key, there, here in different_settings(self.description, description, INCONSEQUENTIAL):
+            if not is_longer(key, there, here):
+                raise RunError(
+                    f"{self.name}: --resume with {key} {here!r}, but the run was started with {there!r}. Give it the "
+                    f"same settings and data ({' and '.join(LIMITS)} may be larger), or choose another --name."
+                )
         started, limits = self.description["settings"], description["settings"]
         if not self.metrics_file.exists() or any(started.get(key) != limits[key] for key in LIMITS):
             return None
@@ -76,7 +81,7 @@ class RunFolder(RunFiles):
 
     def discard(self) -> None:
         """Make an earlier run of this name one that is neither finished nor can be continued."""
-        if self.writes and self.exists:
+        if self.writes and self.description:
             with self.open(), interrupts_held():
                 self._remove_all()
 
@@ -109,7 +114,7 @@ class RunFolder(RunFiles):
         where no epoch is complete. Raises RunError for other settings or data, CheckpointError for damaged files."""
         # A run that was stopped in its first epoch has config.json, and 1.pth at most.
         further = self.metrics_file.exists() or self.epochs().keys() - {1}
-        elsewhere = self.exists and not (self.checkpoints / "config.json").exists()
+        elsewhere = self.description and not (self.checkpoints / "config.json").exists()
         if not (self.state_file.exists() or further or elsewhere):
             self.start(description)
             return None

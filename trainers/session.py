@@ -1,5 +1,6 @@
 """The training of all seeds of a command."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from trainers.runs import RunFolder
 from trainers.setup import build_model, warm_start
 from trainers.tracking import tracked
 from trainers.trainer import Trainer
-from utils.device import describe_device, keep_freed_memory, use_deterministic_algorithms, versions
+from utils.device import describe_device, keep_freed_memory, versions
 from utils.log import logger, start_log
 from utils.seed import set_seed
 
@@ -37,7 +38,9 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
     if options.compile:
         torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
     runs = run_folders(options, args.dataset_name, writes=rank() == 0)
-    use_deterministic_algorithms(options.deterministic)
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+    torch.use_deterministic_algorithms(options.deterministic)
     features = features or prepare_features(args, **options.replaced)
     args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
 
@@ -51,8 +54,8 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
     results = {}
     for number, (seed, run) in enumerate(runs.items(), start=1):
         described = {"seed": seed} | description
-        results[seed] = finished = run.finished(described) if options.resume else None
-        if finished:
+        if options.resume and (finished := run.finished(described)):
+            results[seed] = finished
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {finished['epoch']}.")
             continue
         trainer = make_trainer(options, args, features, device, seed, number)
@@ -85,10 +88,10 @@ def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: Run
         if run.writes:  # another process may have finished it since the command began
             check_earlier_runs([run], options, description)
         state = run.resume(trainer.model, description) if options.resume else run.start(description)
-        size = sum(tensor.nbytes for tensor in trainer.model.state_dict().values()) / 2**20
+        mebibytes = sum(tensor.nbytes for tensor in trainer.model.state_dict().values()) / 2**20
         logger.info(
             f"Seed {seed}: {sum(p.numel() for p in trainer.parameters)} parameters, checkpoints in {run.checkpoints}: "
-            f"{size:.0f} MiB for each epoch, of which keep_checkpoints={trainer.args.keep_checkpoints} stay."
+            f"{mebibytes:.0f} MiB for each epoch, of which keep_checkpoints={trainer.args.keep_checkpoints} stay."
         )
         if state:
             with run.continuing_from(run.state_file):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from easydict import EasyDict
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from config import config_from_resolved, load_config
@@ -22,7 +21,7 @@ from utils.seed import set_seed
 
 def build_model(args, features: FeatureSet) -> DMD:
     """A DMD that fits the features. Raises ConfigError or DataError where config and features do not fit."""
-    model = _make_model(args, features.feature_dims, features.seq_lens, features.path)
+    model = DMD(EasyDict(args, feature_dims=features.feature_dims, seq_lens=features.seq_lens))
     if args.use_bert:
         bert = model.text_model.model.config
         highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
@@ -35,22 +34,14 @@ def build_model(args, features: FeatureSet) -> DMD:
     return model
 
 
-def _make_model(args: EasyDict, feature_dims: list[int], seq_lens: list[int], source: str | Path) -> DMD:
-    try:
-        return DMD(EasyDict(args, feature_dims=feature_dims, seq_lens=seq_lens))
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}.") from error
-
-
 def load_model(
     checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
 ) -> tuple[DMD, EasyDict]:
     """A trained model in eval mode on the CPU, and the settings that it is made of; the arguments are DMD_test's."""
     state, (settings, *_) = read_checkpoint(checkpoint), settings_of(checkpoint, dataset, config_file, config)
-    sizes = sizes_of(state)
-    if sizes is None:
+    if (sizes := sizes_of(state)) is None:
         raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
-    model = _make_model(settings, *sizes, checkpoint)
+    model = DMD(EasyDict(settings, feature_dims=sizes[0], seq_lens=sizes[1]))
     load_state(model, state, checkpoint)
     return model.eval(), model.args
 
@@ -80,41 +71,28 @@ def warm_start(model: DMD, checkpoint: str | Path) -> None:
 
 
 def restore(
-    state: dict[str, Tensor],
-    checkpoint: str | Path,
-    args,
-    replaced: dict[str, str],
-    split: str,
-    device: torch.device,
-    to_predict: bool = False,
+    checkpoint: str | Path, args, replaced: dict[str, str], split: str, device: torch.device, to_predict: bool = False
 ) -> tuple[DMD, FeatureSet, DataLoader]:
-    """A trained model on the device, from the weights `state` of a checkpoint, and one split in file order.
+    """The model of a checkpoint, on the device, and one split in file order.
 
     to_predict: the features are other than in training, and may lack labels
     """
+    state = read_checkpoint(checkpoint)  # a wrong file is told before anything else is read
     set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
     features = prepare_features(args, **replaced, splits=(split,), to_predict=to_predict)
-    if to_predict:
-        _check_fit(features, state, checkpoint, args.use_bert)
-    model = build_model(args, features)
-    load_state(model, state, checkpoint)
-    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed=0, device=device)
-    return model.to(device), features, loaders[split]
-
-
-def _check_fit(features: FeatureSet, state: dict[str, Tensor], checkpoint: str | Path, use_bert: bool) -> None:
-    """Raise DataError where the features are not of the widths and steps that the weights are for."""
-    if (sizes := sizes_of(state)) is None:
-        return  # load_state says so
-    widths, steps = sizes
-    inputs = slice(1 if use_bert else 0, None)  # with BERT the file has no text features
+    widths, steps = sizes_of(state) or (features.feature_dims, features.seq_lens)  # of no DMD: load_state says so
+    inputs = slice(1 if args.use_bert else 0, None)  # with BERT the file has no text features
     if (features.feature_dims[inputs], features.seq_lens) != (widths[inputs], steps):
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
         raise DataError(
             f"{features.path}: {', '.join(FIELDS[inputs])} are {features.feature_dims[inputs]} wide and have "
-            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}. Extract them as for its "
-            f"training: python -m dataset.build … {flags} (or --average, if training had it)."
+            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}: another data set (-d), "
+            f"or not made as for its training (python -m dataset.build … {flags}, or --average)."
         )
+    model = build_model(args, features)
+    load_state(model, state, checkpoint)
+    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed=0, device=device)
+    return model.to(device), features, loaders[split]
 
 
 def differences(trained: dict, args, replaced: dict[str, str], to_predict: bool = False) -> Iterator[str]:

@@ -8,7 +8,6 @@ import pandas as pd
 from config.variations import Suite, load_suite, resolve
 from dataset.features import DATA_SETTINGS, prepare_features
 from models.dmd import MODALITIES
-from trainers.checkpoint import read_checkpoint
 from trainers.distributed import rank, start_process, wait_for_all
 from trainers.heads import HEADS, inspect
 from trainers.options import RunOptions
@@ -66,7 +65,7 @@ def _score_heads(suite: Suite, row: str, args, runs: dict[int, RunFolder], optio
     """Metrics of each head on test with each set of modalities, at the best epoch of each seed."""
     device, scores = choose_device(options.device), []
     for seed, run in runs.items():
-        model, _, loader = restore(read_checkpoint(run.best), run.best, args, options.replaced, "test", device)
+        model, _, loader = restore(run.best, args, options.replaced, "test", device)
         for kept in suite.kept:
             metrics = inspect(model, loader, device, options.precision, kept).head_metrics()
             scores += [{"row": row, "kept": kept, "head": h, "seed": seed} | metrics[h] for h in suite.heads]

@@ -61,7 +61,8 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
                 study = _open_study(name, storage, args.KeyEval, _comparable(options, args, space))
             optuna.storages.fail_stale_trials(study)  # of processes that were killed
             try:
-                while (number := _count(study)) < trials:
+                # Those that run, or ended without being interrupted, count.
+                while (number := sum(t.state != TrialState.FAIL for t in study.get_trials(deepcopy=False))) < trials:
                     logger.info(f"Trial {number + 1} of {trials}:")
                     study.optimize(objective, n_trials=1, callbacks=[write_table])
             finally:
@@ -99,11 +100,6 @@ def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> opt
     if different := [key for key in comparable | started if comparable.get(key) != started.get(key)]:
         raise RunError(f"The study {name} was started with other {', '.join(different)}. Choose another --name.")
     return study
-
-
-def _count(study: optuna.Study) -> int:
-    """The trials that run, or ended without being interrupted."""
-    return sum(trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False))
 
 
 def _objective(

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import platform
 from importlib import metadata
 
@@ -11,13 +10,6 @@ import torch
 from utils.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-
-
-def use_deterministic_algorithms(wanted: bool) -> None:
-    """Let PyTorch choose algorithms that give the same bits on CUDA too, or whichever is fastest."""
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
-    torch.use_deterministic_algorithms(wanted)
 
 
 def choose_device(name: str) -> torch.device:

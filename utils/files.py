@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY = ".{}.{}.tmp"  # name of a file while the process of that number writes it
+TEMPORARY = ".{}.{}.dmd-tmp"  # name of a file while the process of that number writes it
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

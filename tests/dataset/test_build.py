@@ -80,7 +80,7 @@ def test_every_field_by_hand(data, capsys):
     printed = capsys.readouterr().out
     assert "train 2, valid 1, test 1 utterances" in printed
     assert "Longer ones that were cut: audio 1, vision 1, text_bert 1." in printed
-    assert [p.name for p in data.iterdir() if p.name.endswith((".tmp", ".pkl"))] == ["my.pkl"]
+    assert [p.name for p in data.iterdir() if p.name.endswith(("tmp", ".pkl"))] == ["my.pkl"]
 
 
 def test_averages_by_hand(data):

@@ -38,8 +38,8 @@ def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (lambda: build("mosei"), "[768, 74, 35]"),
-        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), "[50, 375, 500]"),
+        (lambda: build("mosei"), "size mismatch"),
+        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), "size mismatch"),
         (lambda: build(nlevels=2), "layers.1"),
         (lambda: torch.nn.Linear(2, 3), "Missing"),
     ],
@@ -85,7 +85,7 @@ def test_other_files_are_refused_in_one_line_and_run_nothing(case, tmp_path, mon
     content, words = BAD[case]
     with open("bad.pth", "wb") as file:
         file.write(content) if isinstance(content, bytes) else torch.save(content, file)
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="FileNotFoundError"):
         read_checkpoint("none.pth")
     with pytest.raises(CheckpointError, match=words) as error:
         read_checkpoint("bad.pth")
