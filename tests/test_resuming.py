@@ -34,6 +34,9 @@ def test_files_that_no_run_has_written_are_never_touched(folder, trained_once, c
         shutil.copytree(trained_once / name, name)
     Path(f"pt/{RUN}/38.pth").write_bytes(b"published")
     assert "38.pth" in refused(capsys, train, *flag)
+    for path in (f"result/{RUN}/history.csv", f"pt/{RUN}/training-state.pt"):  # a run that was stopped in epoch 1
+        Path(path).unlink()
+    assert "38.pth" in refused(capsys, train, *flag)
     Path(f"pt/{RUN}/38.pth").unlink()
     Path(f"result/{RUN}/config.json").write_text('{"hidden_size": 768}')  # of something else
     assert "config.json" in refused(capsys, train, *flag)

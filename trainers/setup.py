@@ -66,8 +66,8 @@ def warm_start(model: DMD, checkpoint: str | Path) -> None:
     if not fit:
         raise CheckpointError(f"--init: {checkpoint}: none of its weights fits the model.")
     model.load_state_dict(fit, strict=False)
-    rest = ", ".join(sorted(new.keys() - fit.keys())) or "none"
-    logger.info(f"{len(fit)} of {len(new)} tensors start from {checkpoint}; the others as always: {rest}.")
+    rest = ", ".join(sorted({name.partition(".")[0] for name in new.keys() - fit.keys()})) or "none"
+    logger.info(f"{len(fit)} of {len(new)} tensors start from {checkpoint}; modules with others, as always: {rest}.")
 
 
 def restore(

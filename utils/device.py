@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import platform
 from importlib import metadata
+from pathlib import Path
+from zlib import crc32
 
 import torch
 
@@ -40,9 +42,12 @@ def keep_freed_memory() -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    libraries = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
-    return {"python": platform.python_version(), **libraries, "platform": platform.platform()}
+    """The versions that a result depends on; `code` is a hash of this program's sources."""
+    folders = [Path(__file__).parents[1] / name for name in ("config", "dataset", "models", "trainers", "utils")]
+    code = b"".join(path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.py")))
+    described = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
+    described |= {"python": platform.python_version(), "platform": platform.platform()}
+    return described | {"code": f"{crc32(code):08x}"}
 
 
 def describe_device(device: torch.device) -> str:
