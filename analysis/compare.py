@@ -66,9 +66,7 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(
-        prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds of one configuration."
-    )
+    parser = ArgumentParser(prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="result folder of a run, such as result/dmd-mosi-1111")
     parser.add_argument("--seeds", action="store_true", help="the runs are seeds of one configuration")
     parser.add_argument("--output", metavar="FILE.csv", help="write the table there too")

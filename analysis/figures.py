@@ -84,9 +84,7 @@ def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
     parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="its best checkpoint (default: best.pth in pt/, beside result/)"
-    )
+    parser.add_argument("--checkpoint", type=Path, help="of its best epoch (default: best.pth in pt/, beside result/)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(argv)
     keep_freed_memory()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from utils.errors import CheckpointError
 from utils.files import write_atomically
@@ -24,13 +25,15 @@ def save_state(state: dict, path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a state_dict, ours or a published one.
+    """Read a state_dict, ours or a published one; also as Lightning and DataParallel write it.
 
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
     state = read_state(path)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
+    consume_prefix_in_state_dict_if_present(state, "module.")
     state.pop(OBSOLETE, None)
     return state
 

@@ -53,12 +53,13 @@ def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, word
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_save_writes_around_weights_is_read(zipped, tmp_path):
-    """In several types, and in the format before PyTorch 1.6."""
+    """In several types; and in the format before PyTorch 1.6, of Lightning and DataParallel."""
     base = torch.arange(12.0).reshape(3, 4)
     state = {str(dtype): base.to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool)} | {
         "parameter": nn.Parameter(base.clone()), "transposed": base.T, "part": base[1:, 2:], "scalar": torch.tensor(2.0)
     }  # fmt: skip
-    torch.save(state, tmp_path / "1.pth", _use_new_zipfile_serialization=zipped)
+    written = state if zipped else {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+    torch.save(written, tmp_path / "1.pth", _use_new_zipfile_serialization=zipped)
     read = read_checkpoint(tmp_path / "1.pth")
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], value) for name, value in state.items())
