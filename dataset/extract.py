@@ -35,6 +35,7 @@ VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 SAMPLE_RATE, WINDOW = 16000, 1024  # Hz; samples around each step that audio features look at
 # f0 is tracked every 10 ms between these Hz; the thresholds' prior is pYIN's for noisy sound, as of a webcam.
 TRACK, LOWEST, HIGHEST, PRIOR = 160, 65, 400, (2, 8)
+KINDS = ("done before", "complete", "without sound", "without a face", "failed")
 SILENCE = 1e-4  # the largest sample of a sound track without sound, of 1
 AUDIO = {  # columns, as features.json names them
     **{f"mfcc_{i}": "librosa's scale" for i in range(20)},
@@ -180,14 +181,14 @@ def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def extract(clip: Clip, output: Path, audio_rate: float, vision_rate: float) -> tuple[str, str]:
-    """Write the two files of a clip.  -> complete, without sound, without a face or failed; a remark"""
+    """Write the two files of a clip.  -> which of KINDS it is; a remark"""
     try:
         samples = read_sound(clip.sound)
         vision = vision_features(read_images(clip.video, vision_rate) if clip.video else iter(()))
         silent, seen = np.abs(samples).max(initial=0) < SILENCE, vision[:, 0].mean() if len(vision) else 0
         audio = None if silent else audio_features(samples, audio_rate)
     except Exception as error:  # a damaged file can fail in any way that the libraries know
-        return "failed", f"cannot be read ({printable(error, 160)})"
+        return "failed", f"cannot be read ({printable(getattr(error, 'strerror', None) or error, 160)})"
     seconds = max(len(samples) / SAMPLE_RATE, len(vision) / vision_rate)
     if silent and not seen:
         return "failed", f"neither sound nor a face in {seconds:.1f} s" if seconds else "has no length"
@@ -232,7 +233,7 @@ def describe(audio_rate: float, vision_rate: float) -> dict:
 
 
 def _prepare_worker() -> None:
-    """The main process answers to Ctrl-C; MediaPipe always prints to stderr; more threads would sum in another order."""
+    """Ctrl-C is for the main process; MediaPipe cannot be kept off stderr; more threads would add in another order."""
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for key in ("audio", "vision"):
         remove_leftovers(options.output / key)
     todo = [clip for clip in clips if not is_done(clip, options.output)]
-    kinds, failed = Counter({"done before": len(clips) - len(todo)}), []
+    kinds, failed = Counter(dict.fromkeys(KINDS, 0) | {"done before": len(clips) - len(todo)}), []
     work = partial(extract, output=options.output, audio_rate=options.audio_rate, vision_rate=options.vision_rate)
     pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), _prepare_worker)
     try:
