@@ -46,6 +46,7 @@ AUDIO = {  # columns, as features.json names them
     "spectral_centroid": "Hz",
 }
 
+SURE = 0.7  # confidence in a face; at MediaPipe's 0.5 drawings on the wall have one
 # Landmarks of MediaPipe's face mesh; right and left are the speaker's.
 EYE_CORNERS, IRISES, INNER_LIPS, MOUTH_CORNERS = [33, 133, 362, 263], [468, 473], [13, 14], [61, 291]
 FOREHEAD, NOSE_BASE = 10, 2
@@ -119,7 +120,7 @@ def read_images(file: Path, rate: float) -> Iterator[np.ndarray]:
             start = frame.time if start is None else start
             if frame.time - start + 1e-6 < step / rate:
                 continue
-            image = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
             while step / rate <= frame.time - start + 1e-6:
                 yield image
                 step += 1
@@ -150,22 +151,37 @@ def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
 
 def vision_features(images: Iterator[np.ndarray]) -> np.ndarray:
     """Images (H, W, 3), one a step -> (T, 23), the columns VISION: zeros where no face is found."""
+    from mediapipe.python.solutions.face_detection import FaceDetection
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
-    rows = []
-    # At the default confidence of 0.5 it also sees faces in drawings on the wall; at 0.9 it misses real ones.
-    options = {"static_image_mode": True, "refine_landmarks": True, "min_detection_confidence": 0.7}
-    with FaceMesh(max_num_faces=1, **options) as mesh:
+    rows, options = [], {"static_image_mode": True, "refine_landmarks": True, "min_detection_confidence": SURE}
+    with FaceDetection(model_selection=1) as finder, FaceMesh(**options) as mesh:
         for image in images:
-            faces = mesh.process(np.ascontiguousarray(image)).multi_face_landmarks
-            points = np.array([(p.x, p.y, p.z) for p in faces[0].landmark]) if faces else None
-            rows.append(face_features(points, *image.shape[1::-1]) if faces else np.zeros(len(VISION)))
+            points = find_face(image, finder, mesh)
+            rows.append(np.zeros(len(VISION)) if points is None else face_features(points, *image.shape[1::-1]))
     return np.array(rows, np.float32).reshape(-1, len(VISION))
 
 
+def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
+    """The landmarks (478, 3) of the largest face in an image (H, W, 3), in pixels to the right, down and away, or None.
+
+    The mesh alone overlooks faces that are small in the image, so that it is given what is around the face.
+    """
+    boxes = [found.location_data.relative_bounding_box for found in finder.process(image).detections or ()]
+    if not boxes:
+        return None
+    box, size = max(boxes, key=lambda box: box.width), image.shape[1::-1]
+    middle, reach = (box.xmin + box.width / 2, box.ymin + box.height / 2) * np.array(size), box.width * size[0]
+    (left, top), (right, bottom) = np.clip([middle - reach, middle + reach], 0, size).astype(int)
+    faces = mesh.process(np.ascontiguousarray(image[top:bottom, left:right])).multi_face_landmarks
+    if not faces:
+        return None
+    points = np.array([(point.x, point.y, point.z) for point in faces[0].landmark])
+    return points * [right - left, bottom - top, right - left] + [left, top, 0]  # MediaPipe's depth is in widths
+
+
 def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Landmarks (478, 3) in shares of an image of that size -> (23,), the columns VISION."""
-    points = points * [width, height, width]  # pixels to the right, down and away; MediaPipe's depth is in widths
+    """Landmarks (478, 3) in pixels of an image of that size -> (23,), the columns VISION."""
     across, down = points[263] - points[33], points[NOSE_BASE] - points[FOREHEAD]
     size, middle = np.linalg.norm(across), points[[33, 263]].mean(axis=0)
     axes = [across / size, down / np.linalg.norm(down)]

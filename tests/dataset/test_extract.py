@@ -180,7 +180,7 @@ def test_pose_and_distances_of_known_points():
     for yaw, pitch, roll in ([0, 0, 0], [30, 0, 0], [0, -20, 0], [0, 0, 15], [25, 10, -40]):
         turned = Rotation.from_euler("YXZ", [-yaw, -pitch, roll], degrees=True).apply(points)  # x right, y down
         pixels = turned * 50 + [300, 200, 0]
-        found = dict(zip(VISION, face_features(pixels / [640, 480, 640], 640, 480), strict=True))
+        found = dict(zip(VISION, face_features(pixels, 640, 480), strict=True))
         np.testing.assert_allclose([found[key] for key in ("yaw", "pitch", "roll")], [yaw, pitch, roll], atol=1e-6)
         np.testing.assert_allclose([found["x"], found["y"], found["size"]], [300 / 640, 200 / 480, 100 / 640])
         shape = [found[key] for key in (*DISTANCES, "mouth_corner_left", "gaze_x")]
