@@ -28,7 +28,7 @@ from tqdm import tqdm
 from dataset.features import shorten
 from utils.cli import run_command
 from utils.errors import ConfigError, DataError
-from utils.files import remove_leftovers, write_atomically, write_json
+from utils.files import write_atomically, write_json
 from utils.reading import printable, read_json
 
 VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi")
@@ -86,17 +86,16 @@ class Clip(NamedTuple):
 
 def find_clips(folder: Path) -> list[Clip]:
     """The clips of a folder by name, `<id>.mp4` and so on, `<id>.wav` or both. Raises DataError."""
-    files = sorted(file for file in folder.iterdir() if file.name[0] != "." and file.is_file())
-    videos = [file for file in files if file.suffix.lower() in VIDEO]
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != ".")
+    videos = {file.stem: file for file in files if file.suffix.lower() in VIDEO}
     sounds = {file.stem: file for file in files if file.suffix.lower() == ".wav"}
-    video_of = {file.stem: file for file in videos}
-    if len(video_of) < len(videos):
-        twice = next(name for name, count in Counter(file.stem for file in videos).items() if count > 1)
-        raise DataError(f"{folder}: two videos of one name ('{printable(twice)}'). The name is the utterance's id.")
-    names = sorted(video_of.keys() | sounds.keys())
-    if not names:
-        raise DataError(f"{folder}: no clips; expected <id>{', <id>'.join((*VIDEO, '.wav'))}.")
-    return [Clip(name, video_of.get(name), sounds.get(name, video_of.get(name))) for name in names]
+    twice = [file.stem for file in files if file.suffix.lower() in VIDEO and file != videos[file.stem]]
+    if twice or not (videos or sounds):
+        found = f"more than one video of {shorten(twice)}" if twice else "no clips"
+        raise DataError(
+            f"{folder}: {found}; expected <id>{', <id>'.join((*VIDEO, '.wav'))}, each id for one utterance."
+        )
+    return [Clip(name, videos.get(name), sounds.get(name) or videos[name]) for name in sorted(videos | sounds)]
 
 
 def read_sound(file: Path) -> np.ndarray:
@@ -270,22 +269,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if file.exists() and read_json(file) != description:
         raise ConfigError(f"{file}: features of other rates or versions are there. Name another folder with -o.")
     write_json(file, description)
-    for key in ("audio", "vision"):
-        remove_leftovers(options.output / key)
     todo = [clip for clip in clips if not is_done(clip, options.output)]
-    kinds, failed = Counter(dict.fromkeys(KINDS, 0) | {"done before": len(clips) - len(todo)}), []
+    kind_of = {clip.name: "done before" for clip in clips}
     work = partial(extract, output=options.output, audio_rate=options.audio_rate, vision_rate=options.vision_rate)
     pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), _prepare_worker)
     try:
         for clip, (kind, remark) in zip(todo, tqdm(pool.map(work, todo), total=len(todo), unit="clip"), strict=True):
-            kinds[kind] += 1
-            if kind == "failed":
-                failed.append(clip.name)
+            kind_of[clip.name] = kind
             if remark:
                 tqdm.write(f"{clip.name}: {remark}.")
     finally:
         pool.shutdown(cancel_futures=True)
-    print(f"{len(clips)} clips: {', '.join(f'{count} {kind}' for kind, count in kinds.items() if count)}.")
+    counts, failed = Counter(kind_of.values()), [name for name, kind in kind_of.items() if kind == "failed"]
+    print(f"{len(clips)} clips: {', '.join(f'{counts[kind]} {kind}' for kind in KINDS if counts[kind])}.")
     if failed:
         raise DataError(
             f"{len(failed)} clips failed ({shorten(failed)}): replace them, or leave them out of the table."

@@ -169,7 +169,7 @@ def test_folders_without_clips_or_with_two_of_one_name(tmp_path, capsys):
     for name in ("a.mp4", "a.MOV"):
         (tmp_path / name).touch()
     assert call(extract, str(tmp_path), "-o", str(tmp_path / "out")) == 2
-    assert "'a'" in one_line(capsys)
+    assert "more than one video of a" in one_line(capsys)
 
 
 def test_pose_and_distances_of_known_points():
