@@ -14,8 +14,7 @@ from pathlib import Path
 from config import parse_overrides
 from trainers.options import RunOptions, add_flags
 from trainers.run_settings import check_earlier_runs, earlier_runs
-from utils.cli import run_command
-from utils.errors import ConfigError
+from utils.cli import ArgumentParser, run_command
 from utils.log import is_first_rank, logger, number_of_processes
 
 # What loads PyTorch is imported where it is used: options, settings and earlier runs are checked, and answered, before.
@@ -25,16 +24,12 @@ SCRIPT = os.path.relpath(__file__)
 def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA know)
     model_name: str = "dmd", dataset_name: str = "mosi", config_file: str | Path = "", **options
 ) -> dict[int, dict[str, float]]:
-    """Train and evaluate DMD once for each seed; `options` are those of trainers.options.RunOptions.
+    """Train and evaluate DMD once for each seed, append to the tables, and draw; options: the fields of RunOptions.
 
-    -> {seed: TEST metrics of its best epoch}. Raises a DMDError for what the caller can fix.
+    -> {seed: TEST metrics of its best epoch}. Raises a DMDError, or an OSError, for what the caller can fix.
     """
-    return run(RunOptions(model_name, dataset_name, config_file, **options))
-
-
-def run(options: RunOptions) -> dict[int, dict[str, float]]:
-    """Train, append to the tables over the seeds, and draw."""
-    settings, where = options.settings(), options.res_save_dir
+    options = RunOptions(model_name, dataset_name, config_file, **options)
+    settings = options.settings()
     dataset = settings.dataset_name
     check_earlier_runs(earlier_runs(options, dataset), options, options.describe(settings))
     from dataset.features import prepare_features
@@ -48,74 +43,60 @@ def run(options: RunOptions) -> dict[int, dict[str, float]]:
 
     per_seed = train(options, features)
     if is_first_rank():
-        table = append_results(where, dataset, options.name, per_seed)
-        logger.info(f"Results saved to {table}.")
-        runs = run_folders(options, dataset)
+        names, runs = (options.res_save_dir, dataset, options.name), run_folders(options, dataset)
+        logger.info(f"Results saved to {append_results(*names, per_seed)}.")
         if len(runs) > 1:
-            folders = {seed: run.results for seed, run in runs.items()}
-            report_seeds(folders, where, dataset, options.name)
-        if options.figures:
-            for run in runs.values():
-                draw_after_training(run, choose_device(options.device))
+            report_seeds({seed: run.results for seed, run in runs.items()}, *names)
+        for run in runs.values() if options.figures else ():
+            draw_after_training(run, choose_device(options.device))
     return per_seed
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        hint = " A setting is given as --set KEY=VALUE." if "unrecognized" in message else ""
-        raise ConfigError(f"{message}.{hint} See python run.py -h.")
-
-
-def read_command(argv: Sequence[str]) -> tuple[argparse.Namespace, RunOptions]:
+def read_command(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, RunOptions]:
     """-> the flags that are no options of a run, and the options"""
     # Without abbreviations: the command that resumes is made of these words.
-    parser = Parser(description="Train and evaluate DMD.", allow_abbrev=False)
+    parser = ArgumentParser(description="Train and evaluate DMD.", allow_abbrev=False)
     add_flags(parser)
-    add = parser.add_argument
-    add("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")
-    add("--tune", type=int, metavar="N", help="search settings until the study has N trials")
-    add("--search", default="", metavar="FILE.json", help="which settings --tune varies")
-    add("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")
+    what.add_argument("--tune", type=int, metavar="N", help="search settings until the study has N trials")
+    parser.add_argument("--search", default="", metavar="FILE.json", help="which settings --tune varies")
+    parser.add_argument("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
     flags = parser.parse_args(argv)
     options = {key: value for key, value in vars(flags).items() if key in RunOptions.__dataclass_fields__}
     return flags, RunOptions(**options | {"config": parse_overrides(flags.config or [])})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
     flags, options = read_command(argv)
-    tuning = flags.tune is not None or bool(flags.search or flags.storage)
-    if flags.suite and tuning:
-        raise ConfigError("--suite trains the rows of a table, and --tune searches settings: give one of them.")
-    if flags.suite:
-        from trainers.suite import run_suite
-
-        run_suite(options, flags.suite)
-    elif tuning:
+    if flags.tune is not None or flags.search or flags.storage:
         from trainers.tune import tune
 
         best = tune(options, flags.tune, flags.search, flags.storage)
         if best is not None:
-            swept = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-            for flag in ("--tune", "--search", "--storage", "--name"):
-                swept.add_argument(flag)
-            words = [word for word in swept.parse_known_args(argv)[1] if word != "--resume"]
-            settings = [f"{key}={json.dumps(value)}" for key, value in best.items()]
+            sweep = ArgumentParser(add_help=False, allow_abbrev=False)
+            sweep.add_argument("--resume", action="store_true")
+            for flag in ("--tune", "--search", "--storage"):
+                sweep.add_argument(flag)
+            words, settings = sweep.parse_known_args(argv)[1], [f"{k}={json.dumps(v)}" for k, v in best.items()]
             command = ["python", SCRIPT, *words, "--set", *settings, "--name", f"{options.name}-best"]
             logger.info(f"To train it as an ordinary run: {shlex.join(command)}")
+    elif flags.suite:
+        from trainers.suite import run_suite
+
+        run_suite(options, flags.suite)
     else:
-        run(options)
+        DMD_run(**vars(options))
 
 
 def resuming_command() -> str:
     """The last word of a command that was interrupted: the command line that continues it."""
-    flags, options = read_command(sys.argv[1:])
+    flags, options = read_command()
     begun = flags.suite or flags.tune or any(r.exists for r in earlier_runs(options, options.settings().dataset_name))
-    words = [SCRIPT, *(word for word in sys.argv[1:] if word not in ("--overwrite", "--resume"))]
-    words += ["--resume"] if begun else []
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")] + ["--resume"] * bool(begun)
     processes = number_of_processes()
     launcher = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
-    return f"To continue: {shlex.join([*launcher, *words])}"
+    return f"To continue: {shlex.join([*launcher, SCRIPT, *words])}"
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 python test.py pt/dmd-mosi-1111/best.pth
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from config import parse_overrides
-from utils.cli import run_command
+from utils.cli import ArgumentParser, run_command
 from utils.errors import CheckpointError, ConfigError
 from utils.log import logger, start_log
 
@@ -35,17 +34,15 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     data set come from config.json beside the checkpoint, unless `dataset_name` or `config_file` says otherwise; a
     checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
 
-    -> the metrics; {} without labels. Raises a DMDError for what the caller can fix.
+    -> the metrics; {} without labels. Raises a DMDError, or an OSError, for what the caller can fix.
     """
     if not os.path.isfile(checkpoint):
         raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
     if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
         raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
-    if str(features) and not os.path.exists(features):
-        raise ConfigError(f"--features: {features}: no such file. python -m dataset.build makes one.")
     import pandas as pd
 
-    from trainers.checkpoint import read_checkpoint, settings_beside
+    from trainers.checkpoint import read_checkpoint
     from trainers.evaluate import predict
     from trainers.runs import write_csv
     from trainers.setup import differences, restore, settings_of
@@ -54,21 +51,18 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
 
     keep_freed_memory()
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything is loaded or asked for
-    args, replaced = settings_of(checkpoint, dataset_name, config_file, config)
-    other = bool(str(features))
-    if other:
+    args, replaced, trained = settings_of(checkpoint, dataset_name, config_file, config)
+    if features:
         args.featurePath, replaced = str(features), {}
     chosen = choose_device(device)
-    model, data, loader = restore(state, checkpoint, args, replaced, split, chosen, to_predict=other)
+    model, data, loader = restore(state, checkpoint, args, replaced, split, chosen, to_predict=bool(features))
     part = data.splits[split]
     if not part.labelled and not predictions:
         raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
-    beside = settings_beside(checkpoint) or {}
-    for difference in differences(beside, args, replaced, to_predict=other):
+    for difference in differences(trained, args, replaced, to_predict=bool(features)):
         logger.warning(difference)
-    precision = "fp32" if dataset_name or config_file else beside.get("precision", "fp32")
-    scored = predict(model, loader, chosen, split, precision)
+    scored = predict(model, loader, chosen, split, trained.get("precision", "fp32"))
     metrics = scored.metrics() if part.labelled else {}
     if metrics:
         log_metrics(split, args.model_name, metrics)
@@ -76,15 +70,12 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         logger.info(f"{features}: no labels, so nothing is scored; the column 'label' of {predictions} is empty.")
     if predictions:
         columns = {"id": part.ids, "raw_text": part.raw_text, "label": part.labels, "prediction": scored.predicted}
-        try:
-            write_csv(Path(predictions), pd.DataFrame(columns))
-        except OSError as error:
-            raise ConfigError(f"--predictions: cannot write {predictions} ({error.strerror}).") from error
+        write_csv(Path(predictions), pd.DataFrame(columns))
     return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Score a DMD checkpoint.")
+    parser = ArgumentParser(description="Score a DMD checkpoint.")
     add = parser.add_argument
     add("checkpoint")
     add("-d", "--dataset", default="", dest="dataset_name", help="a data set of the config (default: as trained)")

@@ -4,7 +4,6 @@ python -m analysis.compare result/dmd-mosi-1111 result/paper-mosi-1111
 python -m analysis.compare --seeds result/dmd-mosi-1111 result/dmd-mosi-1112 result/dmd-mosi-1113
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +13,17 @@ import pandas as pd
 
 from analysis.record import RunRecord
 from analysis.statistics import RESAMPLES, compare, over_seeds
-from analysis.tables import append, as_text, write_output
+from analysis.tables import append, as_text
 from trainers.run_settings import INCONSEQUENTIAL, different_settings
-from utils.cli import run_command
+from trainers.runs import write_csv
+from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DMDError, RunError
 from utils.log import logger
 from utils.reading import printable
 
-COMPARISON_NOTES = """\
+COMPARISON_NOTE = """\
 better: at 5 %, by p for Acc_2 and Acc_7 (McNemar's exact test), by the interval from low to high for F1_score and MAE.
-p asks which utterances only one run has right, the interval what other utterances would give: near 5 % they may differ.
-Of pairs of equally good runs, up to 20 % show a difference in one of the four: choose the metric beforehand.
-This is about these two trained models. Whether their settings differ takes several seeds of each."""
+This is about these two trained models: whether their settings differ takes several seeds of each."""
 SEEDS_NOTE = f"""\
 std: over the seeds (ddof 0). low, high: 95 % interval of the mean, by {RESAMPLES:,} resamples of the utterances;
 the choice of seeds is not in it."""
@@ -44,16 +42,14 @@ def pair(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray, str]:
     if len(joined) < 2 or (labels != labels[:, :1]).any():
         folders = ", ".join(str(run.folder) for run in runs)
         raise RunError(f"{folders}: they share less than 2 utterances of test, or have other labels for these.")
-    others = {run.folder: len(run.predictions) - len(joined) for run in runs}
-    rest = ", ".join(f"{number} of {folder}" for folder, number in others.items() if number)
-    return predictions.T, labels[:, 0], f"{len(joined)} utterances of test{rest and f'; not in all runs: {rest}'}."
+    sizes = ", ".join(str(len(table)) for table in tables)
+    return predictions.T, labels[:, 0], f"{len(joined)} utterances of test that all runs have (of {sizes})."
 
 
 def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, name: str) -> None:
     """Log how sure the metrics of test are over the seeds, and append it to `normal/<dataset>-intervals.csv`.
 
-    runs: result folders by seed, of one configuration
-    What cannot be summed up is a warning: the runs themselves are complete.
+    runs: result folders by seed. What cannot be summed up is a warning: the runs themselves are complete.
     """
     try:
         predictions, labels, _ = pair([RunRecord(folder) for folder in runs.values()])
@@ -69,22 +65,8 @@ def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, 
     logger.info(f"low, high: 95 % interval of the mean over {len(labels)} test utterances; in {path}.")
 
 
-def seeds_of_one_configuration(runs: Sequence[RunRecord]) -> list[int]:
-    """The seeds of runs. Raises ConfigError where one occurs twice, or the settings differ."""
-    seeds, first = [run.config["seed"] for run in runs], runs[0]
-    if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds: the runs have the seeds {', '.join(map(str, seeds))}. Name each seed once.")
-    for run in runs:
-        for key, value, other in different_settings(run.config, first.config, INCONSEQUENTIAL):
-            raise ConfigError(
-                f"--seeds: {run.folder} has {key} {printable(value)}, but {first.folder} has {printable(other)}. "
-                "Name seeds of one configuration; two configurations are compared without --seeds."
-            )
-    return seeds
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds of one configuration."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="result folder of a run, such as result/dmd-mosi-1111")
@@ -94,16 +76,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [RunRecord(folder) for folder in options.runs]
     if len(runs) < 2 or (len(runs) > 2 and not options.seeds):
         raise ConfigError(f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds.")
-    seeds = seeds_of_one_configuration(runs) if options.seeds else []
     predictions, labels, sizes = pair(runs)
-    if seeds:
-        table = over_seeds(predictions, labels, seeds)
+    if options.seeds:
+        for run in runs:
+            for key, value, first in different_settings(run.config, runs[0].config, INCONSEQUENTIAL):
+                raise ConfigError(
+                    f"--seeds: {run.folder} has {key} {printable(value)}, but {runs[0].folder} has {printable(first)}. "
+                    "Name seeds of one configuration; two configurations are compared without --seeds."
+                )
+        table = over_seeds(predictions, labels, [run.config["seed"] for run in runs])
         print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
     else:
         table, (a, b) = compare(*predictions, labels), (str(run.folder) for run in runs)
-        print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTES, sep="\n")
+        print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTE, sep="\n")
         table = table.assign(run_A=a, run_B=b, utterances=len(labels))
-    write_output(options.output, table.rename_axis("seed" if seeds else "metric").reset_index())
+    if options.output:
+        write_csv(Path(options.output), table.rename_axis("seed" if options.seeds else "metric").reset_index())
 
 
 if __name__ == "__main__":

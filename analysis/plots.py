@@ -1,6 +1,6 @@
 """The pictures of a run: from numbers to figures, readable without colour.
 
-Figures are made without pyplot: no display is needed, and no global state of matplotlib's is left behind.
+No figure is one of pyplot's: no display is needed, and none stays open.
 """
 
 import io
@@ -8,17 +8,17 @@ import textwrap
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from analysis.record import RunRecord
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
 from models.dmd import MODALITIES
 from trainers.heads import Inspection, embed
-from utils.metrics import sentiment_classes
+from utils.metrics import regression_metrics, sentiment_classes
 
 STYLE = {
     "axes.titlesize": 10, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True, "grid.color": "0.88",
@@ -41,23 +41,22 @@ HEAD_LABELS = {"output_logit": "all, fused", "logits_c": "common, fused"} | {
 }
 
 
-def draw_all(run: RunRecord, inspection: Inspection | None) -> dict[str, dict[str, bytes]]:
-    """{name: {"png": file, "svg": file}} of each picture, in this style, whatever a user's matplotlibrc says.
+def draw_all(run: RunRecord, inspection: Inspection | None) -> dict[str, bytes]:
+    """The pictures of a run by their files' names, in this style, whatever a user's matplotlibrc says.
 
     Without an inspection of the test split only those of the history. The same run gives the same bytes.
     """
+    files = {}
     with matplotlib.style.context(["default", STYLE]):
         figures = {"training": training_curves(run), "edges": edge_curves(run)}
         if inspection is not None:
             of_test = {"features": feature_map, "predictions": predictions, "heads": head_bars}
             figures |= {name: make(run.name, inspection) for name, make in of_test.items()}
-        return {name: {kind: _file(figure, kind) for kind in METADATA} for name, figure in figures.items()}
-
-
-def _file(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150, metadata=METADATA[kind])
-    return buffer.getvalue()
+        for name, figure in figures.items():
+            for kind, metadata in METADATA.items():
+                figure.savefig(file := io.BytesIO(), format=kind, dpi=150, metadata=metadata)
+                files[f"{name}.{kind}"] = file.getvalue()
+    return files
 
 
 def _figure(title: str, height: float) -> Figure:
@@ -68,14 +67,13 @@ def _figure(title: str, height: float) -> Figure:
 
 def training_curves(run: RunRecord) -> Figure:
     """Total loss, Loss, MAE and Acc_2 over the epochs, for each split."""
-    title, points = "Objective: what training minimises, mean over the batches of train", "sentiment points"
-    panels = {(title, "total loss"): {"train": "loss/total"}}
-    for metric, meaning, unit in (
-        ("Loss", "mean over batches of the MAE", points),
-        ("MAE", "mean distance of predicted and true sentiment", points),
-        ("Acc_2", "positive against negative", "share of utterances"),
-    ):
-        panels[f"{metric}: {meaning}", f"{metric} ({unit})"] = {split: f"{split}/{metric}" for split in SPLITS}
+    splits = {metric: {split: f"{split}/{metric}" for split in SPLITS} for metric in ("Loss", "MAE", "Acc_2")}
+    panels = {
+        ("Objective: what training minimises, mean over the batches of train", "total loss"): {"train": "loss/total"},
+        ("Loss: mean over batches of the MAE", "Loss (sentiment points)"): splits["Loss"],
+        ("MAE: mean distance of predicted and true sentiment", "MAE (sentiment points)"): splits["MAE"],
+        ("Acc_2: positive against negative", "Acc_2 (share of utterances)"): splits["Acc_2"],
+    }
     legend = f"The best epoch is chosen by {run.config['settings']['KeyEval']} on valid"
     return _over_epochs(_figure(f"Training of {run.name}", 9.2), panels, run, legend)
 
@@ -95,37 +93,31 @@ def _over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, **sh
     epochs, best = run.history["epoch"], run.best_epoch
     axes = figure.subplots(len(panels), 1, sharex=True, **shared)
     for ax, ((title, unit), lines) in zip(axes, panels.items(), strict=True):
-        values, every = run.history[list(lines.values())], max(1, len(epochs) // 12)
-        ax.plot(epochs, values.to_numpy(), label=list(lines), markevery=every)
+        ax.plot(epochs, run.history[list(lines.values())], label=list(lines), markevery=max(1, len(epochs) // 12))
         ax.axvline(best, color="0.45", linewidth=1, linestyle="--", zorder=1, label=f"best epoch {best}")
         ax.set(title=title, ylabel=unit)
-    room = max(0.3, 0.03 * np.ptp(epochs))  # also where there is one epoch only
-    ax.set(xlim=(epochs.min() - room, epochs.max() + room), xlabel="epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, title=legend, handlelength=3.6)
+    ax.set_xlabel("epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, title=legend, handlelength=3.6)
     return figure
 
 
 def feature_map(name: str, inspection: Inspection) -> Figure:
     """The features on a plane twice: by modality and part, and by sentiment."""
     embedded, labels = embed(inspection)
-    shown, total = len(labels), len(inspection.labels)
     figure = _figure(f"Decoupled features of {name} (test)", 10.4)
     by_part, by_label = figure.subplots(2, 1, sharex=True, sharey=True)
     for (part, m), points in embedded.items():
-        (colour, marker), common = MODALITY_MARKS[m], part == "common"
-        look = {"s": 26 if shown <= 100 else 14, "marker": marker}
-        by_part.scatter(*points.T, **look, facecolors=colour if common else "none", edgecolors=colour, linewidths=0.8,
-                        alpha=0.8, label=f"{part}, {MODALITIES[m]}")  # fmt: skip
-        shades = by_label.scatter(*points.T, **look, c=labels, cmap="cividis", vmin=-3, vmax=3,
-                                  edgecolors="0.3" if common else "none", linewidths=0.5)  # fmt: skip
-    which = f"{'all' if shown == total else f'{shown} of'} {total}"
-    figure.legend(loc="outside lower center", ncols=2, title=f"t-SNE of {which} utterances, mean over the steps")
+        colour, marker = MODALITY_MARKS[m]
+        fill, outline = (colour, "0.3") if part == "common" else ("none", "none")
+        look = {"s": 16, "marker": marker, "linewidths": 0.7}
+        by_part.scatter(*points.T, **look, facecolors=fill, edgecolors=colour, label=f"{part}, {MODALITIES[m]}")
+        shades = by_label.scatter(*points.T, **look, c=labels, cmap="cividis", vmin=-3, vmax=3, edgecolors=outline)
+    title = f"t-SNE of {len(labels)} of {len(inspection.labels)} utterances, mean over the steps"
+    figure.legend(loc="outside lower center", ncols=2, title=title)
     figure.colorbar(shades, ax=by_label, label="true sentiment (-3 … 3)", orientation="horizontal", aspect=40)
-    axes = {"xlabel": "t-SNE axis 1 (no unit)", "ylabel": "t-SNE axis 2 (no unit)", "xticks": [], "yticks": []}
-    by_part.set(title="By modality and part (open: specific, filled: common)", **axes)
-    by_label.set(title="The same points by sentiment (outlined: common)", **axes)
+    by_part.set(title="By modality and part (open: specific, filled: common)", xticks=[], yticks=[])
+    by_label.set(title="The same points by sentiment (outlined: common)")
     return figure
 
 
@@ -133,45 +125,35 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     """Predicted against true sentiment, and the confusion matrix whose diagonal is Acc_7."""
     figure = _figure(f"Predictions of {name} (test)", 9.6)
     scatter, matrix = figure.subplots(2, 1, height_ratios=(1, 1.15))
-    metrics, predicted = inspection.head_metrics()["output_logit"], inspection.heads["output_logit"]
+    true, predicted = inspection.labels, inspection.heads["output_logit"]
+    metrics = regression_metrics(predicted, true)
     scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--", marker="")
-    scatter.scatter(inspection.labels, predicted, s=16, facecolors="none", edgecolors="#0072b2")
-    numbers = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
-    scatter.set(title=f"Each circle an utterance; dashed: predicted = true\n{numbers}",
-                xlabel="true sentiment (-3 … 3)", ylabel="predicted sentiment")  # fmt: skip
+    scatter.scatter(true, predicted, s=16, facecolors="none", edgecolors="#0072b2")
+    scatter.set_title(f"Dashed: predicted = true. MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}")
+    scatter.set(xlabel="true sentiment (-3 … 3)", ylabel="predicted sentiment")
 
-    classes = (sentiment_classes(values, 3) for values in (inspection.labels, predicted))
-    counts = confusion_matrix(*classes, labels=range(-3, 4))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = matrix.imshow(shares, cmap="Greys", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        shade = "white" if shares[row, column] > 0.5 else "black"
-        matrix.text(column, row, count, ha="center", va="center", color=shade)
-    ticks, names = range(7), ["-3", "-2", "-1", "0", "+1", "+2", "+3"]
-    share = f"{np.trace(counts)}/{counts.sum()} = {metrics['Acc_7']:.4f}"
-    matrix.set(title=f"Utterances by class: Acc_7 = {share}", xlabel="predicted class", ylabel="true class",
-               xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)  # fmt: skip
+    classes = (sentiment_classes(values, 3) for values in (true, predicted))
+    ConfusionMatrixDisplay.from_predictions(*classes, labels=range(-3, 4), ax=matrix, cmap="Greys", colorbar=False)
+    matrix.set_title(f"Utterances by class; on the diagonal: Acc_7 = {metrics['Acc_7']:.4f}")
+    matrix.set(xlabel="predicted class", ylabel="true class")
     matrix.grid(False)
-    figure.colorbar(image, ax=matrix, label="share of the true class (row)", fraction=0.05)
     return figure
 
 
 def head_bars(name: str, inspection: Inspection) -> Figure:
     """Acc_2 and Acc_7 of every head by itself."""
     figure = _figure(f"Every head of {name} by itself (test)", 7.2)
-    metrics = inspection.head_metrics()
+    metrics = pd.DataFrame(inspection.head_metrics()).T
     ax, places = figure.subplots(), np.arange(len(metrics))
-    for offset, metric, meaning, colour, hatch in (
-        (-0.2, "Acc_2", "positive or negative; labels that are not 0", "#9ecae1", ""),
-        (0.2, "Acc_7", "seven classes", "#fdd0a2", "////"),
-    ):
-        values = [of_head[metric] for of_head in metrics.values()]
-        drawn = ax.barh(places + offset, np.nan_to_num(values), 0.38, color=colour, edgecolor="0.2", hatch=hatch,
-                        label=f"{metric} ({meaning})")  # fmt: skip
-        ax.bar_label(drawn, [f"{value:.3f}" for value in values], padding=3, fontsize=9)
-    ax.set_yticks(places, [f"{HEAD_LABELS[head]}\n{head}" for head in metrics])
+    look = {"height": 0.38, "edgecolor": "0.2"}
+    acc_2 = ax.barh(places - 0.2, metrics["Acc_2"], **look, color="#9ecae1")
+    acc_7 = ax.barh(places + 0.2, metrics["Acc_7"], **look, color="#fdd0a2", hatch="////")
+    for bars in (acc_2, acc_7):
+        ax.bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
+    ax.set_yticks(places, [f"{HEAD_LABELS[head]}\n{head}" for head in metrics.index])
     ax.invert_yaxis()
-    ax.set(xlim=(0, 1.12), xticks=np.arange(0, 1.01, 0.2), xlabel="accuracy (share of utterances)")
+    ax.set(xlim=(0, 1.12), xlabel="accuracy (share of utterances)")
     ax.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=2, handlelength=2.4)
+    names = ["Acc_2 (positive or negative; labels that are not 0)", "Acc_7 (seven classes)"]
+    figure.legend([acc_2, acc_7], names, loc="outside lower center", ncols=2, handlelength=2.4)
     return figure

@@ -42,11 +42,9 @@ class RunRecord:
         return int(self.history["best_epoch"].iloc[-1])
 
     def _read(self, name: str, read: Callable[[Path], object]):
+        path = self.folder / name
         try:
-            return read(self.folder / name)
-        except FileNotFoundError as error:
-            raise RunError(
-                f"{self.folder / name}: no such file. Name a run's result folder, or --resume the run until then."
-            ) from error
+            return read(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.folder / name}: not as run.py writes it ({printable(error)}).") from error
+            reason = printable(getattr(error, "strerror", None) or error)
+            raise RunError(f"{path}: {reason}. Name a run's result folder, or --resume the run.") from error

@@ -1,4 +1,4 @@
-"""The tables over seeds in `result/normal/`, which all runs share; tables that commands print and write."""
+"""The tables over seeds in `result/normal/`, which all runs share, and how commands print tables."""
 
 from io import StringIO
 from pathlib import Path
@@ -18,13 +18,12 @@ TABLE_METRICS = [*CORE_METRICS, "Loss"]
 def append_results(res_save_dir: str | Path, dataset: str, name: str, per_seed: dict[int, dict]) -> Path:
     """Append to `normal/<dataset>.csv` a row of `(mean, std)` cells over the seeds, times 100, as the release does,
     and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path"""
-    seeds = pd.DataFrame(per_seed.values())[["epoch", *TABLE_METRICS, *WIDER_METRICS]]
+    seeds = pd.DataFrame.from_dict(per_seed, orient="index")[["epoch", *TABLE_METRICS, *WIDER_METRICS]]
     cells = {
         metric: str(tuple(round(float(f(values)) * 100, 2) for f in (np.mean, np.std)))
         for metric, values in seeds[TABLE_METRICS].items()
     }
-    seeds.insert(0, "seed", list(per_seed))
-    append(res_save_dir, f"{dataset}-seeds.csv", name, seeds)
+    append(res_save_dir, f"{dataset}-seeds.csv", name, seeds.rename_axis("seed").reset_index())
     return append(res_save_dir, f"{dataset}.csv", name, pd.DataFrame([cells]))
 
 
@@ -49,16 +48,6 @@ def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -
     return path
 
 
-def as_text(table: pd.DataFrame, missing: str = "", **how) -> str:
+def as_text(table: pd.DataFrame, **how) -> str:
     """A table for reading, with 4 digits; how: as for DataFrame.to_string"""
-    texts = table.map(lambda v: missing if pd.isna(v) else f"{v:.4f}" if isinstance(v, float) else str(v))
-    return texts.to_string(**how)
-
-
-def write_output(file: str | None, table: pd.DataFrame) -> None:
-    """Write a command's table where --output says, if it was given. Raises RunError."""
-    try:
-        if file:
-            write_csv(Path(file), table)
-    except OSError as error:
-        raise RunError(f"--output: cannot write {file} ({error.strerror}).") from error
+    return table.to_string(float_format="{:.4f}".format, **{"na_rep": ""} | how)

@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from benchmarks.measure import Times, machine, table
 from benchmarks.step import STEPS, Case
-from dataset.features import SPLITS, load_features
+from dataset.features import SPLITS, prepare_features
 from dataset.loaders import make_loaders
 from models.dmd import DMD
 from trainers.losses import Objective
@@ -79,7 +79,7 @@ class Loop:
     def epoch(self) -> None:
         self.number += 1
         with self.clock("loading"):
-            features = load_features(self.args)
+            features = prepare_features(self.args)
             self.trainer.loaders = make_loaders(
                 features, self.args.batch_size, self.args.eval_batch_size, 1111, device=self.device
             )
@@ -95,14 +95,16 @@ class Loop:
             self.run.finish_writing()
 
 
-def measure(case: Case, device: torch.device, epochs: int, utterances: Sequence[int], **options):
-    """Run epochs of both loops in turn.  -> rows of the table"""
+def measure(
+    case: Case, device: torch.device, epochs: int, utterances: Sequence[int], paths: Sequence[str], **options
+) -> list[dict]:
+    """Run epochs of the loops in turn.  -> rows of the table"""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         args = case.settings(str(folder / "bert"))
         args.featurePath = str(folder / "features.pkl")
         write_features(Path(args.featurePath), case, args, utterances)
-        settings = {"plain": EasyDict(args | {"fast": False}), "fast": args}
+        settings = {name: EasyDict(args | {"fast": name == "fast"}) for name in paths}
         loops = {name: Loop(name, of_loop, device, folder, **options) for name, of_loop in settings.items()}
         for _ in range(epochs):
             for loop in loops.values():
@@ -113,7 +115,7 @@ def measure(case: Case, device: torch.device, epochs: int, utterances: Sequence[
         row = {"case": str(case), "path": name, "epochs": str(epochs)}
         row |= {f"{stage} s": f"{Times(seconds).median:.2f}" for stage, seconds in loop.clock.seconds.items()}
         row |= {"epoch s": f"{totals[name].median:.2f}", "all s": f"{sum(totals[name].seconds):.1f}"}
-        row["ratio"] = f"{totals['plain'].median / totals[name].median:.2f}"
+        row["ratio"] = f"{totals[paths[0]].median / totals[name].median:.2f}"
         rows.append(row)
     return rows
 
@@ -126,8 +128,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bert", action="store_true", help="with BERT, of bert-base's shape")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--utterances", nargs=3, type=int, help="in train, valid, test (default: the data set's)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of both loops")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of all loops")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--paths", nargs="+", choices=("plain", "fast"), default=["plain", "fast"])
     options = parser.parse_args(argv)
     device = choose_device(options.device)
     keep_freed_memory()
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     case = Case(options.dataset, options.layout, options.bert, "train", batch_size=16)
     how = {"precision": options.precision, "compiled": options.compile}
     utterances = options.utterances or UTTERANCES[options.dataset]
-    print(table(measure(case, device, options.epochs, utterances, **how)))
+    print(table(measure(case, device, options.epochs, utterances, options.paths, **how)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: time in alternation, peak memory, operations, and the floors of the hardware."""
+"""How the benchmarks measure: time in alternation, peak memory, operations, and what the hardware can do at best."""
 
 import contextlib
 import ctypes
@@ -117,28 +117,14 @@ def operations(work: Work, device: torch.device) -> Operations:
     return Operations(sum(count for key, count in counts.items() if key.startswith("aten::")), launches)
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """What the device does at best, measured: products of matrices (multiply and add are two) and copying."""
-
-    flops: dict[str, float]  # operations a second, by precision
-    bandwidth: float  # bytes a second, read and written
-
-    @classmethod
-    def measure(cls, device: torch.device) -> "Hardware":
-        n = 8192 if device.type == "cuda" else 1024
-        flops = {}
-        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-            flops[precision] = 2 * n**3 / _best(lambda a=a, b=b: a @ b, device)
-        x = torch.ones(2**26 if device.type == "cuda" else 2**24, device=device)  # beyond the caches
-        y = torch.empty_like(x)
-        return cls(flops, 2 * x.nbytes / _best(lambda: y.copy_(x), device))
-
-
-def _best(work: Work, device: torch.device) -> float:
-    work()
-    return min(_time(work, device) for _ in range(10))
+def peak_flops(device: torch.device) -> dict[str, float]:
+    """Operations a second of a large product of matrices (multiply and add are two), measured, by precision."""
+    n, flops = 8192 if device.type == "cuda" else 1024, {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        a @ b  # warms up
+        flops[precision] = 2 * n**3 / min(_time(lambda a=a, b=b: a @ b, device) for _ in range(10))
+    return flops
 
 
 def machine(device: torch.device) -> str:

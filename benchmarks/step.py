@@ -16,7 +16,7 @@ from easydict import EasyDict
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
-from benchmarks.measure import Hardware, Work, alternate, free_memory, machine, operations, peak_memory, table
+from benchmarks.measure import Work, alternate, free_memory, machine, operations, peak_flops, peak_memory, table
 from config import load_config
 from models.dmd import DMD
 from trainers.losses import Objective
@@ -25,11 +25,6 @@ from utils.device import autocast, choose_device, keep_freed_memory
 from utils.seed import set_seed
 
 STEPS = {"aligned": [50, 50, 50], "unaligned": [50, 375, 500]}  # of text, audio, vision in the published files
-NO_DROPOUT = {
-    f"{place}_dropout{suffix}": 0.0
-    for place, suffix in [(p, "") for p in ("text", "attn", "relu", "embed", "res", "output")]
-    + [("attn", "_a"), ("attn", "_v")]
-}
 
 
 @dataclass(frozen=True)
@@ -39,21 +34,17 @@ class Case:
     bert: bool
     mode: str  # train or eval
     batch_size: int
-    dropout: bool = True
 
     def __str__(self) -> str:
-        words = [self.dataset, self.layout, "bert-base" if self.bert else "no BERT", self.mode, f"b{self.batch_size}"]
-        return ", ".join(words + ["no dropout"] * (not self.dropout))
+        bert = "bert-base" if self.bert else "no BERT"
+        return f"{self.dataset}, {self.layout}, {bert}, {self.mode}, b{self.batch_size}"
 
     def settings(self, bert_folder: str):
         overrides = {"use_bert": self.bert, "batch_size": self.batch_size}
         overrides |= {"need_data_aligned": self.layout == "aligned"}
         if self.bert:
-            silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if not self.dropout else {}
-            BertConfig(**silent).save_pretrained(bert_folder)
+            BertConfig().save_pretrained(bert_folder)
             overrides["pretrained"] = bert_folder
-        if not self.dropout:
-            overrides |= NO_DROPOUT
         args = load_config("dmd", self.dataset, overrides=overrides)
         args.seq_lens = STEPS[self.layout]
         return args
@@ -101,27 +92,9 @@ def work_of(case: Case, args, device: torch.device, fast: bool, precision: str, 
     return evaluate
 
 
-@dataclass(frozen=True)
-class Floors:
-    """The least that the case asks of the hardware."""
-
-    flops: int  # of the matrix products
-    bytes: int  # weights read forward and backward, gradients read and written; in an evaluation, weights read
-
-    @classmethod
-    def of(cls, case: Case, args, plain_step: Work) -> "Floors":
-        with FlopCounterMode(display=False) as counter:
-            plain_step()
-        weights = sum(p.numel() for p in DMD(args).parameters()) * 4
-        return cls(counter.get_total_flops(), weights * (4 if case.mode == "train" else 1))
-
-    def reached(self, seconds: float, hardware: Hardware, precision: str) -> tuple[str, str]:
-        """The part of the time that arithmetic and memory need at best."""
-        arithmetic, memory = self.flops / hardware.flops[precision], self.bytes / hardware.bandwidth
-        return f"{arithmetic / seconds:.0%}", f"{memory / seconds:.0%}"
-
-
-def run_case(case: Case, device: torch.device, hardware: Hardware, budget: float, only: Sequence[str]) -> list[dict]:
+def run_case(
+    case: Case, device: torch.device, flops: dict[str, float], budget: float, only: Sequence[str]
+) -> list[dict]:
     """Measure one case on all paths.  -> a row of the table for each"""
     with tempfile.TemporaryDirectory() as bert_folder:
         args = case.settings(bert_folder)
@@ -129,13 +102,16 @@ def run_case(case: Case, device: torch.device, hardware: Hardware, budget: float
         if case.scores() > 0.7 * free_memory(device):
             paths.pop("plain", None)
         works = {name: work_of(case, args, device, *how) for name, how in paths.items()}
-        floors = Floors.of(case, args, works["plain"]) if "plain" in works else None
+    needed = float("nan")
+    if "plain" in works:
+        with FlopCounterMode(display=False) as counter:
+            works["plain"]()
+        needed = counter.get_total_flops()
     times = alternate(works, device, budget)
     rows = []
     for name, work in works.items():
         own, counted = times[name], operations(work, device)
         _, precision, _ = paths[name]
-        arithmetic, memory = floors.reached(own.median, hardware, precision) if floors else ("-", "-")
         row = {
             "case": str(case),
             "path": name,
@@ -147,7 +123,7 @@ def run_case(case: Case, device: torch.device, hardware: Hardware, budget: float
         }
         if device.type == "cuda":
             row["launches"] = f"{counted.launches}"
-        rows.append(row | {"arithmetic": arithmetic, "bytes": memory})
+        rows.append(row | {"arithmetic": f"{needed / flops[precision] / own.median:.0%}"})
     return rows
 
 
@@ -160,21 +136,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", choices=("train", "eval"), default=["train", "eval"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--paths", nargs="+", default=[], help="plain, fast, bf16, …: only these (default: all)")
-    parser.add_argument("--no-dropout", action="store_true", help="train without dropout")
     parser.add_argument("--seconds", type=float, default=10, help="for each case, after two rounds of warming up")
     options = parser.parse_args(argv)
     device = choose_device(options.device)
     keep_freed_memory()
-    hardware = Hardware.measure(device)
+    flops = peak_flops(device)
     print(machine(device))
-    rates = ", ".join(f"{precision} {rate / 1e12:.2f} TFLOP/s" for precision, rate in hardware.flops.items())
-    print(f"At best: {rates}, {hardware.bandwidth / 1e9:.0f} GB/s", flush=True)
+    rates = ", ".join(f"{precision} {rate / 1e12:.2f} TFLOP/s" for precision, rate in flops.items())
+    print(f"At best: {rates}", flush=True)
     rows = []
     for dataset, layout, bert, mode, batch_size in itertools.product(
         options.datasets, options.layouts, options.bert, options.modes, options.batch_sizes
     ):
-        case = Case(dataset, layout, bert == "yes", mode, batch_size, dropout=not options.no_dropout)
-        new = run_case(case, device, hardware, options.seconds, options.paths)
+        case = Case(dataset, layout, bert == "yes", mode, batch_size)
+        new = run_case(case, device, flops, options.seconds, options.paths)
         # Line by line, as it takes long.
         print(table(new) if not rows else table(new).split("\n", 2)[2], flush=True)
         rows += new

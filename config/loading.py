@@ -11,18 +11,13 @@ from typing import Annotated, Literal
 from easydict import EasyDict
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
+from config.schema import IGNORED_KEYS, LIST_SETTINGS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
-from utils.log import is_first_rank, logger
+from utils.log import logger
 from utils.reading import printable, read_json
 
-DEFAULT_FILE = Path(__file__).parent / "config.json"
 COMMAND_LINE = "--set"
-RUN_FILE = "the run's config.json"
-ALIASES = {  # what other programs call a setting, or what is a flag here
-    "lr": "learning_rate", "bs": "batch_size", "epochs": "max_epochs", "layers": "nlevels", "bert": "pretrained",
-    "hidden_size": "dst_feature_dim_nheads", "seed": "--seeds", "seeds": "--seeds", "device": "--device",
-}  # fmt: skip
+_warn_once = functools.cache(logger.warning)  # a command resolves its settings several times
 
 DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
 
@@ -50,8 +45,8 @@ def load_config(
     -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
     Raises ConfigError in one line that names file, key, value and what is allowed.
     """
-    path, overrides = Path(config_file or DEFAULT_FILE), overrides or {}
-    content = read_model(ConfigFile, path, "config file", "leave out -c for the default")
+    path, overrides = Path(config_file or Path(__file__).with_name("config.json")), overrides or {}
+    content = read_model(ConfigFile, path, "config file (leave out -c for the default)")
     check_names([model_name.lower()], ["dmd"], path, "model")
     datasets, sections, common = content.datasetCommonParams, content.dmd.datasetParams, content.dmd.commonParams
     root = {key: value for key, value in datasets.items() if isinstance(value, str)}
@@ -67,44 +62,21 @@ def load_config(
         aligned = "aligned" in variants and common.get("need_data_aligned", True)
     variant = "unaligned" if aligned is False else "aligned"  # what is no flag is refused below
     if variant not in variants:
-        where = f"{path}: datasetCommonParams.{dataset_name}"
-        raise ConfigError(f"{where} has no '{variant}' features. Add them, or set need_data_aligned accordingly.")
-    layers = {
-        f"datasetCommonParams.{dataset_name}.{variant} of {path}": variants[variant],
-        f"datasetCommonParams of {path}": root,
-        f"dmd.commonParams of {path}": common | {"need_data_aligned": aligned},
-        f"dmd.objectiveParams of {path}": content.dmd.objectiveParams,
-        f"dmd.datasetParams.{dataset_name} of {path}": section,
-        COMMAND_LINE: overrides,
-    }
-    settings = _checked(layers)
-    settings.featurePath = os.path.join(settings.dataset_root_dir, settings.featurePath)
-    return EasyDict(settings, model_name="dmd", dataset_name=dataset_name)
+        raise ConfigError(f"{path}: no '{variant}' features of {dataset_name}. Set need_data_aligned accordingly.")
+    of_file = variants[variant] | root | common | {"need_data_aligned": aligned} | content.dmd.objectiveParams | section
+    return _checked(of_file, path, overrides, dataset_name)
 
 
 def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
-    """Check settings that were resolved before (a run's config.json), with overrides on top.
-
-    featurePath is relative to dataset_root_dir, as in `load_config`, whichever of the two is overridden. An overriding
-    objective replaces the switches that have the value which the stored objective chooses; others stay.
-    """
-    overrides = overrides or {}
-    names = {key: settings.get(key, "") for key in ("model_name", "dataset_name")}
-    settings = {key: value for key, value in settings.items() if key not in (*names, *IGNORED_KEYS)}
-    if "objective" in overrides:
-        chosen = PRESETS.get(str(settings.get("objective")), {})
-        settings = {key: value for key, value in settings.items() if key not in chosen or value != chosen[key]}
-    checked = _checked({RUN_FILE: settings, COMMAND_LINE: overrides})
-    path, root = checked.featurePath, str(settings.get("dataset_root_dir", checked.dataset_root_dir))
-    if "featurePath" in overrides:
-        path = os.path.join(checked.dataset_root_dir, path)
-    elif Path(path).is_relative_to(root):
-        path = os.path.join(checked.dataset_root_dir, Path(path).relative_to(root))
-    strange = not os.path.exists(path) and (os.path.isabs(path) or ".." in Path(path).parts)
-    if strange and names["dataset_name"] == "synthetic" and "featurePath" not in overrides:
-        # The built-in data would be written there: wherever a stranger's file says.
-        raise ConfigError(f"{RUN_FILE}: featurePath is {path!r}, where no file is. Add --set featurePath=FILE.")
-    return EasyDict(checked | {"featurePath": path}, **names)
+    """Check settings that were resolved before (a run's config.json), with overrides on top; featurePath is relative
+    to dataset_root_dir, as in `load_config`, whichever of the two is overridden."""
+    dataset_name = settings.get("dataset_name", "")
+    unused = ("model_name", "dataset_name", *IGNORED_KEYS)
+    settings = {key: value for key, value in settings.items() if key not in unused}
+    path, root = (str(settings.get(key, "")) for key in ("featurePath", "dataset_root_dir"))
+    if root and Path(path).is_relative_to(root):
+        settings["featurePath"] = str(Path(path).relative_to(root))
+    return _checked(settings, "the run's config.json", overrides or {}, dataset_name)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
@@ -122,44 +94,35 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def read_model(model, path: str | Path, kind: str, instead: str):
-    """A JSON file as a pydantic model. Raises ConfigError; `instead` says what to do where there is no such file."""
+def read_model(model, path: str | Path, kind: str):
+    """A JSON file as a pydantic model; kind: what it should be. Raises ConfigError."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        reason = printable(getattr(error, "strerror", None) or error, 160)
-        where = os.path.abspath(path)
-        raise ConfigError(f"{where}: not a readable JSON {kind}: {reason}. Name another, or {instead}.") from error
+        raise ConfigError(f"{path}: not a readable JSON {kind}: {printable(error, 200)}.") from error
     return _validated(model, content, lambda key: path)
 
 
-def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str = "key") -> None:
+def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str) -> None:
     """Raise ConfigError for a name that is not known, with the one that was probably meant."""
-    aliases = ALIASES if known is SETTING_NAMES else {}
     for name in (name for name in names if name not in known):
-        meant = [aliases.get(name.lower(), ""), *difflib.get_close_matches(printable(name), known, n=1)]
-        hint = "config/schema.py describes all keys." if aliases else f"known: {', '.join(known)}."
-        hint = next((f"did you mean {word}?" for word in meant if word), hint)
+        close = difflib.get_close_matches(printable(name), known, n=1)
+        there = "config/schema.py describes all of them." if kind == "setting" else f"known: {', '.join(known)}."
+        hint = f"did you mean {close[0]}?" if close else there
         raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
-def _checked(layers: dict[str, dict]) -> EasyDict:
-    """The settings of layers by where they stand; later ones override."""
-    used = {where: {k: v for k, v in layer.items() if k not in IGNORED_KEYS} for where, layer in layers.items()}
-    settings, origin = {}, {}
-    for where, layer in used.items():
-        check_names(layer, SETTING_NAMES, where)
-        settings |= layer
-        origin |= dict.fromkeys(layer, where)
-    ignored = set().union(*layers.values()) & set(IGNORED_KEYS)
-    if ignored and is_first_rank():
-        _tell_ignored(", ".join(sorted(ignored)))
-    return EasyDict(_validated(DMDConfig, settings, lambda key: origin.get(key, "config")).model_dump())
-
-
-@functools.cache  # a command resolves its settings several times
-def _tell_ignored(keys: str) -> None:
-    logger.warning(f"Settings that have no effect here: {keys}.")
+def _checked(settings: dict, where: str | Path, overrides: dict, dataset_name: str) -> EasyDict:
+    """The settings that stand in `where`, with overrides on top."""
+    for place, names in ((where, settings), (COMMAND_LINE, overrides)):
+        check_names(names, (*SETTING_NAMES, *IGNORED_KEYS), place, "setting")
+    settings = settings | overrides
+    if ignored := sorted(settings.keys() & IGNORED_KEYS):
+        _warn_once(f"Settings that have no effect here: {', '.join(ignored)}.")
+    used = {key: value for key, value in settings.items() if key not in IGNORED_KEYS}
+    checked = _validated(DMDConfig, used, lambda key: COMMAND_LINE if key in overrides else where)
+    checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+    return EasyDict(checked.model_dump(), model_name="dmd", dataset_name=dataset_name)
 
 
 def _validated(model, values: object, where: Callable[[str], str | Path]):
@@ -167,12 +130,15 @@ def _validated(model, values: object, where: Callable[[str], str | Path]):
     try:
         return TypeAdapter(model).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        message, place = first["msg"].removeprefix("Value error, ").rstrip("."), ".".join(map(str, first["loc"]))
+        first, flat = error.errors()[0], model is DMDConfig
+        message = first["msg"].removeprefix("Value error, ").rstrip(".")
+        place = ".".join(map(str, first["loc"][: 1 if flat else None]))
+        key = place or message.split()[0]  # a condition on several settings begins with the first of them
         if first["type"] == "missing":
             message = f"{place}: {message}"
-        elif place:  # else a condition on several settings, which begins with the key
-            given = printable(json.dumps(first["input"], ensure_ascii=False, default=str))
+        elif place:
+            given = printable(json.dumps(values[key] if flat else first["input"], ensure_ascii=False, default=str))
             message = f"{place} is {given}; {message[0].lower()}{message[1:]}"
-        key = message.replace(".", " ").split()[0]
+        if flat and isinstance(values.get(key), list) and key not in LIST_SETTINGS:
+            message += "; to try several values there is --tune"
         raise ConfigError(f"{where(key)}: {printable(message, 400)}.") from error

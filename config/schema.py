@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
 # Keys of this family's files that choose nothing here: accepted, and named in the log.
 IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler")
@@ -16,17 +16,11 @@ PAPER = {"ort": "paper", "margin": "paper", "hetero_repr": "off", "gd_prior": "n
 PRESETS = {"release": RELEASE, "paper": RELEASE | PAPER}
 
 Name = Annotated[str, Field(min_length=1)]
-Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
-Depth = Annotated[int, Field(ge=1, le=64)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Two, Three, Six = (Field(min_length=n, max_length=n) for n in (2, 3, 6))
 Representation = Literal["off", "l1", "cosine_apart"]
-Metric = Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"]
 
 
 def knob(default, description: str):
@@ -56,7 +50,7 @@ class DMDConfig(Strict):
     dst_feature_dim_nheads: Annotated[list[Width], Two] = knob([50, 10], "[d, h]: common width, attention heads")
     feature_decoupling: bool = knob(True, "specific and common parts; false: both are the projected features")
     cross_modal_attention: bool = knob(True, "between specific parts; false: the memory reads each part twice")
-    nlevels: Depth = knob(4, "layers of each transformer; those over memories have at least 3")
+    nlevels: Annotated[int, Field(ge=1, le=64)] = knob(4, "layers of each transformer; over memories at least 3")
     attn_mask: bool = knob(True, "hide later steps from a query")
     conv1d_kernel_size_l: Width = knob(5, "k_l, steps that the text projection spans")
     conv1d_kernel_size_a: Width = knob(5, "k_a, as k_l for audio")
@@ -84,43 +78,43 @@ class DMDConfig(Strict):
     valid_loss: Literal["batch_mean", "sample_mean"] | None = knob(None, "an evaluation's Loss: its mean over what")
 
     # Objective
-    lambda_decoupling: NonNegative = knob(0.1, "λ1, weight of the decoupling losses")
-    lambda_distillation: NonNegative = knob(0.05, "λ2, weight of the distillation losses")
-    gamma: NonNegative = knob(0.1, "γ, weight of margin and orthogonality among the decoupling losses")
-    recon_weight: NonNegative = knob(1.0, "weight of L_rec inside λ1 · L_dec; 0 leaves it out")
-    cycle_weight: NonNegative = knob(1.0, "weight of L_cyc inside λ1 · L_dec")
-    margin_weight: NonNegative = knob(1.0, "weight of L_mar inside λ1 · γ")
-    ort_weight: NonNegative = knob(1.0, "weight of L_ort inside λ1 · γ")
-    homo_weight: NonNegative = knob(1.0, "weight of HomoGD's L_dtl inside λ2")
-    hetero_weight: NonNegative = knob(1.0, "weight of HeteroGD's L_dtl inside λ2")
-    margin_slope: NonNegative = knob(0.15, "margin per unit of label distance, for margin release")
-    margin_alpha: NonNegative = knob(0.1, "α, the constant margin, for margin paper")
+    lambda_decoupling: NonNegativeFloat = knob(0.1, "λ1, weight of the decoupling losses")
+    lambda_distillation: NonNegativeFloat = knob(0.05, "λ2, weight of the distillation losses")
+    gamma: NonNegativeFloat = knob(0.1, "γ, weight of margin and orthogonality among the decoupling losses")
+    recon_weight: NonNegativeFloat = knob(1.0, "weight of L_rec inside λ1 · L_dec; 0 leaves it out")
+    cycle_weight: NonNegativeFloat = knob(1.0, "weight of L_cyc inside λ1 · L_dec")
+    margin_weight: NonNegativeFloat = knob(1.0, "weight of L_mar inside λ1 · γ")
+    ort_weight: NonNegativeFloat = knob(1.0, "weight of L_ort inside λ1 · γ")
+    homo_weight: NonNegativeFloat = knob(1.0, "weight of HomoGD's L_dtl inside λ2")
+    hetero_weight: NonNegativeFloat = knob(1.0, "weight of HeteroGD's L_dtl inside λ2")
+    margin_slope: NonNegativeFloat = knob(0.15, "margin per unit of label distance, for margin release")
+    margin_alpha: NonNegativeFloat = knob(0.1, "α, the constant margin, for margin paper")
     homo_gd_size: Width = knob(64, "node width of the homogeneous graph")
     hetero_gd_size: Width = knob(32, "node width of the heterogeneous graph")
     homo_gd_prior: Annotated[list[float], Six] = knob([0, 0, 1, 0, 1, 0], "pattern over V→L, A→L, L→V, A→V, L→A, V→A")
     hetero_gd_prior: Annotated[list[float], Six] = knob([0, 0, 1, 0, 1, 1], "as homo_gd_prior")
-    gd_prior_temperature: Positive = knob(0.25, "divides a prior pattern before its softmax")
-    gd_edge_temperature: Positive = knob(8.0, "divides the edge scores before their softmax")
-    gd_reg_weight: NonNegative = knob(10.0, "pull of the mean edges to the prior")
-    gd_repr_weight: NonNegative = knob(10.0, "weight of the representation terms")
+    gd_prior_temperature: PositiveFloat = knob(0.25, "divides a prior pattern before its softmax")
+    gd_edge_temperature: PositiveFloat = knob(8.0, "divides the edge scores before their softmax")
+    gd_reg_weight: NonNegativeFloat = knob(10.0, "pull of the mean edges to the prior")
+    gd_repr_weight: NonNegativeFloat = knob(10.0, "weight of the representation terms")
 
     # Training
     batch_size: Count = knob(16, "utterances in a batch")
     eval_batch_size: Count = knob(64, "utterances in a batch of evaluation; changes the speed alone")
     update_epochs: Count = knob(10, "batches whose gradients are added up for a step of the optimizer")
     grad_clip: float = knob(0.6, "largest absolute gradient; -1: no clipping")
-    learning_rate: Positive = knob(1e-4, "Adam's initial learning rate")
-    learning_rate_bert: Positive | None = knob(None, "that of the text encoder; null: learning_rate")
+    learning_rate: PositiveFloat = knob(1e-4, "Adam's initial learning rate")
+    learning_rate_bert: PositiveFloat | None = knob(None, "that of the text encoder; null: learning_rate")
     adam_betas: Annotated[list[Probability], Two] = knob([0.9, 0.999], "β1, β2 of Adam")
-    adam_eps: Positive = knob(1e-8, "ε of Adam")
-    scheduler_factor: Fraction = knob(0.5, "multiplies the learning rates when the Loss on valid stalls")
-    patience: Natural = knob(5, "epochs without a lower Loss before that")
-    weight_decay: NonNegative = knob(0.005, "Adam's L2 term, where weight_decay_applied")
+    adam_eps: PositiveFloat = knob(1e-8, "ε of Adam")
+    scheduler_factor: Annotated[float, Field(gt=0, lt=1)] = knob(0.5, "of the learning rates when Loss on valid stalls")
+    patience: NonNegativeInt = knob(5, "epochs without a lower Loss before that")
+    weight_decay: NonNegativeFloat = knob(0.005, "Adam's L2 term, where weight_decay_applied")
     early_stop: Count = knob(10, "epochs without a new best before training ends")
     max_epochs: Count | None = knob(None, "stop here at the latest; null: only early stopping")
-    KeyEval: Metric = knob("Loss", "metric of the valid split that picks the best epoch")
-    keep_checkpoints: Literal["all"] | Count = knob("all", "of how many last epochs files stay, besides the best one")
-    min_improvement: NonNegative = knob(1e-6, "least change of KeyEval that makes a new best")
+    KeyEval: Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"] = knob("Loss", "metric of valid that picks the epoch")
+    keep_checkpoints: Count | Literal["all"] = knob("all", "of how many last epochs files stay, besides the best one")
+    min_improvement: NonNegativeFloat = knob(1e-6, "least change of KeyEval that makes a new best")
 
     @model_validator(mode="after")
     def _resolve(self) -> "DMDConfig":
@@ -138,3 +132,4 @@ class DMDConfig(Strict):
 
 
 SETTING_NAMES = tuple(DMDConfig.model_fields)
+LIST_SETTINGS = [key for key, field in DMDConfig.model_fields.items() if isinstance(field.default, list)]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from optuna import Trial
-from optuna.distributions import FloatDistribution, IntDistribution
-from pydantic import BeforeValidator, Field, model_validator
+from optuna.distributions import FloatDistribution
+from pydantic import Field, RootModel, model_validator
 
 from config.loading import COMMAND_LINE, read_model
 from config.schema import Strict
@@ -47,41 +47,34 @@ class Range(Strict):
     log: bool = False
 
     @property
-    def bounds(self) -> list:
+    def extremes(self) -> list:
         """The values that must be allowed for all others to be."""
-        number = {"int": int, "float": float}[self.type]
-        return [number(self.low), number(self.high)]
+        return [self.low, self.high] if self.type == "float" else [int(self.low), int(self.high)]
 
     @model_validator(mode="after")
     def _check(self):
-        {"int": IntDistribution, "float": FloatDistribution}[self.type](*self.bounds, log=self.log)  # or ValueError
+        FloatDistribution(*self.extremes, log=self.log)  # or ValueError
         return self
 
-    def suggest(self, trial: Trial, key: str):
-        suggest = {"int": trial.suggest_int, "float": trial.suggest_float}[self.type]
-        return suggest(key, *self.bounds, log=self.log)
+    def suggest(self, trial: Trial, key: str) -> float:
+        suggest = trial.suggest_float if self.type == "float" else trial.suggest_int
+        return suggest(key, *self.extremes, log=self.log)
 
 
-class Choice(Strict):
+class Choice(RootModel[Annotated[list, Field(min_length=1)]]):
     """One of some values, of any JSON type. A study holds no lists, and takes true for 1: it gets JSON texts."""
 
-    type: Literal["categorical"]
-    choices: Annotated[list, Field(min_length=1)]
+    @property
+    def extremes(self) -> list:
+        return self.root
 
     def suggest(self, trial: Trial, key: str):
-        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.choices]))
-
-
-Dimension = Annotated[
-    Annotated[Range | Choice, Field(discriminator="type")],
-    # A plain list of values is short for a choice of them.
-    BeforeValidator(lambda given: {"type": "categorical", "choices": given} if isinstance(given, list) else given),
-]
+        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.root]))
 
 
 def load_suite(name: str) -> Suite:
     """Read config/suites/<name>.json, or the JSON file of that name. Raises ConfigError for what is wrong in it."""
-    return read_model(Suite, SUITES.get(name, Path(name)), "suite file", f"one of {', '.join(SUITES)}")
+    return read_model(Suite, SUITES.get(name, name), f"suite (built in: {', '.join(SUITES)})")
 
 
 def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
@@ -89,10 +82,9 @@ def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
 
     Raises ConfigError for what is wrong in the file, and for bounds or choices which the settings do not allow.
     """
-    model = Annotated[dict[str, Dimension], Field(min_length=1)]
-    space = read_model(model, Path(path), "search space", "leave out --search for the default")
+    space = read_model(Annotated[dict[str, Range | Choice], Field(min_length=1)], path, "search space")
     for key, dimension in space.items():
-        for value in dimension.choices if isinstance(dimension, Choice) else dimension.bounds:
+        for value in dimension.extremes:
             resolve(str(path), {key: value}, options)
     return space
 
@@ -102,8 +94,8 @@ def resolve(where: str, overrides: dict, options) -> dict:
 
     Raises ConfigError for overrides that the settings do not allow, and for a key that the command line sets too.
     """
-    for key in overrides.keys() & options.config.keys():
-        raise ConfigError(f"{where}: {key} is set on the command line too. Remove one of the two.")
+    if both := ", ".join(overrides.keys() & options.config.keys()):
+        raise ConfigError(f"{where}: {both} is set on the command line too. Remove one of the two.")
     try:
         return replace(options, config=options.config | overrides).settings()
     except ConfigError as error:

@@ -3,7 +3,6 @@
 python -m dataset.check dataset/MOSI/aligned_50.pkl -d mosi
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,18 +13,9 @@ import numpy as np
 from easydict import EasyDict
 
 from config import load_config
-from dataset.features import (
-    FIELDS,
-    LABELS,
-    PUBLISHED_SHA256,
-    SPLITS,
-    load_splits,
-    numbers_of,
-    shorten,
-    strings_of,
-    take_features,
-)  # fmt: skip
-from utils.cli import run_command
+from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, shorten, take_features
+from dataset.pickles import load_pickle
+from utils.cli import ArgumentParser, run_command
 from utils.errors import DataError, DMDError
 from utils.files import sha256_of
 from utils.reading import printable, read_json
@@ -39,63 +29,66 @@ Finding = tuple[str, str]  # 'ok', 'note' (may be as it should) or 'error' (trai
 
 def check_content(
     path: str, content: dict, settings: EasyDict | None, to_predict: bool, pretrained: str = "", size: int | None = None
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Everything there is to say about the content of a feature pickle that is, or will be, at `path`.
 
     settings          a data set's, which the file should fit
     to_predict        the file is not trained on: any of the splits will do, and labels may be absent
     pretrained, size  whose tokens the text has (default: the settings'), and the size of that vocabulary
     """
-    pretrained = pretrained or (settings.pretrained if settings else BERT_BASE)
-    folder = next((f for f in (Path(pretrained), PROJECT_ROOT / pretrained) if (f / "config.json").is_file()), None)
-    if size is None:
-        size = read_json(folder / "config.json").get("vocab_size") if folder else VOCABULARIES.get(pretrained)
     splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
-    findings = [finding for item in splits.items() for finding in _arrays(path, *item, pretrained, size)]
-    return findings + [*_identities(path, splits), *_verdict(path, content, splits, settings, to_predict)]
-
-
-def _digest(path: str, dataset_name: str) -> Finding:
-    digest = sha256_of(path)
-    for (name, aligned), published in PUBLISHED_SHA256.items():
-        if digest == published:
-            kind = f"SHA-256 {digest}: the published {'aligned' if aligned else 'unaligned'} features of {name}."
-            return "ok" if dataset_name in ("", name) else "error", f"{kind} Use it with -d {name}."
-    return "note", f"SHA-256 {digest}: no published file; published numbers cannot be expected of it."
-
-
-def _arrays(path: str, split: str, fields: dict, pretrained: str, size: int | None) -> Iterator[Finding]:
-    """Shapes and types, silence, features that never change, lengths and the side of the padding, tokens, labels.
-
-    What can be an array of numbers becomes one in `fields`; of what cannot, the verdict speaks.
-    """
-    shapes = {key: f"{getattr(x, 'shape', '')} {getattr(x, 'dtype', type(x).__name__)}" for key, x in fields.items()}
-    yield "ok", f"{split}: {printable(', '.join(f'{key} {shape}' for key, shape in shapes.items()), 1000)}."
-    for key, ndim in {**dict.fromkeys((*FIELDS, "text_bert"), 3), LABELS: 1}.items():
-        where = f"{split}: '{key}'"
+    for name, fields in splits.items():
+        shapes = [f"{k} {getattr(x, 'shape', '')} {getattr(x, 'dtype', type(x).__name__)}" for k, x in fields.items()]
+        yield "ok", f"{name}: {printable(', '.join(shapes), 1000)}."
+    names = (tuple(splits) or SPLITS) if to_predict else SPLITS
+    first = splits.get(names[0], {})
+    dims = [first[key].shape[2] if getattr(first.get(key), "ndim", 0) == 3 else 1 for key in FIELDS]
+    expected = settings.feature_dims if settings else dims
+    args = EasyDict(featurePath=path, need_data_aligned=False)
+    parts, arrays = {}, {}
+    modes = {"text_bert": True, "text": False}
+    for text in [key for key in modes if key in first] or modes:
+        args.use_bert, mode = modes[text], f"use_bert={str(modes[text]).lower()}"
+        args.feature_dims = [expected[0] if args.use_bert else dims[0], *expected[1:]]
+        # Copied two levels deep: taking a field out leaves it to the next round.
+        raw = {name: dict(fields) for name, fields in splits.items()}
         try:
-            fields[key] = array = numbers_of(fields[key], path, split, key)
-        except (DataError, KeyError):
+            parts = take_features({path: raw}, args, [path] * 3, names, to_predict).splits
+        except DataError as error:
+            yield "error", f"{mode}: {error}"
             continue
-        if array.ndim != ndim or not array.size:
-            continue
-        if key == LABELS:
-            counts = Counter(np.rint(array[np.isfinite(array)]).astype(int).tolist())
-            yield "ok", f"{where}, rounded: {', '.join(f'{value:+d}: {n}' for value, n in sorted(counts.items()))}."
-        elif key == "text_bert":
+        dims_needed = "" if args.use_bert else f", with feature_dims={dims}"
+        yield "ok", f"{mode}: can be {'predicted' if to_predict else 'trained'} on{dims_needed}."
+        for name, part in parts.items():
+            arrays |= {(name, text): part.text, (name, "audio"): part.audio, (name, "vision"): part.vision}
+    for name, part in parts.items():
+        if part.labelled:
+            counts = sorted(Counter(np.rint(part.labels).astype(int).tolist()).items())
+            yield "ok", f"{name}: labels, rounded: {', '.join(f'{value:+d}: {n}' for value, n in counts)}."
+    for (name, key), array in arrays.items():
+        where = f"{name}: '{key}'"
+        if key == "text_bert":
             yield _padding(where, array[:, 1] != 0)
-            outside = (array[:, 0] >= (np.inf if size is None else size)).sum()
-            told = "not known here" if size is None else f"of {size}, and {outside} are outside it"
-            level = "error" if outside else "note" if size is None else "ok"
-            yield level, f"{where}: ids up to {array[:, 0].max():g}; the vocabulary of {pretrained} is {told}."
-        else:
-            if key == "audio" and (silent := int(np.isneginf(array).sum())):
-                yield "note", f"{where} holds {silent} times -inf, read as 0, as in the published files."
-            constant = np.flatnonzero(array.min((0, 1)) == array.max((0, 1)))
-            if len(constant):
-                kind = "never change" if array.any() else "are all zero, so that nothing can be learned from them"
-                yield "note", f"{where}: {len(constant)} of {array.shape[2]} features {kind}: {constant[:8].tolist()}."
-            yield _padding(where, (array != 0).any(axis=2))
+            yield _vocabulary(where, array[:, 0], pretrained or (settings.pretrained if settings else BERT_BASE), size)
+            continue
+        yield _padding(where, (array != 0).any(axis=2))
+        constant = np.flatnonzero(array.min((0, 1)) == array.max((0, 1)))
+        if len(constant):
+            kind = "never change" if array.any() else "are all zero, so that nothing can be learned from them"
+            yield "note", f"{where}: {len(constant)} of {array.shape[2]} features {kind}: {constant[:8].tolist()}."
+    yield from _identities({name: part.ids for name, part in parts.items()})
+
+
+def _vocabulary(where: str, ids: np.ndarray, pretrained: str, size: int | None) -> Finding:
+    if size is None:
+        folder = next((f for f in (Path(pretrained), PROJECT_ROOT / pretrained) if (f / "config.json").is_file()), None)
+        size = read_json(folder / "config.json").get("vocab_size") if folder else VOCABULARIES.get(pretrained)
+    if size is None:
+        return "note", f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is not known here."
+    outside = (ids >= size).sum()
+    level = "error" if outside else "ok"
+    told = f"the vocabulary of {pretrained} is of {size}, and {outside} are outside it"
+    return level, f"{where}: ids up to {ids.max():g}; {told}."
 
 
 def _padding(where: str, real: np.ndarray) -> Finding:
@@ -109,59 +102,41 @@ def _padding(where: str, real: np.ndarray) -> Finding:
     )
 
 
-def _identities(path: str, splits: dict[str, dict]) -> Iterator[Finding]:
+def _identities(ids: dict[str, list[str]]) -> Iterator[Finding]:
     """Utterances that occur twice, and videos of which splits share utterances."""
-    seen = {}
-    for name, fields in splits.items():
-        try:
-            counts = Counter(strings_of(fields.get("id"), path, name, "id"))
-        except DataError:
-            continue  # the verdict says so
-        twice = [item for item, count in counts.items() if count > 1]
+    for name, names in ids.items():
+        twice = [item for item, count in Counter(names).items() if count > 1]
         if twice:
             yield "note", f"{name}: {len(twice)} ids occur more than once ({shorten(twice)}); they weigh more."
-        seen[name] = set(counts)
-    for (first, one), (second, other) in combinations(seen.items(), 2):
-        both, shared = f"{first} and {second} share", one & other
+    for (first, one), (second, other) in combinations(ids.items(), 2):
+        both, shared = f"{first} and {second} share", set(one) & set(other)
         if shared:
             remedy = "scores would be of what was trained on. Remove them from one of the two"
             yield "error", f"{both} {len(shared)} utterances ({shorten(shared)}): {remedy}."
         # MOSI's and MOSEI's ids are video$_$clip.
-        videos = set.intersection(*({i.split("$_$")[0] for i in ids - shared if "$_$" in i} for ids in (one, other)))
+        videos = set.intersection(*({i.split("$_$")[0] for i in {*s} - shared if "$_$" in i} for s in (one, other)))
         if videos:
             yield "note", f"{both} {len(videos)} videos ({shorten(videos)}): the same speaker is in both."
 
 
-def _verdict(path: str, content: dict, splits: dict, settings: EasyDict | None, to_predict: bool) -> Iterator[Finding]:
-    """What reading the file for its use says, with BERT's tokens and with ready-made text features."""
-    names = (tuple(splits) or SPLITS) if to_predict else SPLITS
-    first = splits.get(names[0], {})
-    dims = [first[key].shape[2] if getattr(first.get(key), "ndim", 0) == 3 else 1 for key in FIELDS]
-    args = EasyDict(featurePath=path, need_data_aligned=False, dataset_name="", feature_dims=dims)
-    if settings:
-        args.feature_dims = [dims[0], *settings.feature_dims[1:]]
-    modes = {True: "text_bert", False: "text"}
-    for use_bert in [mode for mode, key in modes.items() if key in first] or modes:
-        args.use_bert, mode = use_bert, f"use_bert={str(use_bert).lower()}"
-        # Copied two levels deep: taking a field out leaves it to the next round.
-        raw = {name: dict(fields) if isinstance(fields, dict) else fields for name, fields in content.items()}
-        try:
-            take_features({path: raw}, args, [path] * 3, names, to_predict)
-            dims_needed = "" if use_bert else f", with feature_dims={dims}"
-            yield "ok", f"{mode}: can be {'predicted' if to_predict else 'trained'} on{dims_needed}."
-        except DataError as error:
-            yield "error", f"{mode}: {error}"
+def _digest(path: str, dataset_name: str) -> Finding:
+    digest = sha256_of(path)
+    for (name, aligned), published in PUBLISHED_SHA256.items():
+        if digest == published:
+            kind = f"SHA-256 {digest}: the published {'aligned' if aligned else 'unaligned'} features of {name}."
+            return "ok" if dataset_name in ("", name) else "error", f"{kind} Use it with -d {name}."
+    return "note", f"SHA-256 {digest}: no published file; published numbers cannot be expected of it."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.check", description="Say what is in a feature pickle.")
+    parser = ArgumentParser(prog="python -m dataset.check", description="Say what is in a feature pickle.")
     parser.add_argument("file")
     parser.add_argument("-d", "--dataset", default="", help="a data set of the config: check against its settings")
     parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")
     options = parser.parse_args(argv)
     settings = load_config("dmd", options.dataset) if options.dataset else None
-    findings = check_content(options.file, load_splits(options.file), settings, options.to_predict)
-    findings.insert(0, _digest(options.file, options.dataset.lower()))
+    findings = [_digest(options.file, options.dataset.lower())]
+    findings += check_content(options.file, load_pickle(options.file), settings, options.to_predict)
     print(*(f"{level:5} {' '.join(text.split())}" for level, text in findings), sep="\n")
     errors = sum(level == "error" for level, _ in findings)
     if errors:

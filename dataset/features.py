@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.pickles import load_pickle
-from dataset.synthetic import SYNTHETIC_FILE, ensure_synthetic
+from dataset.pickles import load_pickle, write_pickle
+from dataset.synthetic import SYNTHETIC_FILE, generate
 from utils.errors import DataError
 from utils.reading import printable
 
@@ -61,7 +61,7 @@ class FeatureSet:
     seq_lens: list[int]  # steps
 
 
-def load_features(
+def prepare_features(
     args,
     feature_T: str = "",  # noqa: N803
     feature_A: str = "",  # noqa: N803
@@ -70,6 +70,7 @@ def load_features(
     to_predict: bool = False,
 ) -> FeatureSet:
     """Read the pickle at args.featurePath, and replace text, audio or vision by another pickle's where one is given.
+    The built-in synthetic data are made first where they are asked for and not there yet.
 
     Widths must be args.feature_dims, but a replaced modality takes the width of its file. A file `to_predict` on may
     lack labels, and has the widths and steps that it has: what they must be, the checkpoint says.
@@ -77,6 +78,8 @@ def load_features(
     Raises DataError, in one line, for whatever is wrong with a file.
     """
     path = str(args.featurePath)
+    if args.dataset_name == "synthetic" and Path(path).match(SYNTHETIC_FILE) and not os.path.exists(path):
+        write_pickle(Path(path), generate())  # another featurePath is the user's own, and must exist
     if not os.path.exists(path):
         digest = PUBLISHED_SHA256.get((args.dataset_name, args.need_data_aligned))
         source = f" The MMSA project shares it (see the README); its SHA-256 is {digest}." if digest else ""
@@ -84,7 +87,7 @@ def load_features(
             f"{os.path.abspath(path)}: no such feature file.{source} Without a download there is --dataset synthetic."
         )
     sources = [str(file or path) for file in (feature_T, feature_A, feature_V)]
-    raw = {source: load_splits(source) for source in dict.fromkeys([path, *sources])}
+    raw = {source: load_pickle(source) for source in dict.fromkeys([path, *sources])}
     return take_features(raw, args, sources, splits, to_predict)
 
 
@@ -92,7 +95,7 @@ def take_features(
     raw: dict[str, dict], args, sources: Sequence[str], splits: Sequence[str] = SPLITS, to_predict: bool = False
 ) -> FeatureSet:
     """Take the splits out of pickles that were read, {path: content}, and check them. `sources` are the paths of text,
-    audio and vision, `to_predict` is as in load_features.
+    audio and vision, `to_predict` is as in prepare_features.
 
     The arrays leave `raw` and may be changed in place. Raises DataError.
     """
@@ -120,14 +123,6 @@ def take_features(
     return FeatureSet(path, parts, dims, steps)
 
 
-def load_splits(path: str) -> dict:
-    """A pickle's content. Raises DataError if it is no dict, or as load_pickle does."""
-    content = load_pickle(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds a {type(content).__name__}; expected a dict with the splits {list(SPLITS)}.")
-    return content
-
-
 def _take_split(
     raw: dict[str, dict], path: str, name: str, keys: Sequence[str], sources: Sequence[str], to_predict: bool
 ) -> Split:
@@ -137,41 +132,39 @@ def _take_split(
     if len(raw_text) != len(ids):
         raise DataError(f"{path}: split '{name}' has {len(raw_text)} 'raw_text', but {len(ids)} 'id'.")
     arrays = []
-    for key, source in zip((*keys, LABELS), (*sources, path), strict=True):
-        if key == LABELS and to_predict and LABELS not in raw[path][name]:
-            arrays.append(np.full(len(ids), np.nan, np.float32))
-            continue
-        array = numbers_of(_take(raw[source], source, name, key), source, name, key)
-        if key == "audio":  # published audio holds -inf (the logarithm of silence)
-            array[np.isneginf(array)] = 0
-        if key == LABELS:
-            array = array.reshape(-1)
-        fault = _fault_of(key, array, ids)
+    for key, source in zip(keys, sources, strict=True):
+        arrays.append(_take_array(raw[source], source, name, key, ids))
         if source != path and strings_of(raw[source][name].get("id", ids), source, name, "id") != ids:
-            fault = f"is of other utterances than those of {path}, or in another order"
-        if fault:
-            raise DataError(f"{source}: '{key}' of split '{name}' {fault}.")
-        arrays.append(array)
-    return Split(*arrays, ids=ids, raw_text=raw_text)
+            raise DataError(f"{source}: split '{name}' is of other utterances than in {path}, or in another order.")
+    if to_predict and LABELS not in raw[path][name]:
+        labels = np.full(len(ids), np.nan, np.float32)
+    else:
+        labels = _take_array(raw[path], path, name, LABELS, ids)
+    return Split(*arrays, labels, ids, raw_text)
 
 
-def _fault_of(key: str, array: np.ndarray, ids: list[str]) -> str:
-    """What is wrong with a field, or an empty string."""
+def _take_array(content: dict, path: str, split: str, key: str, ids: list[str]) -> np.ndarray:
+    """Take a field of numbers out of a pickle's content, and check it."""
+    array, where = numbers_of(_take(content, path, split, key), path, split, key), f"{path}: '{key}' of split '{split}'"
+    if key == LABELS:
+        array = array.reshape(-1)
     expected = {LABELS: "(N,)", "text_bert": "(N, 3, steps)"}.get(key, "(N, steps, width)")
     fits = array.ndim == (1 if key == LABELS else 3) and (key != "text_bert" or array.shape[1] == 3)
     if not fits or len(array) != len(ids) or not array.size:
-        return f"is {array.shape}; expected {expected} with N = {len(ids)}, as 'id' has"
+        raise DataError(f"{where} is {array.shape}; expected {expected} with N = {len(ids)}, as 'id' has.")
+    if key == "audio":  # published audio holds -inf (the logarithm of silence)
+        array[np.isneginf(array)] = 0
     if key == LABELS:
         what, right = "is no number in [-3, 3]", np.abs(array) <= LARGEST_LABEL
     elif key == "text_bert":
-        what = "is not token ids, attention masks (0, 1) and segment ids (0, 1)"
-        right = ((array >= 0) & (array % 1 == 0)).all(axis=(1, 2)) & (array[:, 1:] <= 1).all(axis=(1, 2))
+        what, right = "is not token ids, attention masks (0, 1) and segment ids (0, 1)", (array >= 0) & (array % 1 == 0)
+        right[:, 1:] &= array[:, 1:] <= 1
     else:
-        what, right = "is NaN or infinite", np.isfinite(array).all(axis=(1, 2))
-    if right.all():
-        return ""
-    wrong = [ids[i] for i in np.flatnonzero(~right)]
-    return f"{what} in {len(wrong)} utterances: {shorten(wrong)}"
+        what, right = "is NaN or infinite", np.isfinite(array)
+    wrong = [name for name, row in zip(ids, right, strict=True) if not row.all()]
+    if wrong:
+        raise DataError(f"{where} {what} in {len(wrong)} utterances: {shorten(wrong)}.")
+    return array
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -192,8 +185,7 @@ def _take(content: dict, path: str, split: str, field: str):
 def numbers_of(value, path: str, split: str, field: str) -> np.ndarray:
     """An array or a list of numbers as a writable float32 array, copied only where its type differs."""
     try:
-        with np.errstate(over="ignore"):
-            return np.require(value, np.float32, ["C", "W"])
+        return np.require(value, np.float32, ["C", "W"])
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: '{field}' of split '{split}' is no array of numbers ({printable(error)}).") from error
 
@@ -205,10 +197,3 @@ def strings_of(value, path: str, split: str, field: str) -> list[str]:
     except (TypeError, ValueError, SystemError) as error:  # also an array of texts with bytes that are none
         raise DataError(f"{path}: '{field}' of split '{split}' is no list of strings ({printable(error)}).") from error
     return [text.encode("utf-8", "replace").decode() for text in texts]  # halves of surrogate pairs cannot be written
-
-
-def prepare_features(args, splits: Sequence[str] = SPLITS, to_predict: bool = False, **replaced: str) -> FeatureSet:
-    """load_features, which makes the built-in synthetic data first where they are asked for and not there yet."""
-    if args.dataset_name == "synthetic" and Path(args.featurePath).match(SYNTHETIC_FILE):
-        ensure_synthetic(args.featurePath)  # another featurePath is the user's own, and must exist
-    return load_features(args, **replaced, splits=splits, to_predict=to_predict)

@@ -5,10 +5,9 @@ python -m dataset.glove --vectors vectors/glove.840B.300d.txt --pickle IN.pkl -o
 A text is split much as the texts were that GloVe learned from: at spaces, with every punctuation mark by itself and
 English contractions in two ("don't" is do, n't). A word takes the vector that is listed for it as it is written, or
 else the one of its lower case, or else zeros, which count as padding. One word is one step; what is longer loses its
-end, what is shorter is padded with zeros after it. All else in the pickle stays, with float64 written as float32.
+end, what is shorter is padded with zeros after it. All else in the pickle stays.
 """
 
-import argparse
 import re
 import shlex
 import sys
@@ -19,14 +18,13 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
-from dataset.features import SPLITS, load_splits, strings_of, take_features
-from dataset.pickles import check_output, write_pickle
-from utils.cli import run_command
-from utils.errors import ConfigError, DataError
+from dataset.features import SPLITS, strings_of, take_features
+from dataset.pickles import check_output, load_pickle, write_pickle
+from utils.cli import ArgumentParser, run_command
+from utils.errors import DataError
 from utils.reading import printable
 
-WIDTH, STEPS = 300, 50
-TEXTS = {"text_bert": 2, "text": 1}  # the fields of texts, and the axis of their steps
+STEPS = 50  # where the pickle has no text yet
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)
 
 
@@ -35,50 +33,49 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.replace("’", "'"))
 
 
-def read_vectors(path: str | Path, words: Collection[str], width: int = WIDTH) -> dict[str, np.ndarray]:
+def read_vectors(path: str | Path, words: Collection[str]) -> dict[str, np.ndarray]:
     """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else. DataError."""
     wanted, vectors = {word.encode(): word for word in words}, {}
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                if line.partition(b" ")[0] not in wanted:
-                    continue
-                name, *numbers = line.rstrip().rsplit(b" ", width)  # some words hold spaces
+    with open(path, "rb") as file:
+        width = len(file.readline().split()) - 1
+        file.seek(0)
+        for line in file:
+            if line.partition(b" ")[0] not in wanted:
+                continue
+            name, *numbers = line.rstrip().rsplit(b" ", width)  # some words hold spaces
+            try:
                 if name in wanted:
                     vectors.setdefault(wanted[name], np.array(numbers, np.float32).reshape(width))
-    except ValueError as error:
-        raise DataError(f"{path}: not a word and {width} numbers (--width) a line ({error}).") from error
+            except ValueError as error:
+                raise DataError(f"{path}: not a word and {width} numbers a line ({error}).") from error
     if not vectors:
         raise DataError(f"{path}: none of the {len(words)} words that are needed is listed with {width} numbers.")
     return vectors
 
 
-def add_glove(
-    content: dict, path: str | Path, vectors_file: str | Path, steps: int | None = None, width: int = WIDTH
-) -> str:
+def add_glove(content: dict, path: str | Path, vectors_file: str | Path) -> str:
     """Give each split of a pickle's content (read from `path`) a field `text` (N, steps, width), in place of one that
-    it may have. `steps` are as many as its text_bert or text has, or 50, unless they are given.
+    it may have, of as many steps.
     -> how many words of the texts have no vector, and how many texts were cut
 
     Raises DataError.
     """
     splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
-    shapes = [
-        np.shape(fields[key])[axis:] for fields in splits.values() for key, axis in TEXTS.items() if key in fields
-    ]
-    steps = steps or next((shape[0] for shape in shapes if shape), STEPS)
+    first = next(iter(splits.values()), {})
+    axes = {"text_bert": 2, "text": 1}
+    steps = next((np.shape(first[key])[axis] for key, axis in axes.items() if np.ndim(first.get(key)) == 3), STEPS)
     texts = {
         name: [words_of(text) for text in strings_of(fields.get("raw_text"), str(path), name, "raw_text")]
         for name, fields in splits.items()
     }
     counts = Counter(word for split in texts.values() for words in split for word in words)
-    vectors = read_vectors(vectors_file, {form for word in counts for form in (word, word.lower())}, width)
+    vectors = read_vectors(vectors_file, {form for word in counts for form in (word, word.lower())})
+    zeros = np.zeros_like(next(iter(vectors.values())))
     for name, split in texts.items():
-        array = np.zeros((len(split), steps, width), np.float32)
+        splits[name]["text"] = array = np.zeros((len(split), steps, len(zeros)), np.float32)
         for row, words in zip(array, split, strict=True):
             for step, word in enumerate(words[:steps]):
-                row[step] = vectors.get(word, vectors.get(word.lower(), 0))
-        splits[name]["text"] = array
+                row[step] = vectors.get(word, vectors.get(word.lower(), zeros))
     unknown = Counter({word: n for word, n in counts.items() if not {word, word.lower()} & vectors.keys()})
     frequent = ", ".join(f"{printable(word)} {count}" for word, count in unknown.most_common(10)) or "none"
     cut = sum(len(words) > steps for split in texts.values() for words in split)
@@ -89,19 +86,15 @@ def add_glove(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.glove", description="Make text features of GloVe vectors.")
+    parser = ArgumentParser(prog="python -m dataset.glove", description="Make text features of GloVe vectors.")
     parser.add_argument("--vectors", required=True, metavar="FILE.txt", help="a word and its numbers a line")
     parser.add_argument("--pickle", required=True, metavar="IN.pkl", help="feature pickle with raw_text")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.pkl", help="the same with the field text")
-    parser.add_argument("--steps", type=int, metavar="N", help="default: as many as the text of the pickle has")
-    parser.add_argument("--width", type=int, default=WIDTH, metavar="N", help=f"numbers a line (default: {WIDTH})")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     options = parser.parse_args(argv)
-    if options.width < 1 or (options.steps is not None and options.steps < 1):
-        raise ConfigError("--steps and --width must be at least 1.")
     path = check_output(options.output, options.overwrite)
-    content = load_splits(options.pickle)
-    coverage = add_glove(content, options.pickle, options.vectors, options.steps, options.width)
+    content = load_pickle(options.pickle)
+    coverage = add_glove(content, options.pickle, options.vectors)
     args = EasyDict(featurePath=str(path), use_bert=False, need_data_aligned=False, feature_dims=[0, 0, 0])
     copies = {split: dict(fields) for split, fields in content.items() if split in SPLITS}
     widths = take_features({str(path): copies}, args, [str(path)] * 3, list(copies), to_predict=True).feature_dims

@@ -1,11 +1,11 @@
 """Seeded loaders over the splits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
-from dataset.features import FeatureSet, Split
+from dataset.features import FIELDS, FeatureSet, Split
 
 RESIDENT_BYTES = 8 * 2**30  # splits of up to so much altogether are kept on the GPU
 
@@ -16,40 +16,23 @@ class UtteranceDataset(Dataset):
     """The utterances of a split as tensors on a device; on the CPU they share the split's memory.
 
     batch of n indices -> text (n, T, d_l) or (n, 3, T), audio (n, T_a, d_a), vision (n, T_v, d_v), labels (n, 1),
-    all float32, and rows (n): the indices. One utterance, by its index, is the same without the first axis.
+    all float32, and rows (n): the indices.
     """
 
     def __init__(self, split: Split, device: torch.device | str = "cpu"):
-        tensors = {name: torch.from_numpy(getattr(split, name)) for name in ("text", "audio", "vision")}
+        tensors = {name: torch.from_numpy(getattr(split, name)) for name in FIELDS}
         tensors["labels"] = torch.from_numpy(split.labels)[:, None]
         tensors["rows"] = torch.arange(len(split))
         self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        self.device = torch.device(device)
-        self.ids = split.ids
+        self.device, self.ids = torch.device(device), split.ids
 
     def __len__(self) -> int:
-        return len(self.tensors["labels"])
-
-    def __getitem__(self, index: int) -> Batch:
-        return {name: tensor[index] for name, tensor in self.tensors.items()}
+        return len(self.ids)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """What DataLoader asks for a whole batch with: one gather for each tensor."""
         rows = torch.tensor(indices, dtype=torch.long).to(self.device, non_blocking=True)
         return {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
-
-
-class Shares(BatchSampler):
-    """One rank's share of each batch of indices; it may be empty in a last, smaller batch."""
-
-    def __init__(self, batches: BatchSampler, rank: int, ranks: int):
-        self.batches, self.rank, self.ranks = batches, rank, ranks
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch[self.rank :: self.ranks] for batch in self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 def _keep(batch: Batch) -> Batch:
@@ -58,9 +41,9 @@ def _keep(batch: Batch) -> Batch:
 
 def make_loaders(
     features: FeatureSet, batch_size: int, eval_batch_size: int, seed: int, num_workers: int = 0,
-    device: torch.device | str = "cpu", rank: int = 0, ranks: int = 1
+    device: torch.device | str = "cpu"
 ) -> dict[str, DataLoader]:  # fmt: skip
-    """A loader for each split that was read; of several ranks each gets its share of every batch.
+    """A loader for each split that was read.
 
     Train is shuffled by a generator of its own, seeded with `seed`, so that nothing else that draws random numbers
     changes the order. The other splits come in file order (the release shuffles them too, which only changes what its
@@ -68,22 +51,18 @@ def make_loaders(
     moved there once (and need no workers); larger ones come from pinned memory.
     """
     device = torch.device(device)
-    arrays = [array for s in features.splits.values() for array in (s.text, s.audio, s.vision)]
-    resident = device.type == "cuda" and sum(array.nbytes for array in arrays) <= min(
-        RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4
-    )
-    loaders = {}
-    for name, split in features.splits.items():
-        dataset = UtteranceDataset(split, device if resident else "cpu")
-        generator = torch.Generator().manual_seed(seed) if name == "train" else None
-        order = RandomSampler(dataset, generator=generator) if name == "train" else SequentialSampler(dataset)
-        batches = BatchSampler(order, batch_size if name == "train" else eval_batch_size, drop_last=False)
-        loaders[name] = DataLoader(
-            dataset,
-            batch_sampler=batches if ranks == 1 else Shares(batches, rank, ranks),
+    size = sum(getattr(split, name).nbytes for split in features.splits.values() for name in FIELDS)
+    on_gpu = device.type == "cuda"
+    resident = on_gpu and size <= min(RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
+    return {
+        name: DataLoader(
+            UtteranceDataset(split, device if resident else "cpu"),
+            batch_size if name == "train" else eval_batch_size,
+            shuffle=name == "train",
+            generator=torch.Generator().manual_seed(seed) if name == "train" else None,
             collate_fn=_keep,
-            generator=generator,
             num_workers=0 if resident else num_workers,
-            pin_memory=device.type == "cuda" and not resident,
+            pin_memory=on_gpu and not resident,
         )
-    return loaders
+        for name, split in features.splits.items()
+    }

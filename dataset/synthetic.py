@@ -12,12 +12,7 @@ speaker's offset, an oscillation and noise that have nothing to do with it. So t
 less, as in MOSI.
 """
 
-import os
-from pathlib import Path
-
 import numpy as np
-
-from dataset.pickles import write_pickle
 
 SIZES = {"train": 600, "valid": 120, "test": 240}
 SEED = 2023
@@ -62,7 +57,7 @@ def label_of(sentence: str) -> float:
 
 
 def generate() -> dict[str, dict]:
-    """The whole data set, the same at every call: {split: {field: values}} (the fields of the MMSA layout)."""
+    """The whole data set, the same at every call: {split: {field: array}} (the fields of the MMSA layout)."""
     rng = np.random.Generator(np.random.PCG64(SEED))  # named, since default_rng may change its generator one day
     words = vocabulary()
     vectors = rng.standard_normal((len(words), TEXT_WIDTH)).astype(np.float32)  # text features for use_bert = false
@@ -72,21 +67,30 @@ def generate() -> dict[str, dict]:
     vision_mixing = rng.standard_normal((3, VISION_WIDTH)) * 0.5
     content, video = {}, 0
     for split, size in SIZES.items():
-        fields = {name: [] for name in ("raw_text", "id", "text_bert", "audio", "vision", "regression_labels")}
+        utterances = []
         for i in range(size):
             if i % CLIPS_PER_VIDEO == 0:  # a video has one speaker, and lies in one split
                 video += 1
                 audio_offset, vision_offset = rng.normal(0, 0.7, AUDIO_WIDTH), rng.normal(0, 0.7, VISION_WIDTH)
             sentence = _write_sentence(rng)
             label = label_of(sentence)
-            tokens, length = _tokenise(sentence, token_ids)
-            fields["raw_text"].append(sentence)
-            fields["id"].append(f"syn{video:03d}$_${i % CLIPS_PER_VIDEO}")
-            fields["text_bert"].append(tokens)
-            fields["audio"].append(_audio(rng, label, length) + _on_steps(audio_offset, length))
-            fields["vision"].append(_vision(rng, label, length, vision_mixing) + _on_steps(vision_offset, length))
-            fields["regression_labels"].append(label)
-        content[split] = _as_arrays(fields, vectors)
+            ids = [token_ids[word] for word in ("[CLS]", *sentence.split(), "[SEP]")]
+            real = np.arange(STEPS) < len(ids)  # what follows is padding, zero in every modality
+            tokens = np.zeros((3, STEPS), np.float32)  # input ids, attention mask, segment ids
+            tokens[0, real], tokens[1] = ids, real
+            audio, vision = _audio(rng, label) + audio_offset, _vision(rng, label, vision_mixing) + vision_offset
+            utterances.append({
+                "raw_text": sentence,
+                "id": f"syn{video:03d}$_${i % CLIPS_PER_VIDEO}",
+                "text": vectors[tokens[0].astype(int)],
+                "text_bert": tokens,
+                "audio": np.where(real[:, None], audio, 0).astype(np.float32),
+                "vision": np.where(real[:, None], vision, 0).astype(np.float32),
+                "audio_lengths": len(ids),
+                "vision_lengths": len(ids),
+                "regression_labels": np.float32(label),
+            })  # fmt: skip
+        content[split] = {field: np.array([row[field] for row in utterances]) for field in utterances[0]}
     return content
 
 
@@ -113,61 +117,21 @@ def _write_sentence(rng: np.random.Generator) -> str:
     return sentence + " ."
 
 
-def _tokenise(sentence: str, token_ids: dict[str, int]) -> tuple[np.ndarray, int]:
-    """Input ids, attention mask and segment ids.  -> (3, STEPS), number of real tokens"""
-    ids = [token_ids[word] for word in ("[CLS]", *sentence.split(), "[SEP]")]
-    tokens = np.zeros((3, STEPS), np.float32)
-    tokens[0, : len(ids)] = ids
-    tokens[1, : len(ids)] = 1
-    return tokens, len(ids)
-
-
-def _on_steps(vector: np.ndarray, length: int) -> np.ndarray:
-    """The vector on every real step, zero on the padding after them.  -> (STEPS, width)"""
-    return np.where(np.arange(STEPS)[:, None] < length, vector, 0)
-
-
-def _audio(rng: np.random.Generator, label: float, length: int) -> np.ndarray:
+def _audio(rng: np.random.Generator, label: float) -> np.ndarray:
     """(STEPS, AUDIO_WIDTH): pitch (channel 1) rises with the sentiment; all channels wobble with the syllables."""
     steps = np.arange(STEPS)
     heard = 0.4 * label + rng.normal(0, 0.8)  # one utterance is spoken flatly, another overdone
     wobble = np.sin(steps * rng.uniform(0.5, 1.5) + rng.uniform(0, 6))
     signal = rng.normal(0, 0.5, (STEPS, AUDIO_WIDTH)) + wobble[:, None] * rng.normal(0, 0.5, AUDIO_WIDTH)
     signal[:, 1] += heard * np.linspace(0.5, 1.5, STEPS)
-    return _on_steps(signal, length)
+    return signal
 
 
-def _vision(rng: np.random.Generator, label: float, length: int, mixing: np.ndarray) -> np.ndarray:
+def _vision(rng: np.random.Generator, label: float, mixing: np.ndarray) -> np.ndarray:
     """(STEPS, VISION_WIDTH): a smile (channels 2 to 5) that comes and goes; head and light move all channels."""
     seen = 0.4 * label + rng.normal(0, 0.6)
     smile = seen * np.clip(np.sin(np.linspace(0, np.pi, STEPS) + rng.uniform(-0.5, 0.5)) + 0.3, 0, None)
     drift = np.cumsum(rng.normal(0, 0.1, (STEPS, len(mixing))), axis=0) @ mixing
     signal = rng.normal(0, 0.5, (STEPS, VISION_WIDTH)) + drift
     signal[:, 2:6] += smile[:, None]
-    return _on_steps(signal, length)
-
-
-def _as_arrays(fields: dict[str, list], vectors: np.ndarray) -> dict:
-    """The fields of one split in the types that the published files have."""
-    text_bert = np.stack(fields["text_bert"])
-    labels = np.array(fields["regression_labels"], np.float32)
-    lengths = [int(n) for n in text_bert[:, 1].sum(axis=1)]
-    return {
-        "raw_text": np.array(fields["raw_text"]),
-        "audio": np.stack(fields["audio"]).astype(np.float32),
-        "vision": np.stack(fields["vision"]).astype(np.float32),
-        "id": np.array(fields["id"]),
-        "text": vectors[text_bert[:, 0].astype(int)],
-        "text_bert": text_bert,
-        "audio_lengths": lengths,
-        "vision_lengths": lengths,
-        "annotations": np.where(labels > 0, "Positive", np.where(labels < 0, "Negative", "Neutral")),
-        "classification_labels": np.sign(labels) + 1,
-        "regression_labels": labels,
-    }
-
-
-def ensure_synthetic(path: str | Path) -> None:
-    """Write the data set to `path`, unless a file is there. Raises DataError where that cannot be."""
-    if not os.path.exists(path):
-        write_pickle(Path(path), generate())
+    return signal

@@ -6,6 +6,7 @@ l, v, a are text (language), vision, audio.
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -50,13 +51,13 @@ class DMDOutput:
                 flat[template.format(m)] = x.permute(axes) if axes else x
         return flat
 
-    def float(self) -> "DMDOutput":
-        """The same in float32, for the losses."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> "DMDOutput":
+        """Apply a function to each tensor."""
 
-        def in_float32(x: Tensor | PerModality) -> Tensor | PerModality:
-            return x.float() if isinstance(x, Tensor) else {m: of_m.float() for m, of_m in x.items()}
+        def of(x: Tensor | PerModality) -> Tensor | PerModality:
+            return function(x) if isinstance(x, Tensor) else {m: function(x_m) for m, x_m in x.items()}
 
-        return DMDOutput(*(in_float32(getattr(self, field.name)) for field in fields(self)))
+        return DMDOutput(*(of(getattr(self, field.name)) for field in fields(self)))
 
 
 PUBLISHED = {  # a field's published name, and where the published layout is another, the order of its axes

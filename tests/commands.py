@@ -11,9 +11,9 @@ import run
 from utils.cli import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--set", "nlevels=1", "--set", "batch_size=8", "--set", "update_epochs=2", "--set", "max_epochs=2"]
+CONFIG = {"nlevels": 1, "dst_feature_dim_nheads": [16, 2], "batch_size": 8, "update_epochs": 2}
+TINY = ["--set", *(f"{key}={value}" for key, value in CONFIG.items()), "--set", "max_epochs=2"]
 SMALL = [*TINY, "--no-figures"]  # drawing takes longer than training so little
-CONFIG = {"nlevels": 1, "batch_size": 8, "update_epochs": 2}  # the same for DMD_run, but for max_epochs
 
 
 def write_pickle(path: Path, content) -> Path:
@@ -23,6 +23,7 @@ def write_pickle(path: Path, content) -> Path:
 
 
 def call(command, *arguments: str) -> int:
+    """The exit status of a command, which is a module."""
     return run_command(lambda: command.main(list(arguments)))
 
 
@@ -38,17 +39,21 @@ def launch(*command: str, **options) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for name in ("pt", "result") for p in (folder / name).rglob("*") if p.is_file()}
+def files() -> dict[str, bytes]:
+    """All that is in the working folder, but for logs and the files that are locked."""
+    return {str(p): p.read_bytes() for p in Path().rglob("[!.]*") if p.is_file() and p.parts[0] != "log"}
+
+
+def refused(capsys, command, *arguments: str) -> str:
+    """The one line of a command (a module, or `train`) that ends with status 2 and leaves all files as they were."""
+    before = files()
+    capsys.readouterr()
+    assert (command(*arguments) if callable(command) else call(command, *arguments)) == 2, arguments
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and files() == before, message
+    return message
 
 
 def rows_of(path: str | Path) -> list[dict[str, str]]:
     with open(path) as file:
         return list(csv.DictReader(file))
-
-
-def one_line(capsys) -> str:
-    """What a command that has failed says."""
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1, message
-    return message

@@ -1,7 +1,9 @@
 """The small corpus that the commands are tried on."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported. Two workers run at a time (pyproject.toml), and more threads than cores slow each other.
@@ -11,6 +13,20 @@ import pytest
 
 from dataset.synthetic import generate
 from tests.commands import train, write_pickle
+from tests.reference import Reference
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where parity and gpu tests run: cpu, cuda, cuda:N")
+
+
+def pytest_configure(config):
+    Reference.device = config.getoption("--device")
+
+
+@pytest.fixture
+def device() -> str:
+    return Reference.device
 
 
 @pytest.fixture(scope="session")
@@ -22,21 +38,27 @@ def corpus() -> dict:
     }
 
 
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory, corpus) -> Callable[[], Path]:
+    def make() -> Path:
+        """A folder with the small corpus as its synthetic data set."""
+        path = write_pickle(tmp_path_factory.mktemp("work") / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
+        return path.parents[2]
+
+    return make
+
+
 @pytest.fixture
-def folder(tmp_path, corpus, monkeypatch) -> Path:
-    """A working folder with the small corpus as its synthetic data set."""
-    write_pickle(tmp_path / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def folder(make_folder, monkeypatch) -> Path:
+    """Such a folder, as the working folder."""
+    monkeypatch.chdir(folder := make_folder())
+    return folder
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory, corpus) -> Path:
+def trained_once(make_folder) -> Path:
     """A folder in which train() was run: the run of the name dmd, of two epochs."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_pickle(folder / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with contextlib.chdir(folder := make_folder()):
         assert train() == 0
     return folder
 

@@ -6,7 +6,7 @@ tests/parity/ hold the results; `case` in each says how it was made.
 
 import json
 import zlib
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4
              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
 
 
+@cache
 def parameter_value(name: str, shape, seed: int) -> torch.Tensor:
     """The value of the parameter called `name`: normal, scaled by its fan-in; near 1 for norms, small for biases."""
     rng = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
@@ -82,6 +83,8 @@ def make_utterances(case: dict) -> dict[str, np.ndarray]:
 class Reference:
     """One case: its configuration, its inputs, the model and objective with their reference weights, the numbers."""
 
+    device = "cpu"  # or what pytest's --device says
+
     def __init__(self, name: str, bert_folder: Path, **overrides):
         self.numbers = np.load(FOLDER / f"{name}.npz")
         self.case = json.loads(str(self.numbers["case"]))
@@ -102,13 +105,14 @@ class Reference:
         model, objective = DMD(self.args), Objective(self.args)
         fill_parameters(model, self.case["seed"])
         fill_parameters(objective, self.case["seed"])
-        return model, objective
+        return model.to(self.device), objective.to(self.device)
 
     def batch(self, index: int = 0) -> dict[str, torch.Tensor]:
         size = self.case["batch_size"]
         rows = slice(index * size, (index + 1) * size)
         batch = {name: torch.from_numpy(array[rows]) for name, array in self.utterances.items()}
-        return batch | {"labels": batch["labels"][:, None], "rows": torch.arange(size)}
+        batch |= {"labels": batch["labels"][:, None], "rows": torch.arange(size)}
+        return {name: x.to(self.device) for name, x in batch.items()}
 
     def compare(self, group: str, got: dict, tolerance: float, least: float = 0.0) -> None:
         """Assert that tensors by name are those of a group of the numbers, but for values that are not above `least`;

@@ -16,8 +16,9 @@ import torch
 import run
 import test as test_command
 from dataset import check
+from tests.commands import call, write_pickle
 from tests.dataset.hostile import CANARY, HOSTILE
-from utils.cli import run_command
+from tests.dataset.test_features import make_content
 
 TINY = {
     "use_bert": False, "dst_feature_dim_nheads": [4, 2], "nlevels": 1, "batch_size": 4, "update_epochs": 1,
@@ -26,42 +27,32 @@ TINY = {
 }  # fmt: skip
 CONFIG = {
     "datasetCommonParams": {
-        "dataset_root_dir": ".", "own": {"aligned": {"featurePath": "own.pkl", "feature_dims": [4, 4, 4]}},
+        "dataset_root_dir": ".", "own": {"aligned": {"featurePath": "own.pkl", "feature_dims": [12, 5, 4]}},
     },
     "dmd": {"commonParams": TINY, "datasetParams": {"own": {"learning_rate": 1e-3}}},
 }  # fmt: skip
 TRAIN = ["-d", "own", "-c", "own.json", "--epochs", "1", "--device", "cpu", "--no-figures"]
 TRAINED = Path("pt/dmd-own-1111")
-AMOUNTS = [pytest.param(16, id="some"), pytest.param(200, marks=pytest.mark.slow, id="many")]
-
-
-def make_content() -> dict:
-    rng = np.random.default_rng(0)
-    return {
-        split: {key: rng.standard_normal((n, 6, 4)).astype(np.float32) for key in ("text", "audio", "vision")}
-        | {"id": [f"{split}$_${i}" for i in range(n)], "raw_text": np.array(["a word"] * n, dtype=object),
-           "regression_labels": rng.uniform(-3, 3, n)}
-        for split, n in (("train", 8), ("valid", 4), ("test", 4))
-    }  # fmt: skip
+AMOUNTS = [pytest.param(8, id="some"), pytest.param(200, marks=pytest.mark.slow, id="many")]
 
 
 @pytest.fixture
 def record(tmp_path, monkeypatch, capsys) -> Iterator[Callable]:
     """In a folder with features, a config, and a trained run: call a command, and note what it makes of a file."""
     monkeypatch.chdir(tmp_path)
-    Path("own.pkl").write_bytes(pickle.dumps(make_content()))
+    write_pickle(Path("own.pkl"), make_content())
     Path("own.json").write_text(json.dumps(CONFIG))
-    assert run_command(lambda: run.main(TRAIN)) == 0
+    assert call(run, *TRAIN) == 0
     wrong = {}
 
-    def call(what: str, command: Callable, *arguments: str) -> None:
+    def note(what: str, command, *arguments: str) -> None:
         capsys.readouterr()
-        status = run_command(lambda: command(list(arguments)))
+        status = call(command, *arguments)
         message = capsys.readouterr().err
         if status not in (0, 2) or "Traceback" in message or message.count("\n") != (status == 2):
             wrong[what] = message
 
-    yield call
+    yield note
     assert not Path(CANARY).exists()
     assert not wrong, "\n".join(f"{what}: {message}" for what, message in wrong.items())
 
@@ -100,8 +91,8 @@ def test_features(record, amount):
         changed.append((f"value {number}", pickle.dumps(content)))
     for what, content in changed:
         Path("damaged.pkl").write_bytes(content)
-        record(what, check.main, "damaged.pkl")
-        record(what, run.main, *TRAIN, "--overwrite", "--set", "featurePath=damaged.pkl")
+        record(what, check, "damaged.pkl")
+        record(what, run, *TRAIN, "--overwrite", "--set", "featurePath=damaged.pkl")
 
 
 @pytest.mark.parametrize("amount", AMOUNTS)
@@ -115,7 +106,7 @@ def test_checkpoints(record, amount):
         changed.append((f"{odd!r}"[:50], buffer.getvalue()))
     for what, content in changed:
         (TRAINED / "damaged.pth").write_bytes(content)
-        record(what, test_command.main, str(TRAINED / "damaged.pth"), "--predictions", "out.csv")
+        record(what, test_command, str(TRAINED / "damaged.pth"), "--predictions", "out.csv")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -123,10 +114,10 @@ def test_checkpoints(record, amount):
 def test_configs(record, amount):
     for what, content in damaged(json.dumps(CONFIG).encode(), amount, 0):
         Path("damaged.json").write_bytes(content)
-        record(what, run.main, *[argument.replace("own.json", "damaged.json") for argument in TRAIN], "--overwrite")
+        record(what, run, *[argument.replace("own.json", "damaged.json") for argument in TRAIN], "--overwrite")
     folder = TRAINED / "1"
     folder.mkdir()
     (folder / "best.pth").write_bytes((TRAINED / "best.pth").read_bytes())
     for what, content in damaged((TRAINED / "config.json").read_bytes(), amount, 0):
         (folder / "config.json").write_bytes(content)
-        record(what, test_command.main, str(folder / "best.pth"))
+        record(what, test_command, str(folder / "best.pth"))

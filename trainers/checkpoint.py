@@ -1,10 +1,8 @@
 """Checkpoints: bare state_dicts, exchangeable with the released code in both directions."""
 
-import os
+import errno
 import re
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -19,72 +17,35 @@ OBSOLETE = "text_model.model.embeddings.position_ids"
 
 
 def save_state(state: dict, path: Path) -> None:
-    """Write a state_dict, or any nest of dicts and lists that holds tensors, numbers and strings."""
-    write_atomically(path, lambda file: torch.save(state, file))
-
-
-def snapshot(state):
-    """A copy of such a nest that later changes do not reach; all tensors are on the CPU."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: snapshot(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(snapshot(value) for value in state)
-    return state
-
-
-class BackgroundWriter:
-    """Runs writing work in a thread, one piece at a time. All methods raise the error of work that failed."""
-
-    def __init__(self):
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        self._pending: Future | None = None
-
-    def submit(self, work: Callable[[], None]) -> None:
-        self.finish()
-        self._pending = self._pool.submit(work)
-
-    def finish(self) -> None:
-        """Wait for the work under way."""
-        if self._pending is not None:
-            try:
-                self._pending.result()
-            finally:
-                if self._pending.done():  # else a signal has ended the waiting, and the work goes on
-                    self._pending = None
+    """Write a state_dict, or any nest of dicts and lists that holds tensors, numbers and strings. Raises OSError."""
+    try:
+        write_atomically(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:  # so torch.save reports a full disk
+        raise OSError(errno.EIO, str(error).splitlines()[0]) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a state_dict, ours or a published one; also one that Lightning or DataParallel has wrapped.
+    """Read a state_dict, ours or a published one.
 
     Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
     """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: no such checkpoint. run.py writes them to pt/<name>-<dataset>-<seed>/.")
     state = read_state(path)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    names = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {name: value for name, value in names.items() if name != OBSOLETE}
-
-
-def _is_weight(name, value) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    state.pop(OBSOLETE, None)
+    return state
 
 
 def read_state(path: str | Path):
     """Read what `save_state` wrote, without running anything the file might contain. Raises CheckpointError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such checkpoint.") from error
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
         reason = f"{type(error).__name__}: {printable(str(error).partition(' In PyTorch')[0], 120)}"
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}): damaged, or not weights.") from error
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -94,19 +55,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Load a state_dict (read from `path`) strictly. Raises CheckpointError that says how another model differs."""
-    expected = model.state_dict()
-    shapes, wanted = ({name: value.shape for name, value in weights.items()} for weights in (state, expected))
-    if shapes == wanted:
+    try:
         model.load_state_dict(state)
-        return
-    theirs, ours = _describe(state), _describe(expected)
-    details = [f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key]]
-    names = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
-    raise CheckpointError(
-        f"{path}: not a checkpoint of this model: it has {', '.join([*details, ''])}{len(names)} parameters missing, "
-        f"unknown or of another shape ({printable(names[0])}, …). Name data set and settings that it was trained with "
-        "(-d, -c, --set), or leave them out where config.json is beside it."
-    )
+    except RuntimeError as error:
+        sizes, expected = sizes_of(state), sizes_of(model.state_dict())
+        data = f"feature_dims and steps {sizes} instead of {expected}; " if sizes not in (None, expected) else ""
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this model: {data}{printable(str(error).partition(':')[2], 160)} Name the "
+            "data set and settings that it was trained with (-d, -c, --set), or leave them out where config.json is "
+            "beside it."
+        ) from error
 
 
 def sizes_of(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
@@ -123,31 +81,17 @@ def sizes_of(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
     return [width for _, width, _ in convolutions], before
 
 
-def _describe(state: dict[str, Tensor]) -> dict[str, object]:
-    """The settings and data that show in names and shapes of weights; {} where these are not the weights of a DMD."""
-    sizes = sizes_of(state)
-    if sizes is None:
-        return {}
-    return {
-        "use_bert": any(name.startswith("text_model.") for name in state),
-        "feature_dims": sizes[0],
-        "steps": sizes[1],
-        "nlevels": len({match[1] for name in state if (match := re.match(r"trans_l_with_a\.layers\.(\d+)\.", name))}),
-        "width (of dst_feature_dim_nheads)": state["proj_l.weight"].shape[0],
-    }
-
-
 def settings_beside(checkpoint: str | Path) -> dict | None:
     """The config.json that run.py leaves beside its checkpoints, or None (a published file stands alone).
 
     Raises CheckpointError where it is something else.
     """
     path = Path(checkpoint).parent / "config.json"
-    if not path.exists():
-        return None
     try:
         content = read_json(path)
         check_description(content)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a run's config.json ({printable(error)}). Use -d and -c.") from error
     return content

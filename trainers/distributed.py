@@ -1,11 +1,16 @@
-"""Several processes (ranks) that train one model together, through Hugging Face Accelerate.
+"""Several processes that train one model exactly as one process does, started by `torchrun` or `accelerate launch`.
 
-Every rank takes its share of every batch. Gradients are summed over the ranks after each backward pass and before the
-clipping, so that batch, accumulation and clipping are those of one process, whatever the number of ranks. DDP's own
-hooks would average what has accumulated and been clipped, which is another recipe.
+Margin, orthogonality and mean edges couple the utterances of a batch, so that an average of losses over shares of it
+would be another objective. Hence every process runs the model on its share of each batch, gathers the outputs of all,
+and computes the objective of the whole batch; gradients are averaged after each backward pass, before the clipping.
 """
 
+import atexit
+import os
+from collections.abc import Iterable
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from utils.device import choose_device
@@ -13,66 +18,82 @@ from utils.errors import ConfigError
 from utils.log import number_of_processes
 
 
-class Ranks:
-    """One process by itself."""
+def start_process(device: str) -> torch.device:
+    """Join the processes that a launcher has started, if any.  -> the device of this one; device: as --device names it
 
-    rank, size = 0, 1
+    Raises ConfigError where there are fewer GPUs than processes.
+    """
+    chosen = choose_device(device)
+    if number_of_processes() == 1:
+        return chosen
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if chosen.index >= torch.cuda.device_count():
+            raise ConfigError(f"{torch.cuda.device_count()} GPUs for more processes: start fewer, or --device cpu.")
+        torch.cuda.set_device(chosen)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return chosen
 
-    def backward(self, total: Tensor | None, share: float, parameters: list[Tensor]) -> None:
-        """Give the parameters the gradients of a batch's loss.
 
-        total: the loss of this rank's share of the batch; None where the share is 0
-        """
-        total.backward()
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
-    def sum(self, x: Tensor) -> Tensor:
-        """Tensors of one shape, summed over the ranks."""
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(x: Tensor) -> Tensor:
+    """This process's share of a batch: every `size()`th utterance. The first ones are repeated where shares would
+    differ in length; `gather` drops them.  (B, ·) -> (⌈B / size()⌉, ·)"""
+    if size() == 1:
         return x
-
-    def join(self, x) -> list:
-        """What each rank has, rank by rank."""
-        return [x]
-
-    def wait(self) -> None:
-        """Until all ranks are here."""
+    each = -(-len(x) // size())
+    return x[torch.arange(each, device=x.device).mul_(size()).add_(rank()) % len(x)]
 
 
-class AcceleratedRanks(Ranks):
-    """One of several processes that `accelerate launch` or `torchrun` has started."""
-
-    def __init__(self, device: str):
-        from accelerate import Accelerator  # takes seconds, for nothing where a process is alone
-
-        self.accelerator = Accelerator(cpu=choose_device(device).type == "cpu")
-        self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
-        self.device = self.accelerator.device
-        if self.size != number_of_processes():
-            raise ConfigError(
-                f"The launcher has started {number_of_processes()} processes, of which Accelerate sees {self.size} "
-                f"on {self.device}. Choose --device cpu, or as many processes as there are GPUs."
-            )
-
-    def backward(self, total: Tensor | None, share: float, parameters: list[Tensor]) -> None:
-        parameters = [p for p in parameters if p.requires_grad]
-        if total is not None:
-            (total * share).backward()
-        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        summed = self.sum(torch.cat([g.flatten() for g in own])).split([p.numel() for p in parameters])
-        for parameter, gradient in zip(parameters, summed, strict=True):
-            parameter.grad = gradient.view_as(parameter)
-
-    def sum(self, x: Tensor) -> Tensor:
-        return self.accelerator.reduce(x, reduction="sum")
-
-    def join(self, x) -> list:
-        from accelerate.utils import gather_object
-
-        return gather_object([x])
-
-    def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
+def gather(x: Tensor, batch: int) -> Tensor:
+    """What all processes have of a batch of that many utterances, in its order.  (⌈B / size()⌉, ·) -> (B, ·)"""
+    return x if size() == 1 else torch.compiler.disable(_Gather.apply)(x)[:batch]
 
 
-def find_ranks(device: str) -> Ranks:
-    """The ranks that a launcher has started, or this process by itself; device: as --device names it."""
-    return AcceleratedRanks(device) if number_of_processes() > 1 else Ranks()
+class _Gather(torch.autograd.Function):
+    """As every process computes the whole objective, each has the gradient of its share without communication."""
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient[rank() :: size()] * size()  # average_gradients divides it again
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Over the processes, in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if size() == 1 or not gradients:
+        return
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    parts = flat.div_(size()).split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+def gather_objects(x) -> list:
+    """What each process has, in the order of their numbers."""
+    everything = [x] * size()
+    if size() > 1:
+        dist.all_gather_object(everything, x)
+    return everything
+
+
+def wait_for_all() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        dist.barrier()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from models.dmd import DMD
-from trainers.distributed import Ranks
+from trainers import distributed
 from utils.device import autocast
 from utils.errors import NumericalError
 from utils.log import progress
@@ -40,7 +40,6 @@ def predict(
     device: torch.device,
     description: str = "evaluate",
     precision: str = "fp32",
-    ranks: Ranks | None = None,
 ) -> Predictions:
     """Run the model over a split in eval mode.
 
@@ -54,10 +53,11 @@ def predict(
         for batch in progress(loader, description):
             text, audio, vision, target = to_device(batch, device)
             with autocast(device, precision):
-                predicted.append(model(text, audio, vision).output_logit.float() if len(target) else target)
+                logit = model(*(distributed.share(x) for x in (text, audio, vision))).output_logit
+            predicted.append(distributed.gather(logit.float(), len(target)))
             labels.append(target)
             rows.append(batch["rows"])
-    everything = joined(predicted, labels, rows, ranks or Ranks())
+    everything = in_order(predicted, labels, rows)
     check_predictions(everything[0], loader.dataset.ids, description)
     size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(everything[0])
     pairs = zip(*(x.split(size) for x in everything), strict=True)
@@ -65,12 +65,11 @@ def predict(
     return Predictions(*(x.numpy() for x in everything), loss)
 
 
-def joined(
-    predicted: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], ranks: Ranks
+def in_order(
+    predicted: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions and labels (B, 1) of batches of these rows (B), of all ranks, as (N,) in the order of the rows."""
-    mine = tuple(torch.cat(list(parts)).cpu() for parts in (predicted, labels, rows))
-    predicted, labels, rows = (torch.cat(parts) for parts in zip(*ranks.join(mine), strict=True))
+    """Predictions and labels (B, 1) of batches of these rows (B), as (N,) in the order of the rows."""
+    predicted, labels, rows = (torch.cat(list(parts)).cpu() for parts in (predicted, labels, rows))
     order = rows.argsort()
     return predicted[order, 0].float(), labels[order, 0]
 

@@ -1,7 +1,6 @@
 """What the parts of a trained model say about a split: the opinion of every head, and the decoupled features."""
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,36 +43,25 @@ def inspect(
     Raises NumericalError where a prediction is not finite.
     """
     model.eval()
-    batches = []
-    for batch in loader:
-        *inputs, labels = to_device(batch, device)
-        with autocast(device, precision), _masked(model, inputs, kept) as left:
-            output = model(*left).float()
-        heads = output.flat()
-        part = {"labels": labels.squeeze(1)} | {name: heads[name].squeeze(1) for name in HEADS}
-        for m in STACK_ORDER:
-            part["specific", m], part["common", m] = output.specific[m].mean(dim=1), output.common[m].mean(dim=1)
-        batches.append(part)
+    hook, batches = contextlib.nullcontext(), []
+    if model.args.use_bert and "l" not in kept:  # tokens of 0 are words too: what BERT makes of them becomes 0
+        hook = model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features))
+    with hook:
+        for batch in loader:
+            *inputs, labels = to_device(batch, device)
+            inputs = [x if m in kept else torch.zeros_like(x) for m, x in zip(ARGUMENT_ORDER, inputs, strict=True)]
+            with autocast(device, precision):
+                output = model(*inputs).map(torch.Tensor.float)
+            heads = output.flat()
+            part = {"labels": labels.squeeze(1)} | {name: heads[name].squeeze(1) for name in HEADS}
+            for m in STACK_ORDER:
+                part["specific", m], part["common", m] = output.specific[m].mean(dim=1), output.common[m].mean(dim=1)
+            batches.append(part)
     joined = {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
     check_predictions(joined["output_logit"], loader.dataset.ids, "test")
     joined = {name: x.cpu().numpy() for name, x in joined.items()}
     features = ({m: joined[kind, m] for m in STACK_ORDER} for kind in ("specific", "common"))
     return Inspection(joined["labels"], {name: joined[name] for name in HEADS}, *features)
-
-
-@contextlib.contextmanager
-def _masked(model: DMD, inputs: list[torch.Tensor], kept: str) -> Iterator[list[torch.Tensor]]:
-    """text, audio, vision with zeros for what is not kept; in place of tokens, BERT's output becomes zeros inside."""
-    encoded = model.args.use_bert and "l" not in kept
-    left = [
-        x if m in kept or (m == "l" and encoded) else torch.zeros_like(x)
-        for m, x in zip(ARGUMENT_ORDER, inputs, strict=True)
-    ]
-    if not encoded:
-        yield left
-        return
-    with model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features)):
-        yield left
 
 
 def embed(inspection: Inspection, at_most: int = 300) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:

@@ -49,34 +49,22 @@ class RunOptions:
     track: Sequence[str] = option("--track", (), "send every epoch's numbers there", nargs="+", choices=TRACKERS)
     figures: bool = option("--no-figures", True, "do not draw the run at its end", action="store_false")
     after_epoch: Callable[[dict], None] | None = None  # called with every epoch's row of history.csv; may raise
-    gpu_ids: Sequence[int] | None = None  # as in MMSA: [n] is device "cuda:n", [-1] is "cpu"
 
     def __post_init__(self):
         def check(holds: bool, message: str) -> None:
             if not holds:
                 raise ConfigError(message)
 
-        check(isinstance(self.config or {}, dict), f"config: {self.config!r} is no dict; a file is config_file.")
-        check(len(self.gpu_ids or ()) < 2, f"gpu_ids: {self.gpu_ids}; start a process for each: torchrun run.py …")
-        if self.gpu_ids:
-            device = "cpu" if self.gpu_ids[0] < 0 else f"cuda:{self.gpu_ids[0]}"
-            object.__setattr__(self, "device", device)
         config = dict(self.config or {}) | ({} if self.epochs is None else {"max_epochs": self.epochs})
-        seeds = (self.seeds,) if isinstance(self.seeds, int) else tuple(self.seeds or (1111,))
+        seeds = (self.seeds,) if isinstance(self.seeds, int) else tuple(self.seeds)
         for name, value in {"config": config, "seeds": seeds, "name": self.name or self.model_name}.items():
             object.__setattr__(self, name, value)
-        valid = len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)
+        valid = len(set(seeds)) == len(seeds) > 0 and all(0 <= seed < 2**32 for seed in seeds)
         check(valid, f"--seeds: expected different numbers between 0 and {2**32 - 1}, not {list(seeds)}.")
-        check(
-            Path(self.name).name == self.name and len(self.name.encode()) <= LONGEST_NAME,
-            f"--name: '{self.name[:LONGEST_NAME]}' is no name for a folder: give a plain name, not a path, of at most "
-            f"{LONGEST_NAME} characters, a suite's name and row included.",
-        )
-        check(self.num_workers >= 0, f"--num-workers: {self.num_workers} is negative.")
+        plain = Path(self.name).name == self.name and len(self.name.encode()) <= LONGEST_NAME
+        check(plain, f"--name: expected a folder's name of at most {LONGEST_NAME} characters, not '{self.name}'.")
         check(not (self.resume and self.overwrite), "--resume continues a run, --overwrite replaces it: give one.")
-        for name in ("precision", "verbose_level"):
-            value, choices = getattr(self, name), self.__dataclass_fields__[name].metadata["choices"]
-            check(value in choices, f"{name}: {value!r} is not one of {choices}.")
+        check(self.precision in PRECISIONS, f"precision: {self.precision!r} is not one of {PRECISIONS}.")
 
     def settings(self) -> EasyDict:
         """The resolved settings. Raises ConfigError where config file or overrides are wrong."""

@@ -3,14 +3,18 @@
 Imports neither PyTorch nor pandas, so that a command whose run is there already is answered at once.
 """
 
+import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from zlib import crc32
 
 from config.schema import IGNORED_KEYS, PRESETS, DMDConfig
 from trainers.options import RunOptions
 from utils.errors import RunError
+from utils.files import sha256_of
 from utils.reading import read_json
 
 LIMITS = ("max_epochs", "early_stop")  # settings that a resumed run may have larger
@@ -48,14 +52,11 @@ class RunFiles:
     def foreign(self) -> list[Path]:
         """Files that no run has written here, and that one might replace or remove: all that lie in a folder without
         a run's config.json, and checkpoints of later epochs than its history tells of."""
-        found = []
-        for folder in {self.checkpoints, self.results}:
-            if _read_description(folder) is None:
-                found += folder.glob("[!.]*")
-        epochs = self.epochs()
-        if not found and (self.history_file.exists() or not self.state_file.exists()):
-            rows = len(self.history_file.read_bytes().splitlines()) - 1 if self.history_file.exists() else 0
-            found += [path for epoch, path in epochs.items() if epoch > rows + 1]  # written before its row
+        folders = [folder for folder in {self.checkpoints, self.results} if _read_description(folder) is None]
+        found = [path for folder in folders for path in folder.glob("[!.]*")]
+        if self.history_file.exists():
+            rows = len(self.history_file.read_bytes().splitlines()) - 1  # an epoch's checkpoint is there before its row
+            found += [path for epoch, path in self.epochs().items() if epoch > rows + 1]
         return sorted(found)
 
 
@@ -93,16 +94,24 @@ def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict 
             )
         if run.exists and not (options.resume or options.overwrite):
             # The widths are those of the data, which are not read yet.
-            different = list(different_settings(run.description, now, ("feature_dims",)))[:5] if now else []
-            there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different)
-            words = [f"{key.replace('learning_rate', 'lr')}{new}" for key, _, new in different]
-            name = re.sub(r"[^\w.+-]+", "_", "-".join([run.prefix, *words]))[:80]
+            different = list(different_settings(run.description, now, ("feature_dims",))) if now else []
+            there = "; ".join(f"{key}: {old} -> {new}" for key, old, new in different[:5])
             may_continue = all(one[0] in CHANGE_NOTHING or _is_longer(*one) for one in different)
             raise RunError(
                 f"{run.results}: a run {f'with other settings ({there})' if there else 'of this name'} is there. "
                 f"Replace it with --overwrite, {'continue it with --resume, ' if may_continue else ''}or keep both "
-                f"with --name {name if words else '…'}."
+                f"with --name {_name_for(run.prefix, different)}."
             )
+
+
+def _name_for(prefix: str, different: list[tuple]) -> str:
+    """A name that tells a run from one with other settings; short, as it becomes part of folders' names."""
+    words = [prefix]
+    for key, _, new in different:
+        value = Path(new).stem if isinstance(new, str) else new  # of a path its file's name
+        words.append(f"{key.replace('learning_rate', 'lr')}{value}")
+    name = re.sub(r"[^\w.+-]+", "_", "-".join(words)) if different else "…"
+    return name if len(name) <= 40 else f"{name[:31].rpartition('-')[0] or prefix}-{crc32(name.encode()):08x}"
 
 
 def check_same_run(name: str, started: dict, now: dict) -> None:
@@ -136,3 +145,14 @@ def _all_settings(description: dict) -> dict:
     others = {key: description[key] for key in ("precision", "init", "data") if key in description}
     complete = DEFAULTS | switches | settings | description.get("features", {}) | others
     return json.loads(json.dumps(complete))  # as config.json has it
+
+
+def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
+    """The SHA-256 of the feature files by their role: featurePath, and feature_T/A/V where one replaces a modality."""
+    files = {"featurePath": args.featurePath} | replaced
+    return {role: _sha256_of(path, os.stat(path).st_mtime_ns) for role, path in files.items() if path}
+
+
+@functools.cache  # rows of a suite and trials of a sweep train on the same files, which are large
+def _sha256_of(path: str, changed: int) -> str:
+    return sha256_of(path)

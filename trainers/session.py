@@ -6,16 +6,15 @@ import torch
 
 from dataset.features import FeatureSet, prepare_features
 from dataset.loaders import make_loaders
-from trainers.distributed import Ranks, find_ranks
+from trainers.distributed import rank, size, start_process
 from trainers.losses import Objective
 from trainers.options import RunOptions
-from trainers.run_settings import check_earlier_runs
+from trainers.run_settings import check_earlier_runs, data_sha256
 from trainers.runs import RunFolder
-from trainers.setup import build_model, data_sha256, warm_start
+from trainers.setup import build_model, warm_start
 from trainers.tracking import tracked
 from trainers.trainer import Trainer
-from utils.device import choose_device, describe_device, keep_freed_memory, use_deterministic_algorithms, versions
-from utils.errors import ConfigError
+from utils.device import describe_device, keep_freed_memory, use_deterministic_algorithms, versions
 from utils.log import logger, start_log
 from utils.seed import set_seed
 
@@ -34,23 +33,20 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
     """
     args = options.settings()
     keep_freed_memory()
-    ranks = find_ranks(options.device)
-    device = choose_device(options.device) if ranks.size == 1 else ranks.device
+    device = start_process(options.device)
     if options.compile:
         torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
-    runs = run_folders(options, args.dataset_name, writes=ranks.rank == 0)
+    runs = run_folders(options, args.dataset_name, writes=rank() == 0)
     use_deterministic_algorithms(options.deterministic)
     features = features or prepare_features(args, **options.replaced)
     args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
-    if ranks.size > min(args.batch_size, len(features.splits["train"])):
-        raise ConfigError(f"{ranks.size} processes cannot share a batch of {args.batch_size} utterances; start fewer.")
 
     start_log(Path(options.log_dir) / f"{options.name}-{args.dataset_name}.log", options.verbose_level)
     logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {args.featurePath}.")
     for split, part in features.splits.items():
         logger.info(f"{split} samples: {(len(part),)}")
     description = options.describe(args) | {"data": data_sha256(args, options.replaced), "versions": versions()}
-    description |= {"device": describe_device(device), "ranks": ranks.size}
+    description |= {"device": describe_device(device), "ranks": size()}
 
     results = {}
     for number, (seed, run) in enumerate(runs.items(), start=1):
@@ -59,7 +55,7 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
         if finished:
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {finished['epoch']}.")
             continue
-        trainer = make_trainer(options, args, features, device, ranks, seed, number)
+        trainer = make_trainer(options, args, features, device, seed, number)
         if options.overwrite and number == 1:
             # All at once: a command that is interrupted and resumed must not take them for its own results.
             for earlier in runs.values():
@@ -69,18 +65,17 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
 
 
 def make_trainer(
-    options: RunOptions, args, features: FeatureSet, device: torch.device, ranks: Ranks, seed: int, number: int
+    options: RunOptions, args, features: FeatureSet, device: torch.device, seed: int, number: int
 ) -> Trainer:
     """A new model, its objective, and the loaders of one seed, the command's `number`th."""
     set_seed(seed)
     model, objective = build_model(args, features), Objective(args)
     if options.init:
         warm_start(model, options.init)
-    if ranks.rank:  # the same weights on all ranks, then draws of its own
-        set_seed((seed + ranks.rank) % 2**32)
-    sizes = (args.batch_size, args.eval_batch_size)
-    loaders = make_loaders(features, *sizes, seed, options.num_workers, device, ranks.rank, ranks.size)
-    return Trainer(args, model, objective, loaders, device, number, options.precision, options.compile, ranks)
+    if rank():  # the same weights in all processes, then draws of its own
+        set_seed((seed + rank()) % 2**32)
+    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed, options.num_workers, device)
+    return Trainer(args, model, objective, loaders, device, number, options.precision, options.compile)
 
 
 def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: RunOptions, test_ids: list[str]) -> dict:
@@ -90,11 +85,10 @@ def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: Run
         if run.writes:  # another process may have finished it since the command began
             check_earlier_runs([run], options, description)
         state = run.resume(trainer.model, description) if options.resume else run.start(description)
-        weights = trainer.model.state_dict().values()
+        size = sum(tensor.nbytes for tensor in trainer.model.state_dict().values()) / 2**20
         logger.info(
-            f"Seed {seed}: {sum(p.numel() for p in trainer.parameters)} parameters, checkpoints in {run.checkpoints}; "
-            f"an epoch's checkpoint takes {sum(t.nbytes for t in weights) / 2**20:.0f} MiB, and keep_checkpoints is "
-            f"{trainer.args.keep_checkpoints}; --set keep_checkpoints=1 keeps the last and the best alone."
+            f"Seed {seed}: {sum(p.numel() for p in trainer.parameters)} parameters, checkpoints in {run.checkpoints}: "
+            f"{size:.0f} MiB for each epoch, of which keep_checkpoints={trainer.args.keep_checkpoints} stay."
         )
         if state:
             with run.continuing_from(run.state_file):

@@ -14,16 +14,10 @@ from dataset.loaders import make_loaders
 from models.dmd import DMD
 from models.text_encoder import most_tokens
 from trainers.checkpoint import load_state, read_checkpoint, settings_beside, sizes_of
-from trainers.run_settings import different_settings
+from trainers.run_settings import data_sha256, different_settings
 from utils.errors import CheckpointError, ConfigError, DataError
-from utils.files import sha256_of
 from utils.log import logger
 from utils.seed import set_seed
-
-
-def data_sha256(args, replaced: dict[str, str]) -> dict[str, str]:
-    """The SHA-256 of the feature files by their role: featurePath, and feature_T/A/V where one replaces a modality."""
-    return {role: sha256_of(path) for role, path in ({"featurePath": args.featurePath} | replaced).items() if path}
 
 
 def build_model(args, features: FeatureSet) -> DMD:
@@ -52,7 +46,7 @@ def load_model(
     checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
 ) -> tuple[DMD, EasyDict]:
     """A trained model in eval mode on the CPU, and the settings that it is made of; the arguments are DMD_test's."""
-    state, (settings, _) = read_checkpoint(checkpoint), settings_of(checkpoint, dataset, config_file, config)
+    state, (settings, *_) = read_checkpoint(checkpoint), settings_of(checkpoint, dataset, config_file, config)
     sizes = sizes_of(state)
     if sizes is None:
         raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
@@ -63,14 +57,15 @@ def load_model(
 
 def settings_of(
     checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
-) -> tuple[EasyDict, dict[str, str]]:
-    """The settings of a checkpoint, as DMD_test takes them; and the feature files that replaced a modality's."""
-    beside = settings_beside(checkpoint)
+) -> tuple[EasyDict, dict[str, str], dict]:
+    """The settings of a checkpoint, as DMD_test takes them; the feature files that replaced a modality's; and the
+    config.json beside it, {} where there is none."""
+    beside = settings_beside(checkpoint) or {}
     if beside and not dataset and not config_file:
-        return config_from_resolved(beside["settings"], config), beside["features"]
+        return config_from_resolved(beside["settings"], config), beside["features"], beside
     if not dataset and not beside:
         raise ConfigError(f"{checkpoint}: no config.json beside it says its data set. Name it: -d mosi or -d mosei.")
-    return load_config("dmd", dataset or beside["settings"]["dataset_name"], config_file, config), {}
+    return load_config("dmd", dataset or beside["settings"]["dataset_name"], config_file, config), {}, beside
 
 
 def warm_start(model: DMD, checkpoint: str | Path) -> None:

@@ -1,6 +1,5 @@
 """The command that trains the rows of a suite, and writes one table of them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from config.variations import Suite, load_suite, resolve
 from dataset.features import DATA_SETTINGS, prepare_features
 from models.dmd import MODALITIES
 from trainers.checkpoint import read_checkpoint
-from trainers.distributed import find_ranks
+from trainers.distributed import rank, start_process, wait_for_all
 from trainers.heads import HEADS, inspect
 from trainers.options import RunOptions
 from trainers.run_settings import check_earlier_runs
@@ -41,24 +40,24 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset}.md"
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")
-    ranks = find_ranks(options.device)
+    start_process(options.device)
     features, read = {}, {}  # rows on the same data share what was read
     for row, args in settings.items():
         data = str([args[key] for key in DATA_SETTINGS])
         features[row] = read[data] = read.get(data) or prepare_features(args, **options.replaced)
         build_model(args, features[row])
-    if options.overwrite and ranks.rank == 0:  # as for the seeds of a run
+    if options.overwrite and rank() == 0:  # as for the seeds of a run
         for run in every_run:
             run.discard()
-    ranks.wait()
+    wait_for_all()
     results, scores = [], []
     for number, (row, of_row) in enumerate(rows.items(), start=1):
         logger.info(f"Row {number} of {len(rows)}: {row}")
         results += [{"row": row, "seed": seed} | result for seed, result in train(of_row, features[row]).items()]
-        if ranks.rank == 0:
+        if rank() == 0:
             scores += _score_heads(suite, row, settings[row], runs[row], options) if suite.heads else []
             _write(table, suite, settings, pd.DataFrame(results), pd.DataFrame(scores))
-        ranks.wait()
+        wait_for_all()
     logger.info(f"The table of {len(rows)} rows is in {table}.")
     return table
 
@@ -84,12 +83,10 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
     ]
     published = pd.DataFrame(published, columns=["row", "of", *METRICS])
     by_row = results.groupby("row", sort=False)[list(METRICS)]
-    mean, std = (of_row.reset_index() for of_row in (by_row.mean(skipna=False), by_row.std(ddof=0, skipna=False)))
-    of_seeds = results.assign(of=results["seed"].map("seed {}".format))
-    lines = _grouped([of_seeds, mean.assign(of="mean"), std.assign(of="std"), published], "row")
-    write_csv(file.with_suffix(".csv"), lines[["row", "of", "epoch", *METRICS]])
-    if not scores.empty:
-        write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
+    statistics = {"mean": by_row.mean(skipna=False), "std": by_row.std(ddof=0, skipna=False)}
+    lines = [results.assign(of=results["seed"].map("seed {}".format))]
+    lines += [values.reset_index().assign(of=name) for name, values in statistics.items()]
+    write_csv(file.with_suffix(".csv"), _grouped([*lines, published], "row")[["row", "of", "epoch", *METRICS]])
     seeds, done = results["seed"].unique(), results["row"].nunique()
     overrides = [(row, ", ".join(f"`{key}={value}`" for key, value in own.items())) for row, own in suite.rows.items()]
     parts = [
@@ -99,23 +96,20 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
         f"{', '.join(map(str, seeds))}.",
         "One seed alone ranks nothing: another may turn the order round." * (len(seeds) == 1),
         f"**{done} of {len(suite.rows)} rows so far.**" * (done < len(suite.rows)),
-        _markdown(_grouped([_mean_and_std(results, "row").assign(of="ours"), published], "row"), "row", "of"),
+        _markdown([results.assign(of="ours"), published], "row", "of"),
         "## Settings of the rows",
         pd.DataFrame(overrides, columns=["row", "overrides"]).to_markdown(index=False),
-        *(_heads(scores) if not scores.empty else ()),
     ]
+    if not scores.empty:
+        write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
+        all_kept, prediction = scores["kept"].map(len) == len(MODALITIES), scores["head"] == HEADS[0]
+        names = scores["kept"].map(lambda kept: " + ".join(MODALITIES[m] for m in kept))
+        if all_kept.any():
+            parts += ["## Each output by itself, with all modalities", _markdown([scores[all_kept]], "head", "row")]
+        if prediction.any():
+            shown = scores.assign(kept=names)[prediction]
+            parts += ["## The prediction with some modalities only", _markdown([shown], "kept", "row")]
     write_atomically(file, lambda binary: binary.write(("\n\n".join(filter(None, parts)) + "\n").encode()))
-
-
-def _heads(scores: pd.DataFrame) -> Iterator[str]:
-    """The heads' part of the page."""
-    shown = scores.assign(kept=scores["kept"].map(lambda kept: " + ".join(MODALITIES[m] for m in kept)))
-    for title, column, part in (
-        ("Each output by itself, with all modalities", "head", shown[scores["kept"].map(len) == len(MODALITIES)]),
-        ("The prediction with some modalities only", "kept", shown[scores["head"] == HEADS[0]]),
-    ):
-        if not part.empty:
-            yield f"## {title}\n\n{_markdown(_grouped([_mean_and_std(part, column, 'row')], column), column, 'row')}"
 
 
 def _grouped(tables: list[pd.DataFrame], column: str) -> pd.DataFrame:
@@ -123,18 +117,12 @@ def _grouped(tables: list[pd.DataFrame], column: str) -> pd.DataFrame:
     return pd.concat(tables).sort_values(column, key=lambda values: pd.factorize(values)[0], kind="stable")
 
 
-def _mean_and_std(results: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """A line for each group, with texts like '0.8147 ± 0.0120' for the metrics; of one seed, its numbers."""
+def _markdown(tables: list[pd.DataFrame], *columns: str) -> str:
+    """A line for each combination of values in the columns: '0.8147 ± 0.0120', or the number where there is one."""
 
-    def shown(values: pd.Series) -> str | float:
-        mean, std = values.mean(skipna=False), values.std(ddof=0, skipna=False)
-        return mean if len(values) == 1 or pd.isna(mean) else f"{mean:.4f} ± {std:.4f}"
+    def shown(values: pd.Series) -> str:
+        mean, std = values.mean(skipna=False), values.std(ddof=0)
+        return "-" if pd.isna(mean) else f"{mean:.4f} ± {std:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
-    return results.groupby(list(by), sort=False, as_index=False)[list(CORE_METRICS)].agg(shown)
-
-
-def _markdown(table: pd.DataFrame, *columns: str) -> str:
-    def shown(cell) -> str:
-        return "-" if pd.isna(cell) else f"{cell:.4f}" if isinstance(cell, float) else cell
-
-    return table[[*columns, *CORE_METRICS]].map(shown).to_markdown(index=False, disable_numparse=True)
+    groups = _grouped(tables, columns[0]).groupby(list(columns), sort=False, as_index=False)
+    return groups[list(CORE_METRICS)].agg(shown).to_markdown(index=False, disable_numparse=True)

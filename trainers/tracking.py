@@ -10,8 +10,6 @@ from trainers.runs import TENSORBOARD, RunFolder, remove_events
 from utils.log import logger
 from utils.seed import random_state, set_random_state
 
-PROJECT = "dmd"  # under which the services that have projects file the runs
-
 
 @contextlib.contextmanager
 def tracked(names: Sequence[str], run: RunFolder, settings: dict) -> Iterator[Callable[[dict], None]]:
@@ -53,7 +51,7 @@ def _open(name: str, run: RunFolder, settings: dict) -> GeneralTracker:
         remove_events(run.results / TENSORBOARD)
         tracker = LOGGER_TYPE_TO_CLASS[name](TENSORBOARD, logging_dir=run.results)
     else:
-        tracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **{"name" if name == "wandb" else "run_name": run.name})
+        tracker = LOGGER_TYPE_TO_CLASS[name]("dmd", **{"name" if name == "wandb" else "run_name": run.name})  # project
     tracker.start()
     plain = (bool, int, float, str)
     tracker.store_init_configuration({k: v if isinstance(v, plain) else json.dumps(v) for k, v in settings.items()})

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from models.distillation import EDGE_NAMES
 from models.dmd import DMD
+from trainers import distributed
 from trainers.checkpoint import load_weights
-from trainers.distributed import Ranks
-from trainers.evaluate import Predictions, joined, predict, to_device
+from trainers.evaluate import Predictions, in_order, predict, to_device
 from trainers.losses import LossTerms, Objective
 from trainers.runs import RunFolder
 from utils.device import autocast
@@ -25,8 +25,7 @@ from utils.seed import random_state, set_random_state
 
 class Step(NamedTuple):
     """Tensors on the device, without gradients. Reading a value makes the host wait for the device, so that this is
-    done for many steps at once. With several ranks everything but the gradient is of this rank's share of the batch,
-    and losses and edges are weighted with it."""
+    done for many steps at once."""
 
     predicted: torch.Tensor  # (B, 1)
     labels: torch.Tensor  # (B, 1)
@@ -62,10 +61,9 @@ class Trainer:
         seed_number: int = 1,
         precision: str = "fp32",
         compiled: bool = False,
-        ranks: Ranks | None = None,
     ):
         self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
-        self.precision, self.ranks = precision, ranks or Ranks()
+        self.precision = precision
         self.model, self.objective = model.to(device), objective.to(device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         # Parity: weight_decay is in the release's config and never given to Adam.
@@ -140,7 +138,7 @@ class Trainer:
             for call in after_epoch:
                 call(row)
         run.finish_writing()
-        self.ranks.wait()
+        distributed.wait_for_all()
         logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
         load_weights(self.model, run.best)
         predictions = self.evaluate("test")
@@ -153,7 +151,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "order": self.loaders["train"].generator.get_state(),
-            "random": self.ranks.join(random_state()),
+            "random": distributed.gather_objects(random_state()),
         }
 
     def load_state(self, state: dict) -> None:
@@ -162,8 +160,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loaders["train"].generator.set_state(state["order"])
-        if self.ranks.rank < len(state["random"]):  # else there were fewer ranks: this one draws from its seed
-            set_random_state(state["random"][self.ranks.rank])
+        if distributed.rank() < len(state["random"]):  # else there were fewer processes: this one draws from its seed
+            set_random_state(state["random"][distributed.rank()])
 
     def train_epoch(self, epoch: int = 1) -> TrainedEpoch:
         """One pass over the train split. Raises NumericalError before a step with a loss or gradient that is infinite.
@@ -180,8 +178,7 @@ class Trainer:
         for index, batch in enumerate(progress(loader, "train")):
             if index % self.args.update_epochs == 0:
                 self.optimizer.zero_grad()
-            size = min(self.args.batch_size, len(loader.dataset) - index * self.args.batch_size)
-            steps.append(self.training_step(batch, size, steps[-1] if steps else None))
+            steps.append(self.training_step(batch))
             if (index + 1) % self.args.update_epochs == 0:
                 self._check_finite(steps[checked:], epoch)
                 checked = len(steps)
@@ -190,18 +187,17 @@ class Trainer:
         if self.steps_at_epoch_end:
             self.optimizer.step()
         losses, edges = (
-            self.ranks.sum(torch.stack([getattr(step, what) for step in steps])).double().mean(dim=0).tolist()
+            torch.stack([getattr(step, what) for step in steps]).double().mean(dim=0).tolist()
             for what in ("losses", "edges")
         )
         by_name = dict(zip(steps[0].names, losses, strict=True))
         edge_names = [f"{graph}_{name}" for graph in ("homo", "hetero") for name in EDGE_NAMES]
-        predicted, labels = joined(*zip(*(step[:3] for step in steps), strict=True), self.ranks)
+        predicted, labels = in_order(*zip(*(step[:3] for step in steps), strict=True))
         predictions = Predictions(predicted.numpy(), labels.numpy(), by_name["task/all"])
         return TrainedEpoch(by_name, dict(zip(edge_names, edges, strict=True)), predictions)
 
     def _check_finite(self, steps: Sequence[Step], epoch: int) -> None:
-        """Raise NumericalError where losses or gradients of these batches are not finite; of several ranks all raise
-        it for the one that has found most."""
+        """Raise NumericalError where losses or gradients of these batches are not finite."""
         totals = [torch.stack([step.losses[step.names.index("total")], step.largest_gradient]) for step in steps]
         finite = torch.stack(totals).isfinite().all(dim=1).tolist() if steps else []  # the host waits for the device
         if all(finite):
@@ -212,55 +208,41 @@ class Trainer:
         bad = ~step.predicted.flatten().isfinite().cpu()
         rows = step.rows.cpu()[bad if bad.any() else slice(None)].tolist()
         ids = self.loaders["train"].dataset.ids
-        message = (
+        raise NumericalError(
             f"epoch {epoch}: {what} not finite, in the batch with the utterances {', '.join(ids[i] for i in rows)}. "
             "No step was taken with it; the checkpoints of the epochs before are good. Lower the learning_rate, or "
             "look for extreme features in these utterances."
         )
-        finding = (bool(terms), bool(bad.any()), message)
-        gradient_is_not = not step.largest_gradient.isfinite()  # then on every rank: gradients are summed over them
-        raise NumericalError(max(self.ranks.join(finding))[2] if gradient_is_not else message)
 
-    def training_step(self, batch: dict, size: int | None = None, before: Step | None = None) -> Step:
-        """Forward, losses, backward, clipping for one batch, or for this rank's share of a batch of `size`.
-
-        before: a step of this rank, which says how an empty share looks
-        """
+    def training_step(self, batch: dict) -> Step:
+        """Forward, losses, backward, clipping for one batch."""
         *inputs, labels = to_device(batch, self.device)
-        share = 1.0 if size is None else len(labels) / size
         accumulated = [p.grad for p in self.parameters]
         self.optimizer.zero_grad()
-        if share:
-            # The smaller last batch of an epoch is not worth a compilation of its own.
-            whole = len(labels) == len(range(self.ranks.rank, self.args.batch_size, self.ranks.size))
-            output, terms = (self.compute if whole else self.forward)(*inputs, labels)
-            names = list(terms)
-            losses = torch.stack([terms[name].detach() for name in names]) * share
-            edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")]) * share
-            output = output.detach().clone()
-            self.ranks.backward(terms["total"], share, self.parameters)
-        else:
-            names, losses, edges = before.names, torch.zeros_like(before.losses), torch.zeros_like(before.edges)
-            output = labels
-            self.ranks.backward(None, share, self.parameters)
+        # The smaller last batch of an epoch is not worth a compilation of its own.
+        compute = self.compute if len(labels) == self.args.batch_size else self.forward
+        predicted, terms = compute(*inputs, labels)
+        terms["total"].backward()
+        distributed.average_gradients(self.parameters)
         _add_gradients(self.parameters, accumulated)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         largest = nn.utils.get_total_norm(gradients, math.inf)  # before the clipping, which hides infinities
         if self.args.grad_clip != -1:
             nn.utils.clip_grad_value_(self.parameters, self.args.grad_clip)
-        return Step(output, labels, batch["rows"], names, losses, edges, largest)
+        losses = torch.stack(list(terms.values())).detach()
+        edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")])
+        return Step(predicted.detach().clone(), labels, batch["rows"], list(terms), losses, edges, largest)
 
     def forward(self, text, audio, vision, labels) -> tuple[torch.Tensor, LossTerms]:
         """-> prediction (B, 1), loss terms"""
         with autocast(self.device, self.precision):
-            output = self.model(text, audio, vision)
-        if self.precision == "bf16":
-            output = output.float()
+            output = self.model(*(distributed.share(x) for x in (text, audio, vision)))
+        output = output.map(lambda x: distributed.gather(x.float(), len(labels)))
         return output.output_logit, self.objective(output, labels)
 
     def evaluate(self, split: str) -> Predictions:
         """Predictions for a split with the present weights; their metrics are logged as VAL or TEST."""
-        predictions = predict(self.model, self.loaders[split], self.device, split, self.precision, self.ranks)
+        predictions = predict(self.model, self.loaders[split], self.device, split, self.precision)
         log_metrics(split, self.args.model_name, predictions.metrics())
         return predictions
 

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,11 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.variations import DEFAULT_SPACE, load_search_space
-from dataset.features import DATA_SETTINGS, prepare_features
+from dataset.features import DATA_SETTINGS, FeatureSet, prepare_features
 from trainers.options import RunOptions
-from trainers.run_settings import INCONSEQUENTIAL
+from trainers.run_settings import INCONSEQUENTIAL, data_sha256
 from trainers.runs import write_csv
 from trainers.session import train
-from trainers.setup import data_sha256
 from utils.errors import ConfigError, NumericalError, RunError
 from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
@@ -42,65 +42,27 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
             "--tune: a sweep needs the number of its trials and one seed (--seeds), has its own processes instead of "
             "a launcher's, and a table of its own (no --track); it continues its study, and has no --overwrite."
         )
-    [seed], args = options.seeds, options.settings()
-    space = load_search_space(search_file or DEFAULT_SPACE, options)
+    args, space = options.settings(), load_search_space(search_file or DEFAULT_SPACE, options)
     features = prepare_features(args, **options.replaced)
     args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
-    comparable = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
-    comparable |= {"data": data_sha256(args, options.replaced), "precision": options.precision, "seed": seed}
-    comparable |= {"init": str(options.init), "search": {key: choice.model_dump() for key, choice in space.items()}}
     name, folder = f"{options.name}-{args.dataset_name}", Path(options.res_save_dir) / "tune"
-    table, lock = folder / f"{name}.csv", FileLock(folder / ".lock")
     start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
-
-    def objective(trial: optuna.Trial) -> float:
-        # A generator for each trial: else processes on one study would draw the same trials, and a study that
-        # continues would draw those it began with.
-        draws = int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0])
-        study.sampler = optuna.samplers.TPESampler(seed=draws, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
-        settings = {key: dimension.suggest(trial, key) for key, dimension in space.items()}
-        trial.set_user_attr("settings", settings)
-        logger.info(f"Trial {_count(study)} of {trials}, number {trial.number}: {json.dumps(settings)}")
-
-        def after_epoch(row: dict) -> None:
-            with interrupts_held():
-                value = row[f"valid/{args.KeyEval}"]
-                trial.report(value, step=row["epoch"])
-                trial.set_user_attr("best_epoch", row["best_epoch"])
-                if math.isnan(value) or trial.should_prune():
-                    raise optuna.TrialPruned
-
-        work = tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir)
-        try:
-            with work, interrupts_held(False):
-                folders = {"model_save_dir": Path(work.name) / "pt", "res_save_dir": Path(work.name) / "result"}
-                config = options.config | settings | {"keep_checkpoints": 1}
-                of_trial = replace(options, config=config, after_epoch=after_epoch, resume=False, **folders)
-                known = None if space.keys() & set(DATA_SETTINGS) else features  # else each trial reads its own
-                return train(of_trial, known)[seed][f"valid_{args.KeyEval}"]
-        except NumericalError as error:  # a bad choice of settings, which the sampler learns from
-            raise optuna.TrialPruned from error
-        except Interrupted:  # Optuna itself marks what an Exception ends; a signal is none
-            study.tell(trial, state=TrialState.FAIL)
-            raise
-
-    def write_table(study: optuna.Study, _=None) -> None:
-        with lock:  # else an older state of the study could replace a newer one
-            trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
-            trials = trials.drop(columns="user_attrs_settings", errors="ignore")
-            write_csv(table, trials.rename(columns={"value": f"valid_{args.KeyEval}"}))
-
+    known = None if space.keys() & set(DATA_SETTINGS) else features  # else each trial reads its own
+    objective = partial(_objective, options=options, space=space, features=known, key_eval=args.KeyEval)
+    table = folder / f"{name}.csv"
+    write_table = partial(_write_table, file=table, key_eval=args.KeyEval)
     try:
         for parent in (folder, Path(options.model_save_dir)):
             parent.mkdir(parents=True, exist_ok=True)
         # A signal waits while the storage is used: in the middle of a transaction it would leave the database locked.
-        with interrupts_held(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            with lock:  # the tables of a database are made once
-                study = _open_study(name, storage or f"sqlite:///{folder / name}.db", args.KeyEval, comparable)
+        with interrupts_held():
+            with FileLock(folder / ".lock"):  # the tables of a database are made once
+                storage = storage or f"sqlite:///{folder / name}.db"
+                study = _open_study(name, storage, args.KeyEval, _comparable(options, args, space))
             optuna.storages.fail_stale_trials(study)  # of processes that were killed
             try:
-                while _count(study) < trials:
+                while (number := _count(study)) < trials:
+                    logger.info(f"Trial {number + 1} of {trials}:")
                     study.optimize(objective, n_trials=1, callbacks=[write_table])
             finally:
                 write_table(study)
@@ -112,9 +74,16 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
         ) from error
 
 
+def _comparable(options: RunOptions, args, space: dict) -> dict:
+    """What must be the same for the trials of a study to be compared."""
+    fixed = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
+    fixed |= {"data": data_sha256(args, options.replaced), "precision": options.precision, "seed": options.seeds[0]}
+    return fixed | {"init": str(options.init), "search": {key: choice.model_dump() for key, choice in space.items()}}
+
+
 def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> optuna.Study:
-    """comparable: what must be the same for the trials of a study to be compared."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     # SQLite's processes wait for each other, by default 5 seconds at most.
     patient = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
     study = optuna.create_study(
@@ -137,6 +106,47 @@ def _count(study: optuna.Study) -> int:
     return sum(trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False))
 
 
+def _objective(
+    trial: optuna.Trial, options: RunOptions, space: dict, features: FeatureSet | None, key_eval: str
+) -> float:
+    """Draw settings and train with them.  -> KeyEval of the best epoch on valid"""
+    # A generator for each trial: else processes on one study would draw the same trials, and a study that continues
+    # would draw those it began with.
+    draws = int(np.random.SeedSequence([*options.seeds, trial.number]).generate_state(1)[0])
+    trial.study.sampler = optuna.samplers.TPESampler(seed=draws, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
+    settings = {name: dimension.suggest(trial, name) for name, dimension in space.items()}
+    logger.info(f"Number {trial.number}: {json.dumps(settings)}")
+    work = tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir)
+    try:
+        with work, interrupts_held(False):
+            folders = {"model_save_dir": Path(work.name) / "pt", "res_save_dir": Path(work.name) / "result"}
+            config = options.config | settings | {"keep_checkpoints": 1}
+            report = partial(_report_epoch, trial, key_eval)
+            of_trial = replace(options, config=config, after_epoch=report, resume=False, **folders)
+            return train(of_trial, features)[options.seeds[0]][f"valid_{key_eval}"]
+    except NumericalError as error:  # a bad choice of settings, which the sampler learns from
+        raise optuna.TrialPruned from error
+    except Interrupted:  # Optuna itself marks what an Exception ends; a signal is none
+        trial.study.tell(trial, state=TrialState.FAIL)
+        raise
+
+
+def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
+    """Tell the study of an epoch, by its row of history.csv. Raises TrialPruned where others were better by then."""
+    with interrupts_held():
+        value = row[f"valid/{key_eval}"]
+        trial.report(value, step=row["epoch"])
+        trial.set_user_attr("best_epoch", row["best_epoch"])
+        if math.isnan(value) or trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def _write_table(study: optuna.Study, trial: optuna.Trial | None = None, *, file: Path, key_eval: str) -> None:
+    with FileLock(file.with_name(".lock")):  # else an older state of the study could replace a newer one
+        trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
+        write_csv(file, trials.rename(columns={"value": f"valid_{key_eval}"}))
+
+
 def _report(study: optuna.Study, table: Path) -> dict | None:
     """Log how the study stands.  -> the settings of the best trial, if any is complete"""
     states = Counter(trial.state.name.lower() for trial in study.trials)
@@ -145,4 +155,4 @@ def _report(study: optuna.Study, table: Path) -> dict | None:
         return None
     best = study.best_trial
     logger.info(f"The best is number {best.number}: {best.value} on valid in epoch {best.user_attrs['best_epoch']}.")
-    return best.user_attrs["settings"]
+    return {key: json.loads(value) if isinstance(value, str) else value for key, value in best.params.items()}

@@ -1,40 +1,44 @@
-"""How a command ends."""
+"""How a command reads its flags, and how it ends."""
 
+import argparse
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable
 
-from utils.errors import DMDError
+from utils.errors import ConfigError, DMDError
 from utils.interrupts import Interrupted, orderly_interrupts
 from utils.log import is_first_rank, logger, stop_log
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with errors of one line."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(f"{message}. See {self.prog} -h.")
+
+
 def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = lambda: "") -> int:
-    """Call `main`.  -> exit status: 2 for a user's mistake, 1 for another failure, whose traceback is in the log, if
-    there is one, 130 and 143 for SIGINT and SIGTERM, with what `after_interrupt` says as a last word."""
+    """Call `main`.  -> exit status: 2 for what the user can fix (a DMDError, or what the system refuses), 1 for an
+    internal error, 130 and 143 for SIGINT and SIGTERM, with what `after_interrupt` says as a last word.
+
+    Errors are one line; their traceback is in the log, if there is one.
+    """
     try:
         with orderly_interrupts():
             main()
-    except DMDError as error:
-        log_traceback(error)
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        log_traceback(error)
-        print(f"{os.path.abspath(error.filename or '')}: {error.strerror}.", file=sys.stderr)
-        return 2
     except Interrupted as interruption:
         if is_first_rank():  # a launcher stops all its processes
             print(f"Stopped by {interruption}. {after_interrupt()}".rstrip(), file=sys.stderr)
         return interruption.exit_status
     except Exception as error:
-        file = log_traceback(error)
+        file, line = log_traceback(error), f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, (DMDError, OSError)):
+            print(line, file=sys.stderr)
+            return 2
         if file is None:
             traceback.print_exception(error)
-        line, where = " ".join(str(error).split()), f"in {file}" if file else "above"
-        print(f"{type(error).__name__}: {line} (an internal error; its traceback is {where})", file=sys.stderr)
+        print(f"{line} (an internal error; its traceback is in {file or 'the lines above'})", file=sys.stderr)
         return 1
     finally:
         stop_log()

@@ -4,10 +4,9 @@ import contextlib
 import ctypes
 import os
 import platform
+from importlib import metadata
 
-import numpy as np
 import torch
-import transformers
 
 from utils.errors import ConfigError
 
@@ -50,17 +49,11 @@ def keep_freed_memory() -> None:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }
+    libraries = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
+    return {"python": platform.python_version(), **libraries, "platform": platform.platform()}
 
 
 def describe_device(device: torch.device) -> str:
     """'cpu (2 threads)' or the GPU's name."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device} ({name})"

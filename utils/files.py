@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,48 +15,42 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it: no reader ever sees half
     a file, whenever the process or the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_name(path)
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def link_atomically(source: Path, path: Path) -> None:
     """Give the file `source` a second name `path`; a copy where the file system has no such thing."""
-    temporary = _temporary_name(path)
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
+        with _replacing(path) as temporary:
+            os.link(source, temporary)
     except OSError:
-        return write_atomically(path, lambda file: file.write(source.read_bytes()))
-    os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)  # still there where both were names of one file already
-    _sync_folder(path.parent)
+        write_atomically(path, lambda file: file.write(source.read_bytes()))
 
 
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(TEMPORARY.format(path.name, os.getpid()))
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Inside, fill the yielded file; at the end it takes the place of `path`, which is brought to the disk."""
+    temporary = path.with_name(TEMPORARY.format(path.name, os.getpid()))
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # also after success, where both were names of one file already
+    if os.name != "nt":  # Windows opens no folders
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers that were killed have left in a folder."""
     for temporary in folder.glob(TEMPORARY.format("*", "[0-9]*")):
         temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a renaming to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, content: dict) -> None:

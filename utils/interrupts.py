@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _held = False
-_waiting: int | None = None  # the signal that came while signals were held
+_waiting: list[int] = []  # the signal that came while signals were held
 
 
 class Interrupted(BaseException):
@@ -23,11 +23,10 @@ def orderly_interrupts() -> Iterator[None]:
     main = os.getpid()
 
     def interrupt(number, frame):
-        global _waiting
         if os.getpid() == main:  # else a loader process, which the main process ends
             for s in before:
                 signal.signal(s, signal.SIG_DFL)
-            _waiting = number
+            _waiting.append(number)
             _raise_waiting()
 
     before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -52,7 +51,5 @@ def interrupts_held(held: bool = True) -> Iterator[None]:
 
 
 def _raise_waiting() -> None:
-    global _waiting
-    if _waiting is not None and not _held:
-        number, _waiting = _waiting, None
-        raise Interrupted(number)
+    if _waiting and not _held:
+        raise Interrupted(_waiting.pop())

@@ -9,30 +9,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.errors import ConfigError
-
-LOGGER_NAME = "MMSA"  # the name that the log lines of this family carry
-logger = logging.getLogger(LOGGER_NAME)
-
-
+logger = logging.getLogger("MMSA")  # the name that the log lines of this family carry
 logging.raiseExceptions = False  # a full disk, or a reader of a pipe that has gone, ends the log but not the run
 
 
 def start_log(log_file: Path, verbose_level: int) -> None:
     """Send log lines to the terminal (0: errors, 1: info, 2: debug) and, from info on, to `log_file`.
 
-    Of several ranks only the first has a log. Raises ConfigError where the file cannot be written.
+    Of several ranks only the first has a log. Raises OSError where the file cannot be written.
     """
     stop_log()
     logger.propagate = False
     if not is_first_rank():
         logger.addHandler(logging.NullHandler())
         return
-    try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(log_file, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--log-dir: cannot write {log_file} ({error.strerror}). Choose another folder.") from error
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    terminal, file = logging.StreamHandler(sys.stdout), logging.FileHandler(log_file, encoding="utf-8")
     formatter = logging.Formatter("%(asctime)s - %(name)s [%(levelname)s] - %(message)s")
     terminal.setLevel({0: logging.ERROR, 1: logging.INFO, 2: logging.DEBUG}[verbose_level])
     file.setLevel(logging.DEBUG if verbose_level == 2 else logging.INFO)

@@ -2,11 +2,8 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,27 +16,21 @@ import torch
 import run
 from analysis import figures
 from analysis.record import RunRecord
-from config import config_from_resolved
-from dataset.features import prepare_features
-from tests.commands import ROOT, TINY, call, files_below, one_line, write_pickle
-from trainers.checkpoint import load_weights
+from tests.commands import TINY, call, files, refused
 from trainers.heads import HEADS, Inspection, embed
-from trainers.runs import RunFolder
-from trainers.setup import build_model
+from trainers.runs import FIGURES, RunFolder
 from utils.log import start_log
 
 NAME = "a<b>&'c' $x$"  # of a run; a file's name may hold all of it
 RUN = f"{NAME}-synthetic-1111"
 BEST = Path("pt", RUN, "best.pth")
-DRAWN = {f"{name}.{kind}" for name in figures.CAPTIONS for kind in ("png", "svg")}
+DRAWN = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, corpus) -> Path:
+def home(make_folder) -> Path:
     """A folder with a run that has drawn itself."""
-    folder = tmp_path_factory.mktemp("drawn")
-    write_pickle(folder / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder := make_folder()):
         assert call(run, "-d", "synthetic", *TINY, "--name", NAME) == 0
     return folder
 
@@ -59,38 +50,31 @@ def texts(svg: Path) -> str:
     return "\n".join(node.text or "" for node in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
 
 
-def test_a_run_draws_itself(home):
+def test_a_run_draws_itself_and_the_command_draws_the_same(home, copied, capsys):
     folder = home / "result" / RUN
     assert {path.name for path in (folder / "figures").iterdir()} == DRAWN
     best = json.loads((folder / "metrics.json").read_text())["epoch"]
     expected = {
         "training": ["epoch", "train", "valid", "test", f"best epoch {best}", "Acc_2 (share of utterances)", NAME],
         "edges": ["V→L", "A→L", "L→V", "A→V", "L→A", "V→A", "Homogeneous graph", "Heterogeneous graph"],
-        "features": ["specific, text", "common, audio", "true sentiment (-3 … 3)", "t-SNE of all 10 utterances"],
+        "features": ["specific, text", "common, audio", "true sentiment (-3 … 3)", "t-SNE of 10 of 10 utterances"],
         "predictions": ["true class", "predicted class", "true sentiment (-3 … 3)", "Acc_7 = "],
         "heads": [*HEADS, "all, fused", "homo text", "hetero audio", "Acc_2", "Acc_7"],
     }
     for name, labels in expected.items():
         found = texts(folder / f"figures/{name}.svg")
         assert [label for label in labels if label not in found] == [], name
+    capsys.readouterr()
+    assert call(figures, str(copied)) == 0 and capsys.readouterr().out.count("\n") == len(DRAWN) + 1
+    for name in expected:  # the restored model may round otherwise, which moves a point by nothing that is seen
+        assert texts(copied / f"figures/{name}.svg") == texts(folder / f"figures/{name}.svg"), name
 
 
-def test_heads_against_the_model_utterance_by_utterance(copied):
+def test_the_heads_of_a_checkpoint(copied):
     record = RunRecord(copied)
     inspection = figures.inspect_checkpoint(record, BEST, torch.device("cpu"))
-    args = config_from_resolved(record.config["settings"])
-    features = prepare_features(args)
-    model, part = build_model(args, features).eval(), features.splits["test"]
-    load_weights(model, BEST)
-    with torch.no_grad():
-        inputs = zip(*(torch.from_numpy(getattr(part, name)) for name in ("text", "audio", "vision")), strict=True)
-        outputs = [model(*(x[None] for x in utterance)) for utterance in inputs]
-    assert tuple(inspection.heads) == HEADS and len(outputs) == 10
-    for head, predicted in inspection.heads.items():
-        assert predicted == pytest.approx(np.array([float(output.flat()[head]) for output in outputs]), abs=1e-5)
+    assert tuple(inspection.heads) == HEADS
     assert inspection.head_metrics()["output_logit"]["MAE"] == record.metrics["MAE"]
-    specific = torch.cat([output.specific["a"].mean(dim=1) for output in outputs])
-    assert torch.allclose(torch.from_numpy(inspection.specific["a"]), specific, atol=1e-5)
 
 
 def test_the_embedding_takes_so_many_utterances_at_equal_distances():
@@ -120,15 +104,11 @@ def test_the_report_is_self_contained_and_escapes(home, copied):
     assert "<script>alert('1 & 2')</script>" in unescape(ours) and "no <i>checkpoint</i>" in unescape(ours)
 
 
-@pytest.mark.parametrize("word", ["no such checkpoint", "no such feature file", "other settings"])
-def test_what_history_alone_allows_is_drawn(copied, capsys, word):
-    if word == "no such checkpoint":
-        BEST.unlink()
-    for folder in {"no such feature file": [copied, BEST.parent], "other settings": [copied]}.get(word, []):
-        config = (folder / "config.json").read_text()
-        (folder / "config.json").write_text(config.replace("aligned_50.pkl", "moved.pkl"))
+def test_what_history_alone_allows_is_drawn(copied, capsys):
+    for file in (copied / "config.json", BEST.parent / "config.json"):
+        file.write_text(file.read_text().replace("aligned_50.pkl", "moved.pkl"))
     assert call(figures, str(copied)) == 0
-    message = capsys.readouterr().err
+    message, word = capsys.readouterr().err, "no such feature file"
     assert message.count("\n") == 1 and message.startswith("Without features, predictions, heads: ") and word in message
     names = {"training.png", "training.svg", "edges.png", "edges.svg"}
     assert {path.name for path in (copied / "figures").iterdir()} == names
@@ -136,49 +116,31 @@ def test_what_history_alone_allows_is_drawn(copied, capsys, word):
 
 
 def test_bad_input_is_one_line_and_nothing_written(copied, capsys):
-    before = files_below(Path())
     for arguments in ([str(copied), "--checkpoint", "none.pth"], [str(copied), "--device", "tpu"], ["result/none"]):
-        assert call(figures, *arguments) == 2
-        assert arguments[-1] in one_line(capsys)
-    assert files_below(Path()) == before
+        assert arguments[-1] in refused(capsys, figures, *arguments)
 
 
-def test_a_single_epoch_an_undefined_metric_and_no_history(copied):
+def test_a_single_epoch_an_undefined_metric_no_checkpoint_and_no_history(copied, capsys):
     history = pd.read_csv(copied / "history.csv").head(1)
     history.assign(best_epoch=1, **{"valid/Acc_2": float("nan")}).to_csv(copied / "history.csv", index=False)
     BEST.unlink()
-    assert call(figures, str(copied)) == 0
+    assert call(figures, str(copied)) == 0 and "no such checkpoint" in capsys.readouterr().err
     assert "best epoch 1" in texts(copied / "figures/training.svg")
     assert "<td>-</td>" in (copied / "report.html").read_text()
     (copied / "history.csv").unlink()
     assert call(figures, str(copied)) == 2
 
 
-def test_drawing_changes_nothing_else_and_its_failure_is_a_warning(home, copied, capsys):
-    arguments = ["-d", "synthetic", *TINY, "--name", NAME]
-    assert call(run, *arguments, "--no-figures", "--overwrite") == 0
-    assert not (copied / "figures").exists() and not (copied / "report.html").exists()
-    assert (copied / "metrics.json").read_bytes() == (home / "result" / RUN / "metrics.json").read_bytes()
-    before = files_below(Path())
+def test_a_failure_to_draw_is_a_warning_and_drawing_changes_no_number(home, copied):
+    before = files()
     (copied / "figures").write_text("in the way")
-    drawn = RunFolder(NAME, "synthetic", 1111, "pt", "result"), torch.device("cpu")
-    start_log(Path("run.log"), verbose_level=0)
-    figures.draw_after_training(*drawn)
-    assert re.search(r"No figures \(.*figures.*\)\. To try again: python -m", Path("run.log").read_text())
+    start_log(Path("log/run.log"), verbose_level=0)
+    figures.draw_after_training(RunFolder(NAME, "synthetic", 1111, "pt", "result"), torch.device("cpu"))
+    assert re.search(r"No figures \(.*figures.*\)\. To try again: python -m", Path("log/run.log").read_text())
     (copied / "figures").unlink()
-    figures.draw_after_training(*drawn)
-    after = files_below(Path())
-    assert {name: after[name] for name in before} == before
-    assert {Path(name).name for name in after.keys() - before.keys()} == DRAWN | {"report.html"}
-    assert call(run, *arguments, "--no-figures", "--overwrite") == 0  # which removes them
+    assert files() == before
+    shutil.copytree(home / "result" / RUN, copied, dirs_exist_ok=True)
+    arguments = ["-d", "synthetic", *TINY, "--name", NAME, "--no-figures", "--overwrite"]
+    assert call(run, *arguments) == 0  # which removes the earlier ones
     assert list((copied / "figures").iterdir()) == [] and not (copied / "report.html").exists()
-
-
-def test_the_command_draws_what_the_run_drew_without_a_display(home, copied):
-    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    environment |= {"MPLBACKEND": "TkAgg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "analysis.figures", str(copied)]
-    drawn = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert (drawn.returncode, drawn.stderr, drawn.stdout.count("\n")) == (0, "", len(DRAWN) + 1)
-    for name in figures.CAPTIONS:  # the restored model may round otherwise, which moves a point by nothing that is seen
-        assert texts(copied / f"figures/{name}.svg") == texts(home / f"result/{RUN}/figures/{name}.svg"), name
+    assert (copied / "metrics.json").read_bytes() == (home / "result" / RUN / "metrics.json").read_bytes()

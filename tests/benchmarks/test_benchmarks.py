@@ -26,7 +26,7 @@ def test_operations_and_peak_memory():
 @pytest.mark.slow
 def test_step(capsys):
     small = ["--datasets", "mosi", "--layouts", "aligned", "--bert", "no", "--batch-sizes", "3"]
-    step.main([*small, "--seconds", "0", "--no-dropout", "--paths", "plain", "fast"])
+    step.main([*small, "--seconds", "0", "--paths", "plain", "fast"])
     rows = cells(capsys.readouterr().out)
     assert [(row["case"].split(", ")[3], row["path"]) for row in rows] == [
         (mode, path) for mode in ("train", "eval") for path in ("plain", "fast")
@@ -35,7 +35,7 @@ def test_step(capsys):
 
 
 def test_epoch(capsys):
-    epoch.main(["--utterances", "18", "3", "3", "--epochs", "2"])
+    epoch.main(["--utterances", "3", "1", "1", "--epochs", "1"])
     plain, fast = cells(capsys.readouterr().out)
     assert (plain["path"], fast["path"]) == ("plain", "fast")
     assert all(float(row["epoch s"]) > 0 for row in (plain, fast))

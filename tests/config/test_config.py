@@ -4,18 +4,15 @@ import copy
 import functools
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from config import config_from_resolved, load_config, parse_overrides
-from config.loading import _tell_ignored
-from config.schema import IGNORED_KEYS, PRESETS, SETTING_NAMES, DMDConfig
+from config.loading import _warn_once
+from config.schema import IGNORED_KEYS, PRESETS, DMDConfig
 from utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = {  # key: (mosi, mosei), from the released configuration
     "feature_dims": ([768, 5, 20], [768, 74, 35]), "attn_dropout_a": (0.2, 0.0), "attn_dropout_v": (0.0, 0.0),
     "relu_dropout": (0.0, 0.0), "embed_dropout": (0.2, 0.0), "res_dropout": (0.0, 0.0),
@@ -69,7 +66,7 @@ def test_published_values(column, dataset):
 
 
 def test_an_old_file_loads_and_the_rest_is_the_release_s(tmp_path, caplog):
-    _tell_ignored.cache_clear()
+    _warn_once.cache_clear()
     for _ in range(2):
         args = load_config("dmd", "mosi", write(tmp_path, OLD_FILE | {"misa": {"commonParams": {"x": 1}}}))
     told = [record.getMessage() for record in caplog.records]  # once
@@ -126,8 +123,7 @@ BAD_OVERRIDES = [
     ("gamma", float("nan"), "finite"),
     ("ort", "width", "'batch', 'feature' or 'paper'"),
     ("batch_siz", 4, "did you mean batch_size"),
-    ("lr", 1e-3, "did you mean learning_rate"),
-    ("seed", 1, "did you mean --seeds"),
+    ("nlevels", [2, 3], "--tune"),
     ("a\nb", 1, "'a b'"),  # one line, whatever the key holds
 ]
 
@@ -152,20 +148,8 @@ def test_what_is_wrong_is_one_line_that_says_where(tmp_path):
         parse_overrides(["batch_size"])
 
 
-def test_every_key_is_described_and_has_a_reader():
+def test_every_key_is_described():
     assert [key for key, field in DMDConfig.model_fields.items() if not field.description] == []
-    folders = ("dataset", "models", "trainers", "config/loading.py", "run.py", "test.py")
-    files = [p for name in folders for p in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("*.py"))]
-    code = "\n".join(path.read_text() for path in files)
-    elsewhere = {f"conv1d_kernel_size_{m}" for m in "lav"} | {"objective"}  # by a name template; in the schema
-    unread = {key for key in SETTING_NAMES if not re.search(rf"\b(args|settings|checked|self\.args)\.{key}\b", code)}
-    assert unread == elsewhere
-
-
-def test_import_and_mistakes_need_no_torch():
-    code = "import sys, config; print({'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_resolved_settings_come_back_as_they_were():
@@ -175,8 +159,6 @@ def test_resolved_settings_come_back_as_they_were():
     assert config_from_resolved(stored, {"batch_size": 2}).batch_size == 2
     assert config_from_resolved(stored, {"dataset_root_dir": "/d"}).featurePath == "/d/MOSEI/aligned_50.pkl"
     assert config_from_resolved(stored, {"featurePath": "x.pkl"}).featurePath == "./dataset/x.pkl"
-    again = config_from_resolved(stored, {"objective": "release"})
-    assert {key: again[key] for key in RELEASE} == RELEASE | {"ort": "feature"}
 
 
 def test_overrides_are_json_where_they_can_be():

@@ -48,7 +48,7 @@ def array(shape: bytes, type_: bytes, values: bytes) -> bytes:
 
 ONE, MANY, EIGHT = b"K\x01\x85", f"I{HUGE}\n".encode() + b"\x85", b"C\x08" + b"a" * 8
 EVIL = call("os", "system", text(SHELL))
-DEEP_TUPLE = b")" + b"\x85" * 10**6
+DEEP_TUPLE = b")" + b"\x85" * 3 * 10**5
 CODE = {
     "os.system": EVIL,
     "eval": call("builtins", "eval", text(RUN)),
@@ -61,7 +61,7 @@ CODE = {
     "STACK_GLOBAL": text("os") + text("system") + b"\x93" + text(SHELL) + b"\x85R",
     "dotted name": text("numpy") + text("dtype.__class__") + b"\x93",
     "state of a name": name("numpy", "dtype") + b"N}" + text("__defaults__") + b")s\x86b",
-    "state of a dict": b"}" + b"}b",
+    "state of a dict": b"}" + b"}" + text("a") + b"Nsb",
     "array of objects that calls": array(ONE, dtype("O"), b"]" + EVIL + b"a"),
 }
 CRASH = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from dataset.features import load_features
+from dataset.features import prepare_features
 from dataset.loaders import make_loaders
 from tests.dataset.test_features import make_content, settings, write
 
@@ -13,7 +13,7 @@ def orders(features, seed, epochs=2):
 
 
 def test_shuffling_follows_the_seed_and_nothing_else(tmp_path):
-    features = load_features(settings(write(tmp_path / "a.pkl", make_content())))
+    features = prepare_features(settings(write(tmp_path / "a.pkl", make_content())))
     first = orders(features, seed=1)
     torch.manual_seed(99)
     torch.rand(5)
@@ -23,7 +23,7 @@ def test_shuffling_follows_the_seed_and_nothing_else(tmp_path):
 
 
 def test_evaluation_keeps_the_order_of_the_file_and_loses_nothing(tmp_path):
-    features = load_features(settings(write(tmp_path / "a.pkl", make_content())))
+    features = prepare_features(settings(write(tmp_path / "a.pkl", make_content())))
     for split in ("valid", "test"):
         batches = list(make_loaders(features, batch_size=3, eval_batch_size=3, seed=1)[split])
         labels = torch.cat([batch["labels"] for batch in batches])

@@ -41,7 +41,7 @@ class RecordingRun(RunFolder):
         self.last = {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "plain"])
 @pytest.mark.parametrize("case", CASES)
 def test_three_epochs(case, fast, tmp_path):
     reference = Reference(case, tmp_path / "bert", fast=fast)
@@ -58,7 +58,7 @@ def test_three_epochs(case, fast, tmp_path):
     }
     reference.args.max_epochs = info["epochs"]
     model, objective = reference.build()
-    trainer = Trainer(reference.args, model, objective, loaders, torch.device("cpu"))
+    trainer = Trainer(reference.args, model, objective, loaders, torch.device(reference.device))
     run = RecordingRun(tmp_path)
     start_log(tmp_path / "run.log", verbose_level=0)
     trainer.fit(run)
@@ -83,5 +83,5 @@ def test_three_epochs(case, fast, tmp_path):
 
     model.load_state_dict(run.last)
     everything = make_loader(UtteranceDataset(split_of(reference, range(n_batches))), info["batch_size"])
-    predicted = predict(model, everything, torch.device("cpu")).predicted[:, None]
+    predicted = predict(model, everything, torch.device(reference.device)).predicted[:, None]
     assert relative_difference(predicted, final_logits) <= 1e-3

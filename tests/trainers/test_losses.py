@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.measure import peak_memory
-from trainers.losses import graph_prior, margin_loss, orthogonality_loss, triplet_margin_loss
+from trainers.losses import margin_loss, orthogonality_loss, triplet_margin_loss
 
 ORT = {
     "feature": (24 / 25 + 0) / 2,  # the steps' cosines over the width are 24/25 and -1
@@ -63,30 +62,6 @@ def test_gradients_of_the_margins():
     vectors = torch.randn(24, 4, generator=generator, dtype=torch.double, requires_grad=True)
     labels = torch.randint(-2, 3, (8,), generator=generator).double().repeat(3)
     assert torch.autograd.gradcheck(both_margins, (vectors, labels))
-
-
-def test_a_batch_of_256_takes_less_than_a_gigabyte():
-    vectors = torch.randn(3 * 256, 50, requires_grad=True)
-    labels = (torch.randint(-15, 16, (256,)) / 5).repeat(3)
-    peak = peak_memory(lambda: both_margins(vectors, labels).backward(), torch.device("cpu"))
-    assert not peak > 256  # MiB; NaN where the system does not tell
-
-
-def test_triplets_of_two_utterances_in_two_modalities():
-    # Utterances A, B in modality 0, then in modality 1. Triplets (anchor; positive; negative), cos pos, cos neg:
-    # (A0; A1; B0) 0, 0: α    (B0; B1; A0) 1, 0: 0    (A1; A0; B1) 0, 1: α + 1    (B1; B0; A1) 1, 1: α
-    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
-    labels, modalities = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([0, 0, 1, 1])
-    for alpha in (0.1, 0.5):
-        loss = triplet_margin_loss(vectors, labels, modalities, alpha).item()
-        assert loss == pytest.approx((3 * alpha + 1) / 4, abs=1e-6)
-
-
-def test_prior():
-    prior = graph_prior([0, 0, 1, 0, 1, 0], 0.25)
-    e4 = math.exp(4)  # exp(1 / 0.25)
-    total = 2 * e4 + 4
-    assert prior.tolist() == pytest.approx([1 / total, 1 / total, e4 / total, 1 / total, e4 / total, 1 / total])
 
 
 def test_triplets_equal_the_loop():

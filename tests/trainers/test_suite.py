@@ -7,16 +7,15 @@ import pandas as pd
 import pytest
 
 from config.variations import DEFAULT_SPACE, SUITES, load_search_space, load_suite, resolve
-from tests.commands import train
+from tests.commands import refused, train
 from trainers.heads import HEADS
 from trainers.options import RunOptions
 
-SEEDS = ("-s", "1", "2")
 TABLE, PAGE = Path("result/suites/dmd-own-synthetic.csv"), Path("result/suites/dmd-own-synthetic.md")
 
 
 def write_suite(content) -> str:
-    Path("own.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    Path("own.json").write_text(json.dumps(content))
     return "own.json"
 
 
@@ -31,15 +30,17 @@ def test_the_table_holds_the_metrics_of_ordinary_runs_and_their_heads(folder):
     ]
     suite = {"description": "Two rates.", "rows": {"slow": {"learning_rate": 1e-5}, "as-is": {}}}
     suite |= {"published": published, "heads": ["output_logit", "logits_l_homo"], "kept": ["lva", "av"]}
-    assert train("--suite", write_suite(suite), *SEEDS) == 0
-    assert train("--set", "learning_rate=1e-5", *SEEDS, "--name", "alone") == 0
+    assert train("--suite", write_suite(suite), "-s", "1", "2", "--epochs", "1") == 0
+    assert (
+        json.loads(Path("result/dmd-own-slow-synthetic-1/config.json").read_text())["settings"]["learning_rate"] == 1e-5
+    )
     table = pd.read_csv(TABLE)
     assert list(zip(table["row"], table["of"], strict=True)) == [
         *(("slow", of) for of in ("seed 1", "seed 2", "mean", "std", "paper")),
         *(("as-is", of) for of in ("seed 1", "seed 2", "mean", "std")),
     ]
     for metric in ("Acc_2", "F1_score", "Acc_7", "MAE"):
-        values = [metrics_of(f"alone-synthetic-{seed}")[metric] for seed in (1, 2)]
+        values = [metrics_of(f"dmd-own-slow-synthetic-{seed}")[metric] for seed in (1, 2)]
         expected = [*values, sum(values) / 2, abs(values[0] - values[1]) / 2]
         assert list(table[metric][:4]) == pytest.approx(expected)
     assert list(table.loc[4, ["Acc_2", "MAE"]]) == [0.5, 1.25] and pd.isna(table.loc[4, "Acc_7"])
@@ -61,10 +62,8 @@ def test_a_suite_continues_where_it_stopped_and_replaces_nothing_silently(folder
     broken = {"rows": {"good": {}, "bad": {"learning_rate": 1e30}}}
     assert train("--suite", write_suite(broken)) == 2
     assert "1 of 2 rows so far" in PAGE.read_text() and "ranks nothing" in PAGE.read_text()
-    capsys.readouterr()
     for seed in ("1111", "2"):  # the runs exist; the table does
-        assert train("--suite", write_suite(broken), "-s", seed) == 2
-        assert "--overwrite" in capsys.readouterr().err
+        assert "--overwrite" in refused(capsys, train, "--suite", write_suite(broken), "-s", seed)
     good = Path("pt/dmd-own-good-synthetic-1111/best.pth").stat()
     assert train("--suite", write_suite({"rows": {"good": {}, "better": {"gamma": 0.2}}}), "--resume") == 0
     assert Path("pt/dmd-own-good-synthetic-1111/best.pth").stat() == good  # not trained again
@@ -81,7 +80,6 @@ def test_the_shipped_suites_and_search_space_fit_the_shipped_config(dataset):
 
 
 BAD = [
-    ("{", "readable"),
     ({"rows": {"a": {}}, "masks": []}, "masks"),
     ({"rows": {"a": {}, "b": {"gamma": -1}}}, "rows.b: gamma is -1"),
     ({"rows": {"a": {"max_epochs": 2}}}, "command line too"),
@@ -93,9 +91,6 @@ BAD = [
 
 def test_a_bad_suite_is_one_line_before_anything_is_trained(folder, capsys):
     for suite, word in BAD:
-        assert train("--suite", write_suite(suite), "--name", "n" * 50) == 2, suite
-        error = capsys.readouterr().err
-        assert word in error and error.count("\n") == 1, error
+        assert word in refused(capsys, train, "--suite", write_suite(suite), "--name", "n" * 50)
     for arguments in (["tabel3"], ["none.json"], ["table3", "--tune", "2"]):
-        assert train("--suite", *arguments) == 2
-    assert not Path("pt").exists() and not Path("result").exists()
+        refused(capsys, train, "--suite", *arguments)

@@ -15,11 +15,12 @@ from trainers.losses import Objective
 from trainers.trainer import Trainer
 from utils.log import start_log
 
-SWITCHES = [
-    {"ort": "feature"}, {"ort": "paper"}, {"margin": "paper"}, {"homo_repr": "l1"}, {"homo_repr": "cosine_apart"},
-    {"hetero_repr": "off"}, {"hetero_repr": "l1"}, {"gd_prior": "none"}, {"fusion": "gate"},
-    {"weight_decay_applied": True}, {"objective": "paper"},
-]  # fmt: skip
+SWITCHES = [  # each value once
+    {},
+    {"ort": "feature", "homo_repr": "l1", "hetero_repr": "off", "weight_decay_applied": True},
+    {"ort": "paper", "homo_repr": "cosine_apart", "hetero_repr": "l1", "gd_prior": "none"},
+    {"objective": "paper"},
+]
 
 
 def make_trainer(batches: Sequence[dict] = (), **overrides) -> Trainer:
@@ -98,14 +99,6 @@ def test_gate_multiplies_the_features(fusion):
     torch.testing.assert_close(model._fuse(last_h, common), model.out_layer(torch.cat(fused, dim=1)))
 
 
-def test_every_switch_keeps_the_published_parameters():
-    shapes = [
-        {name: value.shape for part in (trainer.model, trainer.objective) for name, value in part.state_dict().items()}
-        for trainer in (make_trainer(), make_trainer(objective="paper"))
-    ]
-    assert list(shapes[0].items()) == list(shapes[1].items())
-
-
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
 def test_every_parameter_but_the_unused_ones_gets_a_gradient_and_the_loss_falls(switch):
     trainer = make_trainer(**switch, **dict.fromkeys(("text_dropout", "output_dropout"), 0.0))
@@ -122,5 +115,5 @@ def test_every_parameter_but_the_unused_ones_gets_a_gradient_and_the_loss_falls(
     assert unused <= without <= unused | {f"{graph}.W_edge.bias" for graph in ("homo", "hetero")}
 
     trainer = make_trainer([make_batch(3, [1.0, 1.0, -2.0, 0.4])], **switch)
-    totals = [trainer.train_epoch().losses["total"] for _ in range(8)]
+    totals = [trainer.train_epoch().losses["total"] for _ in range(6)]
     assert all(math.isfinite(total) for total in totals) and max(totals[-2:]) < 0.9 * totals[0], totals
