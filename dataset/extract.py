@@ -6,7 +6,6 @@ They are not the published COVAREP and FACET features: a model is only good for 
 Legend: S samples, T steps, d columns. Step i is at i / rate seconds of the clip.
 """
 
-import argparse
 import math
 import os
 import signal
@@ -26,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from dataset.features import shorten
-from utils.cli import run_command
+from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DataError
 from utils.files import write_atomically, write_json
 from utils.reading import printable, read_json
@@ -37,33 +36,20 @@ SAMPLE_RATE, WINDOW = 16000, 1024  # Hz; samples around each step that audio fea
 TRACK, LOWEST, HIGHEST, PRIOR = 160, 65, 400, (2, 8)
 KINDS = ("done before", "complete", "without sound", "without a face", "failed")
 SILENCE = 1e-4  # the largest sample of a sound track without sound, of 1
-AUDIO = {  # columns, as features.json names them
-    **{f"mfcc_{i}": "librosa's scale" for i in range(20)},
-    "f0": "Hz; 0 where nothing is voiced",
-    "voicing": "probability",
-    "rms": "of 1",
-    "zero_crossings": "share of the samples",
-    "spectral_centroid": "Hz",
-}
+AUDIO = {f"mfcc_{i}": "librosa's scale" for i in range(20)}  # columns, as features.json names them
+AUDIO |= {"f0": "Hz; 0 where nothing is voiced", "voicing": "probability", "rms": "of 1"}
+AUDIO |= {"zero_crossings": "share of the samples", "spectral_centroid": "Hz"}
 
 SURE = 0.7  # confidence in a face; at MediaPipe's 0.5 drawings on the wall have one
 # Landmarks of MediaPipe's face mesh; right and left are the speaker's.
 EYE_CORNERS, IRISES, INNER_LIPS, MOUTH_CORNERS = [33, 133, 362, 263], [468, 473], [13, 14], [61, 291]
 FOREHEAD, NOSE_BASE = 10, 2
 DISTANCES = {
-    "mouth_width": MOUTH_CORNERS,
-    "mouth_open": INNER_LIPS,
-    "lips_height": (0, 17),
-    "nose_to_lip": (NOSE_BASE, 0),
-    "nose_to_chin": (NOSE_BASE, 152),
-    "brows_gap": (107, 336),
-    "brow_inner_right": (107, 133),
-    "brow_inner_left": (336, 362),
-    "brow_outer_right": (105, 33),
-    "brow_outer_left": (334, 263),
-    "eye_open_right": (159, 145),
-    "eye_open_left": (386, 374),
-}
+    "mouth_width": MOUTH_CORNERS, "mouth_open": INNER_LIPS, "lips_height": (0, 17), "nose_to_lip": (NOSE_BASE, 0),
+    "nose_to_chin": (NOSE_BASE, 152), "brows_gap": (107, 336), "brow_inner_right": (107, 133),
+    "brow_inner_left": (336, 362), "brow_outer_right": (105, 33), "brow_outer_left": (334, 263),
+    "eye_open_right": (159, 145), "eye_open_left": (386, 374),
+}  # fmt: skip
 VISION = {
     "face": "1 where one was found; else the whole step is zeros",
     "yaw": "degrees; more is to the image's right",
@@ -92,9 +78,7 @@ def find_clips(folder: Path) -> list[Clip]:
     twice = [file.stem for file in files if file.suffix.lower() in VIDEO and file != videos[file.stem]]
     if twice or not (videos or sounds):
         found = f"more than one video of {shorten(twice)}" if twice else "no clips"
-        raise DataError(
-            f"{folder}: {found}; expected <id>{', <id>'.join((*VIDEO, '.wav'))}, each id for one utterance."
-        )
+        raise DataError(f"{folder}: {found}; expected <id>{', <id>'.join((*VIDEO, '.wav'))}, one of each utterance.")
     return [Clip(name, videos.get(name), sounds.get(name) or videos[name]) for name in sorted(videos | sounds)]
 
 
@@ -136,25 +120,17 @@ def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
     track = {"sr": SAMPLE_RATE, "frame_length": WINDOW, "hop_length": hop // parts, "beta_parameters": PRIOR}
     f0, _, voicing = pyin(samples, fmin=LOWEST, fmax=HIGHEST, fill_na=0, **track)
     loudness, crossings = feature.rms(y=samples, **frames), feature.zero_crossing_rate(samples, **frames)
-    centroid = feature.spectral_centroid(**spectrum)
-    columns = [
-        feature.mfcc(n_mfcc=20, **spectrum),
-        f0[None, ::parts],
-        voicing[None, ::parts],
-        loudness,
-        crossings,
-        centroid,
-    ]
+    mfcc, centroid = feature.mfcc(n_mfcc=20, **spectrum), feature.spectral_centroid(**spectrum)
+    columns = [mfcc, f0[None, ::parts], voicing[None, ::parts], loudness, crossings, centroid]
     return np.concatenate(columns).T.astype(np.float32)
 
 
 def vision_features(images: Iterator[np.ndarray]) -> np.ndarray:
     """Images (H, W, 3), one a step -> (T, 23), the columns VISION: zeros where no face is found."""
-    from mediapipe.python.solutions.face_detection import FaceDetection
-    from mediapipe.python.solutions.face_mesh import FaceMesh
+    from mediapipe.python.solutions import face_detection, face_mesh
 
     rows, options = [], {"static_image_mode": True, "refine_landmarks": True, "min_detection_confidence": SURE}
-    with FaceDetection(model_selection=1) as finder, FaceMesh(**options) as mesh:
+    with face_detection.FaceDetection(model_selection=1) as finder, face_mesh.FaceMesh(**options) as mesh:
         for image in images:
             points = find_face(image, finder, mesh)
             rows.append(np.zeros(len(VISION)) if points is None else face_features(points, *image.shape[1::-1]))
@@ -234,10 +210,8 @@ def describe(audio_rate: float, vision_rate: float) -> dict:
         import librosa  # noqa: F401
         from mediapipe.python.solutions import face_mesh  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"extraction cannot start ({printable(error)}). On Python 3.11 or 3.12 type: "
-            "pip install -r requirements-extract.txt"
-        ) from error
+        line = "On Python 3.11 or 3.12 type: pip install -r requirements-extract.txt"
+        raise ConfigError(f"Extraction cannot start ({printable(error)}). {line}") from error
     return {
         "extractor": "dataset.extract 1",
         "note": "Neither COVAREP nor FACET. Only for models that were trained on features made in the same way.",
@@ -255,7 +229,7 @@ def _prepare_worker() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.extract", description="Features of video clips.")
+    parser = ArgumentParser(prog="python -m dataset.extract", description="Features of video clips.")
     parser.add_argument("clips", type=Path, help=f"folder of <id>{', '.join(VIDEO)}; <id>.wav is taken for the sound")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--audio-rate", type=float, default=20, metavar="HZ", help="steps a second, default: 20")
@@ -283,9 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts, failed = Counter(kind_of.values()), [name for name, kind in kind_of.items() if kind == "failed"]
     print(f"{len(clips)} clips: {', '.join(f'{counts[kind]} {kind}' for kind in KINDS if counts[kind])}.")
     if failed:
-        raise DataError(
-            f"{len(failed)} clips failed ({shorten(failed)}): replace them, or leave them out of the table."
-        )
+        raise DataError(f"{len(failed)} clips failed ({shorten(failed)}): replace them, or leave out their rows.")
 
 
 if __name__ == "__main__":
