@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -253,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if remark:
                 tqdm.write(f"{clip.name}: {remark}.")
     finally:
+        for process in active_children():  # after Ctrl-C some are still at work
+            process.terminate()
         pool.shutdown(cancel_futures=True)
     counts, failed = Counter(kind_of.values()), [name for name, kind in kind_of.items() if kind == "failed"]
     print(f"{len(clips)} clips: {', '.join(f'{counts[kind]} {kind}' for kind in KINDS if counts[kind])}.")
