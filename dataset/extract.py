@@ -148,7 +148,8 @@ def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
     box, size = max(boxes, key=lambda box: box.width), image.shape[1::-1]
     middle, reach = (box.xmin + box.width / 2, box.ymin + box.height / 2) * np.array(size), box.width * size[0]
     (left, top), (right, bottom) = np.clip([middle - reach, middle + reach], 0, size).astype(int)
-    faces = mesh.process(np.ascontiguousarray(image[top:bottom, left:right])).multi_face_landmarks
+    around = np.ascontiguousarray(image[top:bottom, left:right])
+    faces = mesh.process(around).multi_face_landmarks if around.size else None
     if not faces:
         return None
     points = np.array([(point.x, point.y, point.z) for point in faces[0].landmark])
@@ -166,9 +167,9 @@ def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
     pairs = face[list(DISTANCES.values())]  # (12, 2, 3)
     corners_up = face[INNER_LIPS, 1].mean() - face[MOUTH_CORNERS, 1]
     gaze = (face[IRISES] - face[EYE_CORNERS].reshape(2, 2, 3).mean(axis=1)).mean(axis=0)[:2]
-    place = middle[:2] / [width, height]
     distances = np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1)
-    return np.concatenate([[1, -yaw, -pitch, roll], place, [size / width], distances, corners_up, gaze])
+    pose = [1, -yaw, -pitch, roll, middle[0] / width, middle[1] / height, size / width]
+    return np.concatenate([pose, distances, corners_up, gaze])
 
 
 def extract(clip: Clip, output: Path, audio_rate: float, vision_rate: float) -> tuple[str, str]:
@@ -189,11 +190,10 @@ def extract(clip: Clip, output: Path, audio_rate: float, vision_rate: float) -> 
         vision = np.zeros((math.ceil(seconds * vision_rate), len(VISION)), np.float32)
     for key, array in (("audio", audio), ("vision", vision)):
         write_atomically(output / key / f"{clip.name}.npy", lambda file, array=array: np.save(file, array))
-    if silent:
-        return "without sound", "no sound; its audio is zeros"
     if not seen:
         return "without a face", "no face found; its vision is zeros"
-    return "complete", f"a face in only {seen:.0%} of the frames; the others are zeros" if seen < 0.5 else ""
+    remarks = {"no sound; its audio is zeros": silent, f"a face in only {seen:.0%} of the frames": seen < 0.5}
+    return "without sound" if silent else "complete", "; ".join(remark for remark, holds in remarks.items() if holds)
 
 
 def is_done(clip: Clip, output: Path) -> bool:
