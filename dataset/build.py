@@ -15,8 +15,8 @@ import numpy as np
 from config.schema import DMDConfig
 from dataset.check import BERT_BASE, check_content
 from dataset.features import FIELDS, SPLITS
-from dataset.pickles import check_output, write_pickle
-from dataset.sources import padded, read_folder, read_table
+from dataset.pickles import check_output, load_pickle, write_pickle
+from dataset.sources import averaged, padded, read_folder, read_table, scaling_of, standardised
 from models.text_encoder import load_tokenizer, most_tokens
 from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DataError
@@ -27,9 +27,9 @@ LONGEST = 500  # steps of audio and vision unless the user says otherwise; the l
 Content = dict[str, dict]  # {split: {field: values}}, the MMSA layout
 
 
-def build(options: argparse.Namespace) -> tuple[Content, dict[str, int]]:
+def build(options: argparse.Namespace) -> tuple[Content, dict[str, int], dict]:
     """Read everything and cut or pad it, as the options of the command say; without tokens.
-    -> content; by field, how many utterances were longer than its steps
+    -> content; by field, how many utterances were longer than its steps; mean and scale (d,) where they were applied
 
     Raises ConfigError for the options, DataError for the files.
     """
@@ -43,12 +43,23 @@ def build(options: argparse.Namespace) -> tuple[Content, dict[str, int]]:
         for split in SPLITS
         if len(part := table[table["split"] == split])
     }
-    cut = {}
+    known = load_pickle(options.standardise).get("standardised", {}) if options.standardise else {}
+    if options.standardise is not None and not known and (options.standardise or "train" not in content):
+        raise ConfigError("--standardise: needs a train split, or the FILE.pkl trained on, if it was standardised.")
+    cut, scalings = {}, {}
     for key, folder in zip(FIELDS, (options.text_features, options.audio, options.vision), strict=True):
         if not folder:
             continue
         segments = options.average if key != "text" else None
-        sequences = read_folder(folder, table["id"].tolist(), segments, silence=key == "audio")
+        sequences = read_folder(folder, table["id"].tolist(), silence=key == "audio")
+        if options.standardise is not None and key != "text":
+            scalings[key] = known.get(key) or scaling_of(sequences[name] for name in content["train"]["id"])
+            width, expected = sequences[table["id"].iloc[0]].shape[1], len(scalings[key]["mean"])
+            if width != expected:
+                raise DataError(f"{folder}: {width} wide, but '{key}' of {options.standardise} is {expected} wide.")
+            sequences = {name: standardised(sequence, scalings[key]) for name, sequence in sequences.items()}
+        if segments:
+            sequences = {name: averaged(sequence, segments) for name, sequence in sequences.items()}
         steps = given[key] or segments
         if not steps:
             if "train" not in content:
@@ -57,7 +68,7 @@ def build(options: argparse.Namespace) -> tuple[Content, dict[str, int]]:
         cut[key] = sum(len(sequence) > steps for sequence in sequences.values())
         for fields in content.values():
             fields[key], fields[f"{key}_lengths"] = padded([sequences[name] for name in fields["id"]], steps)
-    return content, cut
+    return content, cut, scalings
 
 
 def add_tokens(content: Content, pretrained: str, steps: int) -> tuple[object, int]:
@@ -114,11 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretrained", default="", help=f"BERT whose tokenizer is used (default: {BERT_BASE})")
     parser.add_argument("--text-steps", type=int, default=TEXT_STEPS, metavar="N", help=f"default: {TEXT_STEPS}")
     parser.add_argument("--average", type=int, metavar="N", help="average audio and vision over N parts each")
+    helps = "make audio and vision of mean 0 and scale 1 on train, or as in the file trained on"
+    parser.add_argument("--standardise", nargs="?", const="", metavar="FILE.pkl", help=helps)
     parser.add_argument("--unlabelled", action="store_true", help="leave the labels out: a file to predict on")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     options = parser.parse_args(argv)
     path, pretrained, encoder = check_output(options.output, options.overwrite), options.pretrained or BERT_BASE, None
-    content, cut = build(options)
+    content, cut, scalings = build(options)
     if options.pretrained or not options.text_features:
         encoder, cut["text_bert"] = add_tokens(content, pretrained, options.text_steps)
     to_predict = options.unlabelled or "train" not in content
@@ -126,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     errors = [text for level, text in findings if level == "error"]
     if errors:
         raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
-    write_pickle(path, content)
+    write_pickle(path, content | {"standardised": scalings} if scalings else content)
     print(*(f"note  {text}\n" for level, text in findings if level == "note"), sep="", end="")
     fields = next(iter(content.values()))
     steps = [options.text_steps, fields["audio"].shape[1], fields["vision"].shape[1]]
@@ -138,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if to_predict:
         print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
         return
+    if scalings:
+        print(f"Files to predict on need --standardise {path}.")
     name, section = config_entry(path, dims, steps, pretrained, encoder)
     print('Paste this line into config/config.json, right after "datasetCommonParams": {')
     print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)},")

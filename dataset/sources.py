@@ -5,15 +5,18 @@ Legend: N utterances, T steps, d width.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.preprocessing import StandardScaler
 
 from dataset.features import SPLITS, shorten
 from utils.errors import DataError
 from utils.reading import printable
+
+TRANSCRIPTS = "What is said in a clip goes into the column text of its row; there is no speech recognition here."
 
 
 def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
@@ -30,11 +33,13 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
         if unlabelled:
             table["split"] = table.get("split", "test")
         table = table[columns].fillna("")  # rows may end early
-    except (ValueError, KeyError) as error:
-        hint = "" if unlabelled else " A file to predict on needs neither split nor label: --unlabelled."
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        hint = (
+            TRANSCRIPTS if unlabelled else f"{TRANSCRIPTS} For a file to predict on, id and text will do: --unlabelled."
+        )
         raise DataError(
             f"{path}: no CSV table in UTF-8 with the columns {','.join(columns)}, a text with a comma in double quotes "
-            f"({printable(error, 160)}).{hint}"
+            f"({printable(error, 160)}). {hint}"
         ) from error
     wrong = table["id"].duplicated() | ~table["split"].isin(SPLITS)
     if wrong.any():
@@ -42,16 +47,15 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
             f"{path}: {wrong.sum()} rows have an id that another has too, or a split other than {', '.join(SPLITS)} "
             f"({shorten(set(table['id'][wrong]))})."
         )
+    empty = table["id"][table["text"].str.strip() == ""]
+    if len(empty):
+        raise DataError(f"{path}: no text in {len(empty)} rows ({shorten(empty)}). {TRANSCRIPTS}")
     return table if unlabelled else table.assign(label=pd.to_numeric(table["label"], errors="coerce"))
 
 
-def read_folder(
-    path: str | Path, ids: Sequence[str], segments: int | None = None, silence: bool = False
-) -> dict[str, np.ndarray]:
-    """The sequence (T, d) of each of these utterances, as float32.
-
-    segments  average each over so many parts
-    silence   read -inf as 0 before: the logarithm of silence, which audio may hold
+def read_folder(path: str | Path, ids: Sequence[str], silence: bool = False) -> dict[str, np.ndarray]:
+    """The sequence (T, d) of each of these utterances, as float32. `silence`: -inf, the logarithm of silence, is read
+    as 0.
 
     Raises DataError where the folder has other utterances, or a file is no array (T, d) of the others' width.
     """
@@ -68,7 +72,7 @@ def read_folder(
         sequence = _read(file)
         if silence:
             sequence[np.isneginf(sequence)] = 0
-        sequences[file.stem] = averaged(sequence, segments) if segments else sequence
+        sequences[file.stem] = sequence
     width = sequences[ids[0]].shape[1]
     others = [name for name, sequence in sequences.items() if sequence.shape[1] != width]
     if others:
@@ -88,6 +92,20 @@ def _read(file: Path) -> np.ndarray:
         return array.astype(np.float32)
     except Exception as error:  # a damaged file can fail in any way that numpy and pandas know
         raise DataError(f"{file}: no table of numbers, steps x features ({printable(error, 120)}).") from error
+
+
+def scaling_of(sequences: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean and scale (d,) of the steps of sequences (T, d), but for those of zeros, which are no data. Features that
+    never change have the scale 1."""
+    steps = np.concatenate(list(sequences))
+    real = steps[steps.any(axis=1) & np.isfinite(steps).all(axis=1)]
+    scaler = StandardScaler().fit(real if len(real) else np.zeros_like(steps))
+    return {"mean": scaler.mean_.astype(np.float32), "scale": scaler.scale_.astype(np.float32)}
+
+
+def standardised(sequence: np.ndarray, scaling: dict[str, np.ndarray]) -> np.ndarray:
+    """A sequence (T, d) less the mean, over the scale; steps of zeros stay zeros."""
+    return np.where(sequence.any(axis=1, keepdims=True), (sequence - scaling["mean"]) / scaling["scale"], 0)
 
 
 def averaged(sequence: np.ndarray, segments: int) -> np.ndarray:

@@ -110,6 +110,33 @@ def test_steps_silence_and_text_features_instead_of_tokens(data, capsys):
     assert content["train"]["audio"][1, 0].tolist() == [1, 0]
 
 
+def test_standardised_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
+    moving = np.array([[1, 7], [0, 0], [3, 7], [5, 7]])  # a step of zeros is no data; what never changes becomes zero
+    np.save("audio/v1$_$1.npy", moving)
+    np.save("audio/v2$_$0.npy", np.full((4, 2), 9.0))
+    content = made("--standardise")
+    assert "--standardise my.pkl" in capsys.readouterr().out
+    values = np.array([1, 2, 1, 3, 5])  # of the first feature, in train; of the second: 10, 20, 7, 7, 7
+    mean, scale = values.mean(), values.std()
+    audio = content["train"]["audio"]
+    np.testing.assert_allclose(audio[0, :2, 0], ([1, 2] - mean) / scale, rtol=1e-6)
+    np.testing.assert_allclose(audio[1, [0, 2, 3], 0], ([1, 3, 5] - mean) / scale, rtol=1e-6)
+    assert not audio[0, 2:].any() and not audio[1, 1].any()
+    assert not content["train"]["vision"][:, :, 1].any()  # 0.5 in all steps
+    np.testing.assert_allclose(content["valid"]["audio"][0, :, 0], (9 - mean) / scale, rtol=1e-6)
+    np.testing.assert_allclose(content["standardised"]["audio"]["mean"], [mean, 10.2], rtol=1e-6)
+
+    write_table([[row[0], row[3]] for row in ROWS], ("id", "text"))
+    arguments = [*ARGUMENTS[:-1], "new.pkl", *TOKENS, "--unlabelled", "--audio-steps", "4", "--vision-steps", "5"]
+    assert "train split" in refused(capsys, build, *arguments, "--standardise")
+    assert call(build, *arguments, "--standardise", "my.pkl") == 0
+    new = load_pickle("new.pkl")
+    assert all(np.array_equal(new["test"][key][:2], content["train"][key]) for key in ("audio", "vision"))
+    for name in LENGTHS:
+        np.save(f"audio/{name}.npy", np.ones((2, 3)))
+    assert "3 wide" in refused(capsys, build, *arguments, "--standardise", "my.pkl", "--overwrite")
+
+
 def entry(printed: str) -> dict:
     """The line that is to be pasted, as it is, before another entry."""
     (line,) = [line for line in printed.splitlines() if line.startswith('"my')]
@@ -192,7 +219,10 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "no file for an id": (lambda: os.remove(ONE), [], "1 of 4 (v1$_$0)"),
     "label is a word": (lambda: write_table([["v1$_$0", "train", "good", "x"], *ROWS[1:]]), [], "no number in [-3, 3]"),
     "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "--unlabelled"),
-    "no valid": (lambda: write_table([*ROWS[:2], ["v2$_$0", "train", "0", ""], ROWS[3]]), [], "split 'valid'"),
+    "no valid": (lambda: write_table([*ROWS[:2], ["v2$_$0", "train", "0", "x"], ROWS[3]]), [], "split 'valid'"),
+    "no text": (lambda: write_table([*ROWS[:3], ["v3.b", "test", "2", " "]]), [], "no text in 1 rows (v3.b). What is"),
+    "no table": (lambda: os.remove("T.csv"), [], "goes into the column text"),
+    "standardised as another": (lambda: write_pickle(Path("o.pkl"), {}), ["--standardise", "o.pkl"], "trained on"),
     "missing columns": (lambda: write_table(ROWS, ("name", "split", "label", "words")), [], "columns id,sp"),
     "bare comma": (lambda: Path("T.csv").write_text("id,split,label,text\na,train,1,well, no"), [], "double quotes"),
     "other width": (lambda: np.save(ONE, np.zeros((4, 5))), [], "5 wide, but 3 files are not (v1$_$1, v2$_$0, v3.b)"),
