@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from config.schema import IGNORED_KEYS, LIST_SETTINGS, SETTING_NAMES, DMDConfig
 from utils.errors import ConfigError
-from utils.log import logger
+from utils.log import is_first_rank, logger
 from utils.reading import printable, read_json
 
 COMMAND_LINE = "--set"
@@ -117,7 +117,8 @@ def _checked(settings: dict, where: str | Path, overrides: dict, dataset_name: s
     for place, names in ((where, settings), (COMMAND_LINE, overrides)):
         check_names(names, (*SETTING_NAMES, *IGNORED_KEYS), place, "setting")
     settings = settings | overrides
-    if ignored := sorted(settings.keys() & IGNORED_KEYS):
+    ignored = sorted(settings.keys() & IGNORED_KEYS)
+    if ignored and is_first_rank():
         _warn_once(f"Settings that have no effect here: {', '.join(ignored)}.")
     used = {key: value for key, value in settings.items() if key not in IGNORED_KEYS}
     checked = _validated(DMDConfig, used, lambda key: COMMAND_LINE if key in overrides else where)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
-# Keys of this family's files that choose nothing here: accepted, and named in the log.
+# Keys of this family's files that choose nothing here: accepted, with a warning.
 IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler")
 
 # What `objective` chooses for each switch that is null; the paper says nothing of the others.

@@ -57,7 +57,7 @@ def share(x: Tensor) -> Tensor:
 
 def gather(x: Tensor, batch: int) -> Tensor:
     """What all processes have of a batch of that many utterances, in its order.  (⌈B / size()⌉, ·) -> (B, ·)"""
-    return x if size() == 1 else torch.compiler.disable(_Gather.apply)(x)[:batch]
+    return x if size() == 1 else _gather(x)[:batch]
 
 
 class _Gather(torch.autograd.Function):
@@ -72,6 +72,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient[rank() :: size()] * size()  # average_gradients divides it again
+
+
+_gather = torch.compiler.disable(_Gather.apply)
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

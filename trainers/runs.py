@@ -40,15 +40,16 @@ class RunFolder(RunFiles):
     def finished(self, description: dict) -> dict | None:
         """The content of metrics.json; None where the run is not at its end, or may train longer by the limits
         described. Raises RunError where it is of other settings or data."""
-        if not self.description:
+        earlier = self.description
+        if not earlier:
             return None
-        for key, there, here in different_settings(self.description, description, INCONSEQUENTIAL):
+        for key, there, here in different_settings(earlier, description, INCONSEQUENTIAL):
             if not is_longer(key, there, here):
                 raise RunError(
                     f"{self.name}: --resume with {key} {here!r}, but the run was started with {there!r}. Give it the "
                     f"same settings and data ({' and '.join(LIMITS)} may be larger), or choose another --name."
                 )
-        started, limits = self.description["settings"], description["settings"]
+        started, limits = earlier["settings"], description["settings"]
         if not self.metrics_file.exists() or any(started.get(key) != limits[key] for key in LIMITS):
             return None
         with self.continuing_from(self.metrics_file):

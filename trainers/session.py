@@ -16,7 +16,7 @@ from trainers.setup import build_model, warm_start
 from trainers.tracking import tracked
 from trainers.trainer import Trainer
 from utils.device import describe_device, keep_freed_memory, versions
-from utils.log import logger, start_log
+from utils.log import is_first_rank, logger, start_log
 from utils.seed import set_seed
 
 
@@ -37,7 +37,7 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
     device = start_process(options.device)
     if options.compile:
         torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
-    runs = run_folders(options, args.dataset_name, writes=rank() == 0)
+    runs = run_folders(options, args.dataset_name, writes=is_first_rank())
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
     torch.use_deterministic_algorithms(options.deterministic)

@@ -55,6 +55,7 @@ def settings_of(
     if beside and not dataset and not config_file:
         return config_from_resolved(beside["settings"], config), beside["features"], beside
     if not dataset and not beside:
+        read_checkpoint(checkpoint)  # what is none is told first
         raise ConfigError(f"{checkpoint}: no run's config.json beside it names its data set: -d mosi or -d mosei.")
     return load_config("dmd", dataset or beside["settings"]["dataset_name"], config_file, config), {}, beside
 

@@ -8,7 +8,7 @@ import pandas as pd
 from config.variations import Suite, load_suite, resolve
 from dataset.features import DATA_SETTINGS, prepare_features
 from models.dmd import MODALITIES
-from trainers.distributed import rank, start_process, wait_for_all
+from trainers.distributed import start_process, wait_for_all
 from trainers.heads import HEADS, inspect
 from trainers.options import RunOptions
 from trainers.run_settings import check_earlier_runs
@@ -18,7 +18,7 @@ from trainers.setup import build_model, restore
 from utils.device import choose_device
 from utils.errors import ConfigError, RunError
 from utils.files import write_atomically
-from utils.log import logger
+from utils.log import is_first_rank, logger
 from utils.metrics import CORE_METRICS, METRICS
 
 
@@ -45,7 +45,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
         data = str([args[key] for key in DATA_SETTINGS])
         features[row] = read[data] = read.get(data) or prepare_features(args, **options.replaced)
         build_model(args, features[row])
-    if options.overwrite and rank() == 0:  # as for the seeds of a run
+    if options.overwrite and is_first_rank():  # as for the seeds of a run
         for run in every_run:
             run.discard()
     wait_for_all()
@@ -53,7 +53,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     for number, (row, of_row) in enumerate(rows.items(), start=1):
         logger.info(f"Row {number} of {len(rows)}: {row}")
         results += [{"row": row, "seed": seed} | result for seed, result in train(of_row, features[row]).items()]
-        if rank() == 0:
+        if is_first_rank():
             scores += _score_heads(suite, row, settings[row], runs[row], options) if suite.heads else []
             _write(table, suite, settings, pd.DataFrame(results), pd.DataFrame(scores))
         wait_for_all()

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +42,7 @@ def keep_freed_memory() -> None:
         pass  # another C library: nothing to tune
 
 
+@functools.cache  # the code that was imported, whatever is edited while rows or trials follow
 def versions() -> dict[str, str]:
     """The versions that a result depends on; `code` is a hash of this program's sources."""
     folders = [Path(__file__).parents[1] / name for name in ("config", "dataset", "models", "trainers", "utils")]
