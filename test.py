@@ -10,7 +10,7 @@ from pathlib import Path
 
 from config import parse_overrides
 from utils.cli import ArgumentParser, run_command
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.log import logger, start_log
 
 # What loads PyTorch is imported where it is used, as in run.py.
@@ -57,6 +57,9 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     part = data.splits[split]
     if not part.labelled and not predictions:
         raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
+    if features and data.standardised != trained.get("standardised", data.standardised):
+        right = "with --standardise and the file trained on" if trained["standardised"] else "without --standardise"
+        raise DataError(f"{features}: not scaled as the data of the training. Build it {right}.")
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
     for difference in differences(trained, args, replaced, to_predict=bool(features)):
         logger.warning(difference)

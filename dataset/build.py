@@ -14,9 +14,9 @@ import numpy as np
 
 from config.schema import DMDConfig
 from dataset.check import BERT_BASE, check_content
-from dataset.features import FIELDS, SPLITS
+from dataset.features import FIELDS, SPLITS, shorten
 from dataset.pickles import check_output, load_pickle, write_pickle
-from dataset.sources import averaged, padded, read_folder, read_table, scaling_of, standardised
+from dataset.sources import TRANSCRIPTS, averaged, padded, read_folder, read_table, scaling_of, standardised
 from models.text_encoder import load_tokenizer, most_tokens
 from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DataError
@@ -54,9 +54,6 @@ def build(options: argparse.Namespace) -> tuple[Content, dict[str, int], dict]:
         sequences = read_folder(folder, table["id"].tolist(), silence=key == "audio")
         if options.standardise is not None and key != "text":
             scalings[key] = known.get(key) or scaling_of(sequences[name] for name in content["train"]["id"])
-            width, expected = sequences[table["id"].iloc[0]].shape[1], len(scalings[key]["mean"])
-            if width != expected:
-                raise DataError(f"{folder}: {width} wide, but '{key}' of {options.standardise} is {expected} wide.")
             sequences = {name: standardised(sequence, scalings[key]) for name, sequence in sequences.items()}
         if segments:
             sequences = {name: averaged(sequence, segments) for name, sequence in sequences.items()}
@@ -75,8 +72,11 @@ def add_tokens(content: Content, pretrained: str, steps: int) -> tuple[object, i
     """Add text_bert (N, 3, steps): input ids, attention mask and segment ids, as [CLS] … [SEP] and padding.
     -> configuration of the encoder; how many texts were longer
 
-    Raises ConfigError.
+    Raises ConfigError, and DataError where a text is empty.
     """
+    texts = {name: text for part in content.values() for name, text in zip(part["id"], part["raw_text"], strict=True)}
+    if blank := [name for name, text in texts.items() if not text.strip()]:
+        raise DataError(f"--text: no text in {len(blank)} rows ({shorten(blank)}). {TRANSCRIPTS}")
     try:
         tokenizer, config = load_tokenizer(pretrained)
     except ConfigError as error:
@@ -151,8 +151,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if to_predict:
         print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
         return
-    if scalings:
-        print(f"Files to predict on need --standardise {path}.")
     name, section = config_entry(path, dims, steps, pretrained, encoder)
     print('Paste this line into config/config.json, right after "datasetCommonParams": {')
     print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)},")

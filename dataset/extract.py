@@ -13,8 +13,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +37,6 @@ SAMPLE_RATE, WINDOW = 16000, 1024  # Hz; samples around each step that audio fea
 # f0 is tracked every 10 ms between these Hz; the thresholds' prior is pYIN's for noisy sound, as of a webcam.
 TRACK, LOWEST, HIGHEST, PRIOR = 160, 65, 400, (2, 8)
 KINDS = ("done before", "complete", "without sound", "without a face", "failed")
-SILENCE = 1e-4  # the largest sample of a sound track without sound, of 1
 AUDIO = {f"mfcc_{i}": "librosa's scale" for i in range(20)}  # columns, as features.json names them
 AUDIO |= {"f0": "Hz; 0 where nothing is voiced", "voicing": "probability", "rms": "of 1"}
 AUDIO |= {"zero_crossings": "share of the samples", "spectral_centroid": "Hz"}
@@ -52,16 +53,14 @@ DISTANCES = {
 }  # fmt: skip
 VISION = {
     "face": "1 where one was found; else the whole step is zeros",
-    "yaw": "degrees; more is to the image's right",
+    "yaw": "degrees; more is to the image's right", "roll": "degrees; more is clockwise in the image",
     "pitch": "degrees; more is up, and only differences mean something",
-    "roll": "degrees; more is clockwise in the image",
-    "x": "share of the image's width, from the left",
-    "y": "share of the image's height, from the top",
+    "x": "share of the image's width, from the left", "y": "share of the image's height, from the top",
     "size": "between the outer corners of the eyes, as a share of the image's width",
     **dict.fromkeys(DISTANCES, "in sizes, in three dimensions"),
     **dict.fromkeys(("mouth_corner_right", "mouth_corner_left"), "in sizes, above the middle of the lips"),
     **dict.fromkeys(("gaze_x", "gaze_y"), "in sizes, of the irises to the image's right and down, the head as it is"),
-}
+}  # fmt: skip
 
 
 class Clip(NamedTuple):
@@ -83,38 +82,41 @@ def find_clips(folder: Path) -> list[Clip]:
 
 
 def read_sound(file: Path) -> np.ndarray:
-    """The first sound track as mono (S,) at SAMPLE_RATE, in [-1, 1]; S = 0 where there is none."""
+    """The first sound track as mono (S,) at SAMPLE_RATE, in [-1, 1], with zeros before it begins and in its gaps; S = 0
+    where there is none."""
     import av
 
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)  # in floats, stereo would be louder
+    samples = [np.zeros(0, np.float32)]
     with av.open(str(file)) as container:
         frames = container.decode(audio=0) if container.streams.audio else ()
-        parts = [part.to_ndarray()[0] for frame in (*frames, None) for part in resampler.resample(frame)]
-    return np.concatenate([np.zeros(0, np.float32), *parts])
+        for part in chain.from_iterable(map(resampler.resample, chain(frames, [None]))):
+            gap = (part.time or 0) - (container.start_time or 0) / av.time_base - sum(map(len, samples)) / SAMPLE_RATE
+            samples.append(np.zeros(round(gap * SAMPLE_RATE) if gap > 0.05 else 0, np.float32))  # less is inexactness
+            samples.append(part.to_ndarray()[0].astype(np.float32) / 2**15)
+    return np.concatenate(samples)
 
 
 def read_images(file: Path, rate: float) -> Iterator[np.ndarray]:
-    """The first picture (H, W, 3), uint8 RGB, at or after each step: the way up that a player shows it."""
+    """The picture (H, W, 3), uint8 RGB, that a player shows at each step up to the last picture's, and the way up."""
     import av
 
     with av.open(str(file)) as container:
-        start, step = None, 0
-        for frame in container.decode(video=0) if container.streams.video else ():
-            start = frame.time if start is None else start
-            if frame.time - start + 1e-6 < step / rate:
-                continue
-            image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
-            while step / rate <= frame.time - start + 1e-6:
-                yield image
+        start, step, shown = (container.start_time or 0) / av.time_base, 0, None
+        for frame in chain(container.decode(video=0) if container.streams.video else (), [None]):
+            until = frame.time - 1e-6 if frame else shown.time + 1e-6 if shown else start
+            while shown and step / rate < until - start:
+                yield np.ascontiguousarray(np.rot90(shown.to_ndarray(format="rgb24"), shown.rotation // 90))
                 step += 1
+            shown = frame
 
 
 def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
     """(S,) at SAMPLE_RATE -> (T, 25), the columns AUDIO."""
     from librosa import feature, pyin
 
-    parts = math.ceil(SAMPLE_RATE / rate / TRACK)
-    hop = round(SAMPLE_RATE / rate / parts) * parts
+    hop = int(SAMPLE_RATE / rate)
+    parts = next(n for n in range(math.ceil(hop / TRACK), hop + 1) if hop % n == 0)
     frames = {"frame_length": WINDOW, "hop_length": hop}
     spectrum = {"y": samples, "sr": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": hop}
     track = {"sr": SAMPLE_RATE, "frame_length": WINDOW, "hop_length": hop // parts, "beta_parameters": PRIOR}
@@ -140,14 +142,15 @@ def vision_features(images: Iterator[np.ndarray]) -> np.ndarray:
 def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
     """The landmarks (478, 3) of the largest face in an image (H, W, 3), in pixels to the right, down and away, or None.
 
-    The mesh alone overlooks faces that are small in the image, so that it is given what is around the face.
+    The mesh overlooks faces that are small in the image, so that it is given what is around one; the finder large ones.
     """
     boxes = [found.location_data.relative_bounding_box for found in finder.process(image).detections or ()]
-    if not boxes:
-        return None
-    box, size = max(boxes, key=lambda box: box.width), image.shape[1::-1]
-    middle, reach = (box.xmin + box.width / 2, box.ymin + box.height / 2) * np.array(size), box.width * size[0]
-    (left, top), (right, bottom) = np.clip([middle - reach, middle + reach], 0, size).astype(int)
+    size = image.shape[1::-1]
+    (left, top), (right, bottom) = (0, 0), size
+    if boxes:
+        box = max(boxes, key=lambda box: box.width)
+        middle, reach = (box.xmin + box.width / 2, box.ymin + box.height / 2) * np.array(size), box.width * size[0]
+        (left, top), (right, bottom) = np.clip([middle - reach, middle + reach], 0, size).astype(int)
     around = np.ascontiguousarray(image[top:bottom, left:right])
     faces = mesh.process(around).multi_face_landmarks if around.size else None
     if not faces:
@@ -168,7 +171,7 @@ def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
     corners_up = face[INNER_LIPS, 1].mean() - face[MOUTH_CORNERS, 1]
     gaze = (face[IRISES] - face[EYE_CORNERS].reshape(2, 2, 3).mean(axis=1)).mean(axis=0)[:2]
     distances = np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1)
-    pose = [1, -yaw, -pitch, roll, middle[0] / width, middle[1] / height, size / width]
+    pose = [1, -yaw, roll, -pitch, middle[0] / width, middle[1] / height, size / width]
     return np.concatenate([pose, distances, corners_up, gaze])
 
 
@@ -177,23 +180,20 @@ def extract(clip: Clip, output: Path, audio_rate: float, vision_rate: float) -> 
     try:
         samples = read_sound(clip.sound)
         vision = vision_features(read_images(clip.video, vision_rate) if clip.video else iter(()))
-        silent, seen = np.abs(samples).max(initial=0) < SILENCE, vision[:, 0].mean() if len(vision) else 0
-        audio = None if silent else audio_features(samples, audio_rate)
+        silent = np.abs(samples).max(initial=0) < 1e-4  # of 1: a track may be there, and without sound
+        seen = vision[:, 0].sum() / max(1, len(vision))
+        audio = np.zeros((1, len(AUDIO)), np.float32) if silent else audio_features(samples, audio_rate)
     except Exception as error:  # a damaged file can fail in any way that the libraries know
         return "failed", f"cannot be read ({printable(getattr(error, 'strerror', None) or error, 160)})"
-    seconds = max(len(samples) / SAMPLE_RATE, len(vision) / vision_rate)
     if silent and not seen:
-        return "failed", f"neither sound nor a face in {seconds:.1f} s" if seconds else "has no length"
-    if silent:
-        audio = np.zeros((math.ceil(seconds * audio_rate), len(AUDIO)), np.float32)
-    if not len(vision):
-        vision = np.zeros((math.ceil(seconds * vision_rate), len(VISION)), np.float32)
+        return "failed", "has neither sound nor a face" if len(samples) or len(vision) else "has no length"
+    vision = vision if len(vision) else np.zeros((1, len(VISION)), np.float32)
     for key, array in (("audio", audio), ("vision", vision)):
         write_atomically(output / key / f"{clip.name}.npy", lambda file, array=array: np.save(file, array))
-    if not seen:
-        return "without a face", "no face found; its vision is zeros"
-    remarks = {"no sound; its audio is zeros": silent, f"a face in only {seen:.0%} of the frames": seen < 0.5}
-    return "without sound" if silent else "complete", "; ".join(remark for remark, holds in remarks.items() if holds)
+    remarks = {"no sound; its audio is zeros": silent, "no face found; its vision is zeros": not seen}
+    remarks[f"a face in only {seen:.0%} of the frames"] = 0 < seen < 0.5
+    kind = "without sound" if silent else "complete" if seen else "without a face"
+    return kind, "; ".join(remark for remark, holds in remarks.items() if holds)
 
 
 def is_done(clip: Clip, output: Path) -> bool:
@@ -207,7 +207,7 @@ def describe(audio_rate: float, vision_rate: float) -> dict:
     """What features.json says of the features. Raises ConfigError where a library is missing."""
     try:
         import av  # noqa: F401
-        import librosa  # noqa: F401
+        from librosa import feature, pyin  # noqa: F401
         from mediapipe.python.solutions import face_mesh  # noqa: F401
     except ImportError as error:
         line = "On Python 3.11 or 3.12 type: pip install -r requirements-extract.txt"
@@ -236,15 +236,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vision-rate", type=float, default=5, metavar="HZ", help="steps a second, default: 5")
     parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="processes, default: 1")
     options = parser.parse_args(argv)
-    if min(options.audio_rate, options.vision_rate) <= 0 or options.audio_rate > SAMPLE_RATE or options.jobs < 1:
-        raise ConfigError(f"rates must be above 0 Hz, that of audio no more than {SAMPLE_RATE}; -j must be at least 1.")
+    if min(options.audio_rate, options.vision_rate) <= 0 or SAMPLE_RATE % options.audio_rate or options.jobs < 1:
+        raise ConfigError(f"rates must be above 0 Hz, that of audio a divisor of {SAMPLE_RATE}; -j must be at least 1.")
     clips = find_clips(options.clips)
     description, file = describe(options.audio_rate, options.vision_rate), options.output / "features.json"
     if file.exists() and read_json(file) != description:
         raise ConfigError(f"{file}: features of other rates or versions are there. Name another folder with -o.")
     write_json(file, description)
     todo = [clip for clip in clips if not is_done(clip, options.output)]
-    kind_of = {clip.name: "done before" for clip in clips}
+    kind_of = dict.fromkeys((clip.name for clip in clips if clip not in todo), "done before")
     work = partial(extract, output=options.output, audio_rate=options.audio_rate, vision_rate=options.vision_rate)
     pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), _prepare_worker)
     try:
@@ -252,6 +252,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             kind_of[clip.name] = kind
             if remark:
                 tqdm.write(f"{clip.name}: {remark}.")
+    except BrokenProcessPool as error:
+        name = next(clip.name for clip in todo if clip.name not in kind_of)
+        advice = "If memory ran out, take a smaller -j; if -j 1 stops there too, take the clip away."
+        raise DataError(f"{name}: a process died there, or soon after. {advice}") from error
     finally:
         for process in active_children():  # after Ctrl-C some are still at work
             process.terminate()

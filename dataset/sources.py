@@ -34,9 +34,7 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
             table["split"] = table.get("split", "test")
         table = table[columns].fillna("")  # rows may end early
     except (ValueError, KeyError, FileNotFoundError) as error:
-        hint = (
-            TRANSCRIPTS if unlabelled else f"{TRANSCRIPTS} For a file to predict on, id and text will do: --unlabelled."
-        )
+        hint = TRANSCRIPTS + ("" if unlabelled else " For a file to predict on, id and text will do: --unlabelled.")
         raise DataError(
             f"{path}: no CSV table in UTF-8 with the columns {','.join(columns)}, a text with a comma in double quotes "
             f"({printable(error, 160)}). {hint}"
@@ -47,9 +45,6 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
             f"{path}: {wrong.sum()} rows have an id that another has too, or a split other than {', '.join(SPLITS)} "
             f"({shorten(set(table['id'][wrong]))})."
         )
-    empty = table["id"][table["text"].str.strip() == ""]
-    if len(empty):
-        raise DataError(f"{path}: no text in {len(empty)} rows ({shorten(empty)}). {TRANSCRIPTS}")
     return table if unlabelled else table.assign(label=pd.to_numeric(table["label"], errors="coerce"))
 
 

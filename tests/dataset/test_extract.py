@@ -2,7 +2,6 @@
 
 import os
 import sys
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -15,39 +14,36 @@ from dataset.extract import AUDIO, DISTANCES, VISION, face_features
 from tests.commands import ROOT, launch, refused
 from utils.reading import read_json
 
-SECONDS, RATE, PITCH = 2, 24000, 180.0  # length of a clip; samples a second; Hz
-SHIFTS, TURNS = [0, 40, 80, 40, 0], [-15, 0, 15]  # pixels to the right and degrees clockwise, over a clip
+SECONDS, RATE, PITCHES, LEVEL = 2, 24000, (180, 270), 0.3  # of a clip; samples a second; Hz of its two halves; of 1
+TIMES = np.arange(15 * SECONDS) / 15  # of the pictures, in seconds
+SHIFTS = 80 - np.abs(np.linspace(-80, 80, len(TIMES)))  # pixels to the right
+TURNS = 15 - np.abs(np.linspace(-30, 30, len(TIMES)))  # degrees clockwise
 
 
-def tone() -> np.ndarray:
-    """(S,) int16: a voice-like tone of some harmonics."""
-    time = np.arange(SECONDS * RATE) / RATE
-    return (3000 * sum(np.sin(2 * np.pi * PITCH * n * time) / n for n in range(1, 6))).astype(np.int16)
+def tone(seconds: float = SECONDS) -> np.ndarray:
+    """(S,) int16: a sine, lower in the first half."""
+    pitch = np.repeat(PITCHES, round(seconds * RATE / 2))
+    return (LEVEL * 2**15 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE)).astype(np.int16)
 
 
-def over_the_clip(values: list[float], number: int) -> np.ndarray:
-    """(number,): the values reached one after the other at an even speed."""
-    return np.interp(np.linspace(0, 1, number), np.linspace(0, 1, len(values)), values)
-
-
-def write_video(path: Path, images: np.ndarray, samples: np.ndarray | None) -> None:
-    """Images (T, 512, 512, 3) at 15 a second, and samples (S,)."""
+def write(path: Path, images=(), samples=None, times=TIMES, late: float = 0, layout: str = "mono") -> None:
+    """Images (512, 512, 3) at these seconds, and samples (S,) from `late` on."""
     import av
 
     with av.open(str(path), "w") as container:
-        video = container.add_stream("mpeg4", rate=15, width=512, height=512, bit_rate=4_000_000)
-        sound = None if samples is None else container.add_stream("aac", rate=RATE, layout="mono")
-        for image in [*map(av.VideoFrame.from_ndarray, images), None]:
-            container.mux(video.encode(image))
+        video = container.add_stream("mpeg4", rate=15, width=512, height=512, bit_rate=4_000_000) if images else None
+        codec = "aac" if images else "pcm_s16le"
+        sound = None if samples is None else container.add_stream(codec, rate=RATE, layout=layout)
+        for image, time in zip(images, times, strict=bool(images)):
+            frame = av.VideoFrame.from_ndarray(image)
+            frame.pts = round(15 * time)
+            container.mux(video.encode(frame))
+        container.mux(video.encode() if images else [])
         if sound:
-            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-            frame.sample_rate = RATE
+            both = np.repeat(samples, len(sound.layout.channels))[None]
+            frame = av.AudioFrame.from_ndarray(both, format="s16", layout=layout)
+            frame.sample_rate, frame.pts = RATE, round(late * RATE)
             container.mux([*sound.encode(frame), *sound.encode()])
-
-
-def write_wav(path: Path, samples: np.ndarray) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1), file.setsampwidth(2), file.setframerate(RATE), file.writeframes(samples.tobytes())
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +51,26 @@ def clips(tmp_path_factory) -> Path:
     """A folder of clips of each kind."""
     for library in ("av", "librosa", "mediapipe"):
         pytest.importorskip(library)
-    photograph = pytest.importorskip("skimage.data").astronaut()  # (512, 512, 3), with a face
-    folder, frames = tmp_path_factory.mktemp("clips"), 15 * SECONDS
-    moved = [np.roll(photograph, int(shift), axis=1) for shift in over_the_clip(SHIFTS, frames)]
-    turned = [ndimage.rotate(photograph, -turn, reshape=False, order=1) for turn in over_the_clip(TURNS, frames)]
-    grey = np.full((frames, 512, 512, 3), 128, np.uint8)
-    write_video(folder / "moved.mp4", np.array(moved), tone())
-    write_video(folder / "turned.mkv", np.array(turned), np.zeros_like(tone()))
-    write_wav(folder / "turned.wav", tone())
-    write_video(folder / "silent.mp4", np.array([photograph] * 5 + [grey[0]] * 10), None)
-    write_video(folder / "faceless.avi", grey, tone())
-    write_video(folder / "nothing.mov", grey, np.zeros_like(tone()))
-    write_video(folder / "late.mp4", np.array([grey[0]] * 20 + [photograph] * 10), tone())
+    from skimage.data import astronaut
+
+    photograph = astronaut()  # (512, 512, 3), with a face
+    folder, grey = tmp_path_factory.mktemp("clips"), np.full((512, 512, 3), 128, np.uint8)
+    write(folder / "moved.mp4", [np.roll(photograph, int(by), axis=1) for by in SHIFTS], tone(), layout="stereo")
+    turned = [ndimage.rotate(photograph, -turn, reshape=False, order=1) for turn in TURNS]
+    write(folder / "turned.mkv", turned, 0 * tone())
+    write(folder / "turned.wav", samples=tone())
+    write(folder / "lying.mp4", [np.rot90(photograph)], times=[0])
+    content = bytearray((folder / "lying.mp4").read_bytes())
+    at = content.index(b"tkhd") + 44  # the matrix of the track (ISO 14496-12): to be shown turned clockwise
+    content[at : at + 20] = np.array([0, 1 << 16, 0, -(1 << 16), 0], ">i4").tobytes()
+    (folder / "lying.mp4").write_bytes(content)
+    write(folder / "close.mp4", [photograph[70:198, 158:286].repeat(4, axis=0).repeat(4, axis=1)], times=[0])
+    write(folder / "silent.mp4", [photograph, grey, grey], times=[0, 0.4, 1])
+    write(folder / "faceless.mkv", [grey] * len(TIMES), tone(1), late=1)
+    write(folder / "nothing.mov", [grey], 0 * tone(), times=[0])
     (folder / "broken.mp4").write_bytes((folder / "moved.mp4").read_bytes()[:20000])
     (folder / "empty.webm").touch()
-    write_wav(folder / "void.wav", np.zeros(0, np.int16))
+    (folder / "void.wav").write_bytes((folder / "turned.wav").read_bytes()[:44])
     return folder
 
 
@@ -86,58 +87,58 @@ def read(output: Path, key: str, name: str) -> dict[str, np.ndarray]:
     return dict(zip(columns, np.load(output / key / f"{name}.npy").T, strict=True))
 
 
-def test_the_others_are_extracted_where_some_fail(extracted):
+def test_the_others_are_extracted_where_some_fail_and_what_is_missing_is_zeros(extracted):
     result, output = extracted
     assert result.returncode == 2, result
-    assert "9 clips: 3 complete, 1 without sound, 1 without a face, 4 failed.\n" in result.stdout
+    assert "10 clips: 2 complete, 3 without sound, 1 without a face, 4 failed.\n" in result.stdout
     named = {line.split(": ")[0] for line in result.stdout.splitlines()[:-1]}
-    assert named == {"broken", "empty", "void", "nothing", "silent", "faceless", "late"}
-    names = ["faceless.npy", "late.npy", "moved.npy", "silent.npy", "turned.npy"]
+    assert named == {"broken", "empty", "void", "nothing", "silent", "lying", "close", "faceless"}
+    assert "a face in only 33% of the frames" in result.stdout
+    names = ["close.npy", "faceless.npy", "lying.npy", "moved.npy", "silent.npy", "turned.npy"]
     assert sorted(os.listdir(output / "audio")) == sorted(os.listdir(output / "vision")) == names
-    description = read_json(output / "features.json")
-    assert description["rates (Hz)"] == {"audio": 20, "vision": 5}
-    assert {key: len(names) for key, names in description["columns"].items()} == {"audio": 25, "vision": 23}
+    columns = read_json(output / "features.json")["columns"]
+    assert not np.load(output / "audio/silent.npy").any() and not np.load(output / "vision/faceless.npy").any()
+    vision = np.load(output / "vision/silent.npy")  # the photograph is shown until 0.4 s, grey ones to 1 s
+    assert vision.shape == (6, len(columns["vision"])) and vision[:2].any(axis=1).all() and not vision[2:].any()
 
 
-@pytest.mark.parametrize("name", ["moved", "turned", "faceless"])
-def test_pitch_of_a_tone(extracted, name):
-    audio = read(extracted[1], "audio", name)
+@pytest.mark.parametrize(("name", "begin"), [("moved", 0), ("turned", 0), ("faceless", 1)])
+def test_what_is_known_of_a_tone(extracted, name, begin):
+    """In stereo as in mono, and from where the sound track begins."""
+    audio, middle = read(extracted[1], "audio", name), 10 * (begin + SECONDS)
     assert len(audio["f0"]) == pytest.approx(SECONDS * 20, abs=3)
-    np.testing.assert_allclose(audio["f0"][2:-3], PITCH, rtol=0.02)
-    assert (audio["voicing"][2:-3] > 0.5).all()
-    np.testing.assert_allclose(audio["rms"][2:-3], np.sqrt(np.mean((tone() / 2**15) ** 2)), rtol=0.05)
+    assert not audio["rms"][: begin * 18].any() and not audio["f0"][: begin * 18].any()
+    for part, pitch in ((slice(begin * 20 + 3, middle - 2), PITCHES[0]), (slice(middle + 3, 37), PITCHES[1])):
+        np.testing.assert_allclose(audio["f0"][part], pitch, rtol=0.02)
+        np.testing.assert_allclose(audio["spectral_centroid"][part], pitch, rtol=0.1)
+        np.testing.assert_allclose(audio["zero_crossings"][part], 2 * pitch / 16000, rtol=0.1)
+        np.testing.assert_allclose(audio["rms"][part], LEVEL / np.sqrt(2), rtol=0.05)
+        assert (audio["voicing"][part] > 0.5).all()
 
 
-def test_a_face_that_moves_and_turns(extracted):
-    moved, turned = (read(extracted[1], "vision", name) for name in ("moved", "turned"))
-    assert moved["face"].all() and len(moved["x"]) == SECONDS * 5
-    shifts, turns = (over_the_clip(values, 15 * SECONDS)[::3] for values in (SHIFTS, TURNS))  # 5 of 15 are looked at
-    np.testing.assert_allclose((moved["x"] - moved["x"][0]) * 512, shifts, atol=4)
-    np.testing.assert_allclose(turned["roll"] - turned["roll"].mean(), turns - turns.mean(), atol=3)
+def test_a_face_that_moves_turns_smiles_lies_down_and_fills_the_image(extracted):
+    moved, turned, lying, close = (read(extracted[1], "vision", name) for name in ("moved", "turned", "lying", "close"))
+    assert moved["face"].all() and len(moved["x"]) == SECONDS * 5 and close["face"].all()
+    np.testing.assert_allclose((moved["x"] - moved["x"][0]) * 512, SHIFTS[::3], atol=4)  # 5 of 15 are looked at
+    np.testing.assert_allclose(turned["roll"] - turned["roll"].mean(), TURNS[::3] - TURNS[::3].mean(), atol=3)
     np.testing.assert_allclose(turned["size"], moved["size"].mean(), rtol=0.1)
+    np.testing.assert_allclose([lying[key][0] for key in ("x", "y")], [moved[key][0] for key in ("x", "y")], atol=0.01)
+    assert all((moved[key] > 0.02).all() for key in ("mouth_corner_right", "mouth_corner_left", "mouth_open"))
 
 
-def test_what_is_missing_is_zeros(extracted):
-    output = extracted[1]
-    silent, faceless = np.load(output / "audio/silent.npy"), np.load(output / "vision/faceless.npy")
-    assert silent.shape == (20, 25) and faceless.shape == (SECONDS * 5, 23)
-    assert not silent.any() and not faceless.any()
-    late = np.load(output / "vision/late.npy")
-    assert not late[:6].any() and late[7:].any(axis=1).all()
-
-
-def test_a_second_run_skips_what_is_done_and_gives_the_same_bytes(clips, extracted):
+def test_a_second_run_does_what_is_new_and_gives_the_same_bytes(clips, extracted):
     output = extracted[1]
     files = sorted(output.rglob("*.npy"))
     contents = [file.read_bytes() for file in files]
     times = {file: file.stat().st_mtime_ns for file in files}
     (output / "vision/moved.npy").unlink()
+    os.utime(clips / "turned.wav")
     arguments = ["-m", "dataset.extract", str(clips), "-o", str(output)]
     assert "another folder" in launch(*arguments, "--vision-rate", "10", cwd=ROOT).stderr
     result = launch(*arguments, cwd=ROOT)
-    assert "4 done before, 1 complete, 4 failed" in result.stdout and result.returncode == 2
+    assert "4 done before, 2 complete, 4 failed" in result.stdout and result.returncode == 2
     assert [file.read_bytes() for file in files] == contents
-    assert {file.stem for file in files if file.stat().st_mtime_ns != times[file]} == {"moved"}
+    assert {file.stem for file in files if file.stat().st_mtime_ns != times[file]} == {"moved", "turned"}
 
 
 def test_no_clips_two_of_one_name_and_no_libraries(tmp_path, monkeypatch, capsys):
