@@ -37,6 +37,8 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
     features = prepare_features(settings, **options.replaced)
     from analysis.compare import report_seeds
     from analysis.figures import draw_after_training
+    from analysis.published import course
+    from analysis.record import RunRecord
     from analysis.tables import append_results
     from trainers.session import run_folders, train
     from utils.device import choose_device
@@ -47,8 +49,11 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
         logger.info(f"Results saved to {append_results(*names, per_seed)}.")
         if len(runs) > 1:
             report_seeds({seed: run.results for seed, run in runs.items()}, *names)
-        for run in runs.values() if options.figures else ():
-            draw_after_training(run, choose_device(options.device))
+        for run in runs.values():
+            if line := course(RunRecord(run.results)):
+                logger.info(line)
+            if options.figures:
+                draw_after_training(run, choose_device(options.device))
     return per_seed
 
 

@@ -13,6 +13,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
+from analysis.published import published_runs
 from analysis.record import RunRecord
 from dataset.features import SPLITS
 from models.distillation import EDGE_NAMES
@@ -66,7 +67,7 @@ def _figure(title: str, height: float) -> Figure:
 
 
 def training_curves(run: RunRecord) -> Figure:
-    """Total loss, Loss, MAE and Acc_2 over the epochs, for each split."""
+    """Total loss, Loss, MAE and Acc_2 over the epochs, for each split; in grey those of published runs, on test."""
     splits = {metric: {split: f"{split}/{metric}" for split in SPLITS} for metric in ("Loss", "MAE", "Acc_2")}
     panels = {
         ("Objective: what training minimises, mean over the batches of train", "total loss"): {"train": "loss/total"},
@@ -75,7 +76,8 @@ def training_curves(run: RunRecord) -> Figure:
         ("Acc_2: positive against negative", "Acc_2 (share of utterances)"): splits["Acc_2"],
     }
     legend = f"The best epoch is chosen by {run.config['settings']['KeyEval']} on valid"
-    return _over_epochs(_figure(f"Training of {run.name}", 9.2), panels, run, legend)
+    figure = _figure(f"Training of {run.name}", 9.2)
+    return _over_epochs(figure, panels, run, legend, published_runs(run.config["settings"]))
 
 
 def edge_curves(run: RunRecord) -> Figure:
@@ -85,14 +87,20 @@ def edge_curves(run: RunRecord) -> Figure:
         for graph, title in GRAPHS.items()
     }
     legend = "teacher→student; L text, V vision, A audio; mean over the train split"
-    return _over_epochs(_figure(f"Who teaches whom: graph edges of {run.name}", 7.4), panels, run, legend, sharey=True)
+    figure = _figure(f"Who teaches whom: graph edges of {run.name}", 7.4)
+    return _over_epochs(figure, panels, run, legend, {}, sharey=True)
 
 
-def _over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, **shared) -> Figure:
-    """Columns of the history below each other.  panels: {(title, y label): {label of a line: column}}"""
+def _over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, published: dict, **shared) -> Figure:
+    """Columns of the history below each other.  panels: {(title, y label): {label of a line: column}}. Behind the last
+    of them the same of published runs."""
     epochs, best = run.history["epoch"], run.best_epoch
     axes = figure.subplots(len(panels), 1, sharex=True, **shared)
     for ax, ((title, unit), lines) in zip(axes, panels.items(), strict=True):
+        for (name, theirs), style in zip(published.items(), ("-", ":"), strict=False):
+            column = theirs.set_index("epoch")[list(lines.values())[-1]]
+            whole = column.reindex(range(1, column.index[-1] + 1))  # no line across epochs that are not known
+            ax.plot(whole, color="0.6", linestyle=style, marker="", label=name)
         ax.plot(epochs, run.history[list(lines.values())], label=list(lines), markevery=max(1, len(epochs) // 12))
         ax.axvline(best, color="0.45", linewidth=1, linestyle="--", zorder=1, label=f"best epoch {best}")
         ax.set(title=title, ylabel=unit)
