@@ -57,9 +57,8 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     part = data.splits[split]
     if not part.labelled and not predictions:
         raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
-    if features and data.standardised != trained.get("standardised", data.standardised):
-        right = "with --standardise and the file trained on" if trained["standardised"] else "without --standardise"
-        raise DataError(f"{features}: not scaled as the data of the training. Build it {right}.")
+    if features and data.made and trained.get("made", "") not in ("", data.made):
+        raise DataError(f"{features}: made with {data.made}; but what was trained on, with {trained['made']}.")
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
     for difference in differences(trained, args, replaced, to_predict=bool(features)):
         logger.warning(difference)

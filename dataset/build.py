@@ -20,6 +20,7 @@ from dataset.sources import TRANSCRIPTS, averaged, padded, read_folder, read_tab
 from models.text_encoder import load_tokenizer, most_tokens
 from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DataError
+from utils.reading import read_json
 
 TEXT_STEPS = 50
 LONGEST = 500  # steps of audio and vision unless the user says otherwise; the longest in the published files
@@ -51,9 +52,10 @@ def build(options: argparse.Namespace) -> tuple[Content, dict[str, int], dict]:
         if not folder:
             continue
         segments = options.average if key != "text" else None
-        sequences = read_folder(folder, table["id"].tolist(), silence=key == "audio")
+        scaling = known.get(key)
+        sequences = read_folder(folder, table["id"].tolist(), key == "audio", scaling and len(scaling["mean"]))
         if options.standardise is not None and key != "text":
-            scalings[key] = known.get(key) or scaling_of(sequences[name] for name in content["train"]["id"])
+            scalings[key] = scaling or scaling_of(sequences[name] for name in content["train"]["id"])
             sequences = {name: standardised(sequence, scalings[key]) for name, sequence in sequences.items()}
         if segments:
             sequences = {name: averaged(sequence, segments) for name, sequence in sequences.items()}
@@ -139,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     errors = [text for level, text in findings if level == "error"]
     if errors:
         raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
-    write_pickle(path, content | {"standardised": scalings} if scalings else content)
+    made = f"--average {options.average}, standardised {bool(scalings)}, vocabulary {encoder and encoder.vocab_size}"
+    if (beside := Path(options.audio).resolve().parent / "features.json").exists():  # as dataset.extract leaves it
+        made += f", rates {read_json(beside).get('rates (Hz)')}"
+    write_pickle(path, content | {"made": made, "standardised": scalings})
     print(*(f"note  {text}\n" for level, text in findings if level == "note"), sep="", end="")
     fields = next(iter(content.values()))
     steps = [options.text_steps, fields["audio"].shape[1], fields["vision"].shape[1]]

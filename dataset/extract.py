@@ -52,11 +52,9 @@ DISTANCES = {
     "eye_open_right": (159, 145), "eye_open_left": (386, 374),
 }  # fmt: skip
 VISION = {
-    "face": "1 where one was found; else the whole step is zeros",
-    "yaw": "degrees; more is to the image's right", "roll": "degrees; more is clockwise in the image",
-    "pitch": "degrees; more is up, and only differences mean something",
+    "yaw": "degrees to the image's right", "pitch": "degrees up, of which only differences mean something",
+    "roll": "degrees clockwise in the image", "size": "between the outer corners of the eyes, in widths of the image",
     "x": "share of the image's width, from the left", "y": "share of the image's height, from the top",
-    "size": "between the outer corners of the eyes, as a share of the image's width",
     **dict.fromkeys(DISTANCES, "in sizes, in three dimensions"),
     **dict.fromkeys(("mouth_corner_right", "mouth_corner_left"), "in sizes, above the middle of the lips"),
     **dict.fromkeys(("gaze_x", "gaze_y"), "in sizes, of the irises to the image's right and down, the head as it is"),
@@ -82,8 +80,7 @@ def find_clips(folder: Path) -> list[Clip]:
 
 
 def read_sound(file: Path) -> np.ndarray:
-    """The first sound track as mono (S,) at SAMPLE_RATE, in [-1, 1], with zeros before it begins and in its gaps; S = 0
-    where there is none."""
+    """The first sound track as mono (S,) at SAMPLE_RATE, in [-1, 1]; zeros before it and in gaps; S = 0 for none."""
     import av
 
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)  # in floats, stereo would be louder
@@ -128,7 +125,7 @@ def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
 
 
 def vision_features(images: Iterator[np.ndarray]) -> np.ndarray:
-    """Images (H, W, 3), one a step -> (T, 23), the columns VISION: zeros where no face is found."""
+    """Images (H, W, 3), one a step -> (T, 22), the columns VISION: zeros where no face is found."""
     from mediapipe.python.solutions import face_detection, face_mesh
 
     rows, options = [], {"static_image_mode": True, "refine_landmarks": True, "min_detection_confidence": SURE}
@@ -160,7 +157,7 @@ def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
 
 
 def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Landmarks (478, 3) in pixels of an image of that size -> (23,), the columns VISION."""
+    """Landmarks (478, 3) in pixels of an image of that size -> (22,), the columns VISION."""
     across, down = points[263] - points[33], points[NOSE_BASE] - points[FOREHEAD]
     size, middle = np.linalg.norm(across), points[[33, 263]].mean(axis=0)
     axes = [across / size, down / np.linalg.norm(down)]
@@ -171,7 +168,7 @@ def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
     corners_up = face[INNER_LIPS, 1].mean() - face[MOUTH_CORNERS, 1]
     gaze = (face[IRISES] - face[EYE_CORNERS].reshape(2, 2, 3).mean(axis=1)).mean(axis=0)[:2]
     distances = np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1)
-    pose = [1, -yaw, roll, -pitch, middle[0] / width, middle[1] / height, size / width]
+    pose = [-yaw, -pitch, roll, size / width, middle[0] / width, middle[1] / height]
     return np.concatenate([pose, distances, corners_up, gaze])
 
 
@@ -181,7 +178,7 @@ def extract(clip: Clip, output: Path, audio_rate: float, vision_rate: float) -> 
         samples = read_sound(clip.sound)
         vision = vision_features(read_images(clip.video, vision_rate) if clip.video else iter(()))
         silent = np.abs(samples).max(initial=0) < 1e-4  # of 1: a track may be there, and without sound
-        seen = vision[:, 0].sum() / max(1, len(vision))
+        seen = vision.any(axis=1).sum() / max(1, len(vision))
         audio = np.zeros((1, len(AUDIO)), np.float32) if silent else audio_features(samples, audio_rate)
     except Exception as error:  # a damaged file can fail in any way that the libraries know
         return "failed", f"cannot be read ({printable(getattr(error, 'strerror', None) or error, 160)})"
@@ -210,11 +207,9 @@ def describe(audio_rate: float, vision_rate: float) -> dict:
         from librosa import feature, pyin  # noqa: F401
         from mediapipe.python.solutions import face_mesh  # noqa: F401
     except ImportError as error:
-        line = "On Python 3.11 or 3.12 type: pip install -r requirements-extract.txt"
-        raise ConfigError(f"Extraction cannot start ({printable(error)}). {line}") from error
+        raise ConfigError(f"{error}. On Python 3.11 or 3.12 type: pip install -r requirements-extract.txt") from error
     return {
         "extractor": "dataset.extract 1",
-        "note": "Neither COVAREP nor FACET. Only for models that were trained on features made in the same way.",
         "versions": {name: version(name) for name in ("av", "librosa", "mediapipe", "numpy")},
         "rates (Hz)": {"audio": audio_rate, "vision": vision_rate},
         "columns": {"audio": AUDIO, "vision": VISION},
@@ -267,4 +262,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, lambda: "The same command goes on."))

@@ -59,7 +59,7 @@ class FeatureSet:
     splits: dict[str, Split]
     feature_dims: list[int]  # widths; with BERT the first is what the config says
     seq_lens: list[int]  # steps
-    standardised: bool = False  # audio and vision, by dataset.build
+    made: str = ""  # how, where dataset.build says so
 
 
 def prepare_features(
@@ -121,7 +121,7 @@ def take_features(
             f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {right}; or point featurePath to "
             "the file that was meant."
         )
-    return FeatureSet(path, parts, dims, steps, "standardised" in raw[path])
+    return FeatureSet(path, parts, dims, steps, str(raw[path].get("made", "")))
 
 
 def _take_split(

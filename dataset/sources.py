@@ -25,14 +25,14 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
 
     Raises DataError, with the first few rows, for what is wrong.
     """
-    columns = ["id", "split", "text"] if unlabelled else ["id", "split", "label", "text"]
+    columns = ["id", "text"] if unlabelled else ["id", "split", "label", "text"]
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("a row has more fields than the header")
         if unlabelled:
             table["split"] = table.get("split", "test")
-        table = table[columns].fillna("")  # rows may end early
+        table = table[list({*columns, "split"})].fillna("")  # rows may end early
     except (ValueError, KeyError, FileNotFoundError) as error:
         hint = TRANSCRIPTS + ("" if unlabelled else " For a file to predict on, id and text will do: --unlabelled.")
         raise DataError(
@@ -48,11 +48,12 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
     return table if unlabelled else table.assign(label=pd.to_numeric(table["label"], errors="coerce"))
 
 
-def read_folder(path: str | Path, ids: Sequence[str], silence: bool = False) -> dict[str, np.ndarray]:
-    """The sequence (T, d) of each of these utterances, as float32. `silence`: -inf, the logarithm of silence, is read
-    as 0.
+def read_folder(
+    path: str | Path, ids: Sequence[str], silence: bool = False, width: int | None = None
+) -> dict[str, np.ndarray]:
+    """The sequence (T, d) of each of these utterances, as float32. `silence`: read -inf, its logarithm, as 0.
 
-    Raises DataError where the folder has other utterances, or a file is no array (T, d) of the others' width.
+    Raises DataError where the folder has other utterances, or a file is no array (T, width), or of the others' width.
     """
     files = [file for file in Path(path).iterdir() if file.suffix in (".npy", ".csv") and file.name[0] != "."]
     found, needed = Counter(file.stem for file in files), Counter(ids)
@@ -68,10 +69,10 @@ def read_folder(path: str | Path, ids: Sequence[str], silence: bool = False) -> 
         if silence:
             sequence[np.isneginf(sequence)] = 0
         sequences[file.stem] = sequence
-    width = sequences[ids[0]].shape[1]
+    width = width or sequences[ids[0]].shape[1]
     others = [name for name, sequence in sequences.items() if sequence.shape[1] != width]
     if others:
-        raise DataError(f"{path}: {ids[0]} is {width} wide, but {len(others)} files are not ({shorten(others)}).")
+        raise DataError(f"{path}: expected {width} wide, but {len(others)} files are not ({shorten(others)}).")
     return sequences
 
 
@@ -104,12 +105,12 @@ def standardised(sequence: np.ndarray, scaling: dict[str, np.ndarray]) -> np.nda
 
 
 def averaged(sequence: np.ndarray, segments: int) -> np.ndarray:
-    """The means (segments, d) of about equal parts of a sequence (T, d): part i begins at step floor(i·T/segments). A
-    sequence of no more steps than that stays as it is."""
+    """The means (segments, d) of about equal parts of a sequence (T, d): part i begins at step floor(i·T/segments), and
+    steps of zeros do not count. A sequence of no more steps than that stays as it is."""
     if len(sequence) <= segments:
         return sequence
     starts = np.arange(segments) * len(sequence) // segments
-    counts = np.diff(starts, append=len(sequence))
+    counts = np.add.reduceat(sequence.any(axis=1), starts, dtype=np.float64).clip(1)
     return (np.add.reduceat(sequence, starts, axis=0, dtype=np.float64) / counts[:, None]).astype(np.float32)
 
 

@@ -49,7 +49,7 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
     for split, part in features.splits.items():
         logger.info(f"{split} samples: {(len(part),)}")
     description = options.describe(args) | {"data": data_sha256(args, options.replaced), "versions": versions()}
-    description |= {"device": describe_device(device), "ranks": size(), "standardised": features.standardised}
+    description |= {"device": describe_device(device), "ranks": size(), "made": features.made}
 
     results = {}
     for number, (seed, run) in enumerate(runs.items(), start=1):

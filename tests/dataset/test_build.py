@@ -57,6 +57,7 @@ def made(*arguments: str, file: str = "my.pkl") -> dict:
 
 def test_every_field_by_hand(data, capsys):
     content = made("--text-steps", "8")
+    del content["made"], content["standardised"]
     assert {split: fields["id"] for split, fields in content.items()} == {
         "train": ["v1$_$0", "v1$_$1"], "valid": ["v2$_$0"], "test": ["v3.b"],
     }  # fmt: skip
@@ -85,6 +86,7 @@ def test_every_field_by_hand(data, capsys):
 
 def test_averages_by_hand(data):
     sequence = np.array([[1.0], [2], [3], [4], [5], [6], [7]])
+    assert averaged(np.array([[2.0], [0], [0], [0], [3]]), 3).tolist() == [[2], [0], [3]]  # steps of zeros do not count
     # Parts begin at floor(0·7/3), floor(1·7/3), floor(2·7/3) = 0, 2, 4.
     assert averaged(sequence, 3).tolist() == [[1.5], [3.5], [6]]
     assert averaged(sequence, 7) is sequence and averaged(sequence, 50) is sequence
@@ -114,6 +116,7 @@ def test_standardised_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
     moving = np.array([[1, 7], [0, 0], [3, 7], [5, 7]])  # a step of zeros is no data; what never changes becomes zero
     np.save("audio/v1$_$1.npy", moving)
     np.save("audio/v2$_$0.npy", np.full((4, 2), 9.0))
+    Path("features.json").write_text('{"rates (Hz)": {"audio": 20}}')
     content = made("--standardise")
     values = np.array([1, 2, 1, 3, 5])  # of the first feature, in train; of the second: 10, 20, 7, 7, 7
     mean, scale = values.mean(), values.std()
@@ -130,7 +133,10 @@ def test_standardised_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
     assert "train split" in refused(capsys, build, *arguments, "--standardise")
     assert call(build, *arguments, "--standardise", "my.pkl") == 0
     new = load_pickle("new.pkl")
+    assert new["made"] == content["made"] and content["made"].endswith("rates {'audio': 20}")
     assert all(np.array_equal(new["test"][key][:2], content["train"][key]) for key in ("audio", "vision"))
+    arguments[3:6:2] = "vision", "audio"
+    assert "expected 2 wide" in refused(capsys, build, *arguments, "--standardise", "my.pkl", "--overwrite")
 
 
 def entry(printed: str) -> dict:
@@ -194,11 +200,11 @@ def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
     wide = load_pickle("my.pkl")
     wide["test"]["audio"] = wide["test"]["audio"].repeat(2, axis=2)
     write_pickle(Path("wide.pkl"), wide)
-    write_pickle(Path("scaled.pkl"), load_pickle("my.pkl") | {"standardised": {}})
+    write_pickle(Path("scaled.pkl"), load_pickle("my.pkl") | {"made": "--average 7"})
     for words, *more in (
         ("--text-steps 50 --audio-steps 5 --vision-steps 5", "new.pkl", "--predictions", "x.csv"),
         ("audio, vision are [4, 3] wide", "wide.pkl"),
-        ("Build it without --standardise", "scaled.pkl"),
+        ("made with --average 7; but what was trained on, with --average 5, standardised", "scaled.pkl"),
         ("split 'valid' lacks the field", "new.pkl", "--split", "valid"),
     ):
         assert words in refused(capsys, test_command, checkpoint, "--features", *more)
