@@ -1,12 +1,11 @@
 """Several encoders as one computation on stacked weights.
 
 Legend: E encoders, L layers, B batch, D width, N rows: the steps of all utterances of all encoders, encoder by encoder
-and utterance by utterance; `steps` tells how many each of an encoder's B sequences has.
+and utterance by utterance; T_q and T_s steps of every query and every source.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from operator import attrgetter
 
 import torch
@@ -21,35 +20,40 @@ IN_WEIGHT, IN_BIAS = "self_attn.in_proj_weight", "self_attn.in_proj_bias"
 
 def run_encoders(encoders, queries, sources=None, last_step=False) -> list[Tensor]:
     """See models.transformer.run_encoders. With `last_step`, the last layer computes no other step."""
-    first, rows, stacked = encoders[0], _Rows(encoders[0], [*queries, *(sources or ())]), _stack(encoders)
+    if len(encoders) > 1 and len({x.size(1) for x in [*queries, *(sources or ())]}) > 1:
+        # To bring unlike lengths together costs more copies than it saves.
+        each = zip(encoders, queries, sources or queries, strict=True)
+        singles = [run_encoders([encoder], [q], [s] if sources else None, last_step) for encoder, q, s in each]
+        return [output for (output,) in singles]
+    first, rows, weights = encoders[0], _Rows(encoders[0], [*queries, *(sources or ())]), _stack(encoders)
     dim, training, causal = first.dim, first.training, first.attn_mask
-    t_q = [query.size(1) for query in queries]
-    t_s = t_q if sources is None else [source.size(1) for source in sources]
     if sources is not None:
-        keys, values = rows.project(sources, stacked, t_s)
-    weights = {name: x.unbind(0) for name, x in stacked.items()}
+        keys, values = rows.project(sources, weights)
+    t_q, t_s = queries[0].size(1), (sources or queries)[0].size(1)
+    weights = {name: x.unbind(0) for name, x in weights.items()}
     x = rows.embed(queries)  # (N, D)
     for depth, layer in enumerate(first.layers):
         w = {name: x[depth] for name, x in weights.items()}
-        q = rows.linear(rows.normalise(x), w[IN_WEIGHT], w[IN_BIAS], t_q)
+        q = _linear(rows.normalise(x), w[IN_WEIGHT], w[IN_BIAS])
         if sources is None:
             q, k, v = q.unflatten(1, (3, dim)).unbind(1)
         else:
             k, v = keys[depth], values[depth]
         if last_step and depth == len(first.layers) - 1:
             # After attention, steps do not meet again; and the last query sees every key.
-            x, q = (rows.last_steps(y, t_q) for y in (x, q))
-            t_q, causal = [1] * len(encoders), False
+            x, q = (y.unflatten(0, (-1, t_q))[:, -1] for y in (x, q))
+            t_q, causal = 1, False
         dropouts = [encoder.layers[depth].self_attn.dropout if training else 0.0 for encoder in encoders]
-        attended = rows.attend(q, k, v, t_q, t_s, layer.self_attn.num_heads, causal, dropouts)
-        attended = rows.linear(attended, w["self_attn.out_proj.weight"], w["self_attn.out_proj.bias"], t_q)
+        sequences = (y.unflatten(0, (-1, t)) for y, t in ((q, t_q), (k, t_s), (v, t_s)))  # (E·B, T, D)
+        attended = _attention(*sequences, layer.self_attn.num_heads, causal, dropouts).flatten(0, 1)
+        attended = _linear(attended, w["self_attn.out_proj.weight"], w["self_attn.out_proj.bias"])
         x = x + cpu.dropout(attended, layer.dropout.p, training)
-        hidden = rows.linear(rows.normalise(x), w["fc1.weight"], w["fc1.bias"], t_q)
+        hidden = _linear(rows.normalise(x), w["fc1.weight"], w["fc1.bias"])
         hidden = F.relu(hidden, inplace=not torch.is_grad_enabled())
         hidden = cpu.dropout(hidden, layer.relu_dropout.p, training)
-        x = x + cpu.dropout(rows.linear(hidden, w["fc2.weight"], w["fc2.bias"], t_q), layer.dropout.p, training)
-    outputs = [encoder.layer_norm(part) for encoder, part in zip(encoders, rows.split(x, t_q), strict=True)]
-    return outputs if last_step else [x.unflatten(0, (rows.batch, -1)) for x in outputs]
+        x = x + cpu.dropout(_linear(hidden, w["fc2.weight"], w["fc2.bias"]), layer.dropout.p, training)
+    outputs = [encoder.layer_norm(part) for encoder, part in zip(encoders, x.chunk(len(encoders)), strict=True)]
+    return outputs if last_step else [x.unflatten(0, (-1, t_q)) for x in outputs]
 
 
 def _stack(encoders: Sequence[CrossModalEncoder]) -> dict[str, Tensor]:
@@ -65,11 +69,18 @@ def _stack(encoders: Sequence[CrossModalEncoder]) -> dict[str, Tensor]:
     return w
 
 
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer for each encoder, weight (E, D_out, D_in) and bias (E, D_out).  -> (N, D_out)"""
+    if len(weight) == 1:
+        return F.linear(rows, weight[0], bias[0])
+    return torch.bmm(rows.unflatten(0, (len(weight), -1)), weight.mT).add_(bias.unsqueeze(1)).flatten(0, 1)
+
+
 class _Rows:
     """What is done to the rows (N, ·) of E encoders."""
 
     def __init__(self, encoder: CrossModalEncoder, sequences: Sequence[Tensor]):
-        self.encoder, self.batch = encoder, len(sequences[0])
+        self.encoder = encoder
         self.ones = torch.ones_like(encoder.layer_norm.weight, requires_grad=False)
         table = encoder.embed_positions.table(max(x.size(1) for x in sequences), sequences[0].device)
         self.embedded = {}  # by id, as several encoders read the same sequence
@@ -83,10 +94,7 @@ class _Rows:
         rows = torch.cat([self.embedded[id(x)] for x in sequences])
         return cpu.dropout(rows, self.encoder.embed_dropout.p, self.encoder.training)
 
-    def split(self, rows: Tensor, steps: list[int]) -> Sequence[Tensor]:
-        return rows.split([self.batch * t for t in steps])
-
-    def project(self, sources: Sequence[Tensor], stacked: dict[str, Tensor], steps: list[int]) -> list:
+    def project(self, sources: Sequence[Tensor], stacked: dict[str, Tensor]) -> list:
         """Key and value (N, D) of all layers, as they depend on no query; the query's part stays in `stacked`."""
         dim, rows, projected = self.encoder.dim, None, []
         stacked[IN_WEIGHT], *weights = stacked[IN_WEIGHT].split(dim, dim=2)
@@ -94,37 +102,13 @@ class _Rows:
         for weight, bias in zip(weights, biases, strict=True):  # with dropout, value has a draw of its own
             if rows is None or (self.encoder.training and self.encoder.embed_dropout.p > 0):
                 rows = self.normalise(self.embed(sources))
-            of_layers = self.linear(rows, weight.transpose(0, 1).flatten(1, 2), bias.transpose(0, 1).flatten(1), steps)
+            of_layers = _linear(rows, weight.transpose(0, 1).flatten(1, 2), bias.transpose(0, 1).flatten(1))
             projected.append(of_layers.unflatten(1, (-1, dim)).unbind(1))
         return projected
 
     def normalise(self, rows: Tensor) -> Tensor:
         """Layer norm without its scale and shift, which are in the weights."""
         return F.layer_norm(rows, self.ones.shape, self.ones)  # with a weight it is faster
-
-    def linear(self, rows: Tensor, weight: Tensor, bias: Tensor, steps: list[int]) -> Tensor:
-        """A linear layer for each encoder, weight (E, D_out, D_in) and bias (E, D_out).  -> (N, D_out)"""
-        if len(set(steps)) == 1:
-            return torch.bmm(rows.unflatten(0, (len(steps), -1)), weight.mT).add_(bias.unsqueeze(1)).flatten(0, 1)
-        return torch.cat([F.linear(*each) for each in zip(self.split(rows, steps), weight, bias, strict=True)])
-
-    def last_steps(self, rows: Tensor, steps: list[int]) -> Tensor:
-        return torch.cat([part.unflatten(0, (self.batch, -1))[:, -1] for part in self.split(rows, steps)])
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, t_q: list[int], t_s: list[int],
-        heads: int, causal: bool, dropouts: list[float],
-    ) -> Tensor:  # fmt: skip
-        """Attention of each encoder; neighbours of equal lengths are one call."""
-        each = zip(t_q, t_s, dropouts, strict=True)
-        calls = [(*lengths, [p for *_, p in alike]) for lengths, alike in groupby(each, key=lambda e: e[:2])]
-        q = q.split([self.batch * t * len(p) for t, _, p in calls])
-        k, v = (x.split([self.batch * t * len(p) for _, t, p in calls]) for x in (k, v))
-        attended = []
-        for (*_, p), *parts in zip(calls, q, k, v, strict=True):
-            sequences = (x.unflatten(0, (self.batch * len(p), -1)) for x in parts)  # (G, T, D)
-            attended.append(_attention(*sequences, heads, causal, p).flatten(0, 1))
-        return torch.cat(attended) if len(attended) > 1 else attended[0]
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropouts: list[float]) -> Tensor:
