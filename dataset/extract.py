@@ -84,14 +84,14 @@ def read_sound(file: Path) -> np.ndarray:
     import av
 
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)  # in floats, stereo would be louder
-    samples = [np.zeros(0, np.float32)]
+    samples, length = [np.zeros(0)], 0
     with av.open(str(file)) as container:
         frames = container.decode(audio=0) if container.streams.audio else ()
         for part in chain.from_iterable(map(resampler.resample, chain(frames, [None]))):
-            gap = (part.time or 0) - (container.start_time or 0) / av.time_base - sum(map(len, samples)) / SAMPLE_RATE
-            samples.append(np.zeros(round(gap * SAMPLE_RATE) if gap > 0.05 else 0, np.float32))  # less is inexactness
-            samples.append(part.to_ndarray()[0].astype(np.float32) / 2**15)
-    return np.concatenate(samples)
+            gap = round(((part.time or 0) - (container.start_time or 0) / av.time_base) * SAMPLE_RATE) - length
+            samples += [np.zeros(gap if gap > SAMPLE_RATE / 20 else 0), part.to_ndarray()[0] / 2**15]  # or inexact
+            length += len(samples[-2]) + len(samples[-1])
+    return np.concatenate(samples, dtype=np.float32)
 
 
 def read_images(file: Path, rate: float) -> Iterator[np.ndarray]:
@@ -101,8 +101,7 @@ def read_images(file: Path, rate: float) -> Iterator[np.ndarray]:
     with av.open(str(file)) as container:
         start, step, shown = (container.start_time or 0) / av.time_base, 0, None
         for frame in chain(container.decode(video=0) if container.streams.video else (), [None]):
-            until = frame.time - 1e-6 if frame else shown.time + 1e-6 if shown else start
-            while shown and step / rate < until - start:
+            while shown and step / rate < (frame.time - 1e-6 if frame else shown.time + 1e-6) - start:
                 yield np.ascontiguousarray(np.rot90(shown.to_ndarray(format="rgb24"), shown.rotation // 90))
                 step += 1
             shown = frame
@@ -239,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{file}: features of other rates or versions are there. Name another folder with -o.")
     write_json(file, description)
     todo = [clip for clip in clips if not is_done(clip, options.output)]
-    kind_of = dict.fromkeys((clip.name for clip in clips if clip not in todo), "done before")
+    kind_of = {clip.name: "done before" for clip in clips}
     work = partial(extract, output=options.output, audio_rate=options.audio_rate, vision_rate=options.vision_rate)
     pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), _prepare_worker)
     try:
@@ -248,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if remark:
                 tqdm.write(f"{clip.name}: {remark}.")
     except BrokenProcessPool as error:
-        name = next(clip.name for clip in todo if clip.name not in kind_of)
+        name = next(clip.name for clip in todo if kind_of[clip.name] == "done before")
         advice = "If memory ran out, take a smaller -j; if -j 1 stops there too, take the clip away."
         raise DataError(f"{name}: a process died there, or soon after. {advice}") from error
     finally:

@@ -32,7 +32,7 @@ def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
             raise ValueError("a row has more fields than the header")
         if unlabelled:
             table["split"] = table.get("split", "test")
-        table = table[list({*columns, "split"})].fillna("")  # rows may end early
+        table = table[[*columns, "split"] if unlabelled else columns].fillna("")  # rows may end early
     except (ValueError, KeyError, FileNotFoundError) as error:
         hint = TRANSCRIPTS + ("" if unlabelled else " For a file to predict on, id and text will do: --unlabelled.")
         raise DataError(

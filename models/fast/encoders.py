@@ -25,12 +25,12 @@ def run_encoders(encoders, queries, sources=None, last_step=False) -> list[Tenso
         each = zip(encoders, queries, sources or queries, strict=True)
         singles = [run_encoders([encoder], [q], [s] if sources else None, last_step) for encoder, q, s in each]
         return [output for (output,) in singles]
-    first, rows, weights = encoders[0], _Rows(encoders[0], [*queries, *(sources or ())]), _stack(encoders)
+    first, rows, stacked = encoders[0], _Rows(encoders[0], [*queries, *(sources or ())]), _stack(encoders)
     dim, training, causal = first.dim, first.training, first.attn_mask
     if sources is not None:
-        keys, values = rows.project(sources, weights)
+        keys, values = rows.project(sources, stacked)
     t_q, t_s = queries[0].size(1), (sources or queries)[0].size(1)
-    weights = {name: x.unbind(0) for name, x in weights.items()}
+    weights = {name: x.unbind(0) for name, x in stacked.items()}
     x = rows.embed(queries)  # (N, D)
     for depth, layer in enumerate(first.layers):
         w = {name: x[depth] for name, x in weights.items()}
