@@ -97,8 +97,8 @@ def _over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, publ
     epochs, best = run.history["epoch"], run.best_epoch
     axes = figure.subplots(len(panels), 1, sharex=True, **shared)
     for ax, ((title, unit), lines) in zip(axes, panels.items(), strict=True):
-        for (name, theirs), style in zip(published.items(), ("-", ":"), strict=False):
-            column = theirs.set_index("epoch")[list(lines.values())[-1]]
+        for (name, history), style in zip(published.items(), ("-", ":"), strict=False):
+            column = history.set_index("epoch")[list(lines.values())[-1]]
             whole = column.reindex(range(1, column.index[-1] + 1))  # no line across epochs that are not known
             ax.plot(whole, color="0.6", linestyle=style, marker="", label=name)
         ax.plot(epochs, run.history[list(lines.values())], label=list(lines), markevery=max(1, len(epochs) // 12))

@@ -110,20 +110,20 @@ def run_case(
     times = alternate(works, device, budget)
     rows = []
     for name, work in works.items():
-        own, counted = times[name], operations(work, device)
+        timing, counted = times[name], operations(work, device)
         _, precision, _ = paths[name]
         row = {
             "case": str(case),
             "path": name,
-            "median s": f"{own.median:.4f}",
-            "middle half": own.spread,
-            "ratio": f"{times['plain'].median / own.median:.2f}" if "plain" in times else "-",
+            "median s": f"{timing.median:.4f}",
+            "middle half": timing.spread,
+            "ratio": f"{times['plain'].median / timing.median:.2f}" if "plain" in times else "-",
             "peak MiB": f"{peak_memory(work, device):.0f}",
             "ATen": f"{counted.aten}",
         }
         if device.type == "cuda":
             row["launches"] = f"{counted.launches}"
-        rows.append(row | {"arithmetic": f"{needed / flops[precision] / own.median:.0%}"})
+        rows.append(row | {"arithmetic": f"{needed / flops[precision] / timing.median:.0%}"})
     return rows
 
 

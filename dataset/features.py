@@ -110,7 +110,7 @@ def take_features(
         rows, columns = next(iter(shapes.values()))
         steps.append(columns if key == "text_bert" else rows)
         dims.append(expected if key == "text_bert" else columns)
-    wrong = [s == path and own != expected for s, own, expected in zip(sources, dims, args.feature_dims, strict=True)]
+    wrong = [s == path and dim != expected for s, dim, expected in zip(sources, dims, args.feature_dims, strict=True)]
     right = ""
     if any(wrong):
         right = f"feature_dims={str(dims).replace(' ', '')}"

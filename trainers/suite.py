@@ -31,8 +31,11 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     if not set(suite.heads) <= set(HEADS):
         raise ConfigError(f"{suite_name}: heads: expected some of {', '.join(HEADS)}.")
     name = f"{options.name}-{Path(suite_name).stem}"
-    settings = {row: resolve(f"{suite_name}: rows.{row}", own, options) for row, own in suite.rows.items()}
-    rows = {row: replace(options, config=options.config | own, name=f"{name}-{row}") for row, own in suite.rows.items()}
+    settings = {row: resolve(f"{suite_name}: rows.{row}", changes, options) for row, changes in suite.rows.items()}
+    rows = {
+        row: replace(options, config=options.config | changes, name=f"{name}-{row}")
+        for row, changes in suite.rows.items()
+    }
     runs = {row: run_folders(of_row, dataset) for row, of_row in rows.items()}
     every_run = [run for of_row in runs.values() for run in of_row.values()]
     check_earlier_runs(every_run, options)
@@ -87,7 +90,7 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
     lines += [values.reset_index().assign(of=name) for name, values in statistics.items()]
     write_csv(file.with_suffix(".csv"), _grouped([*lines, published], "row")[["row", "of", "epoch", *METRICS]])
     seeds, done = results["seed"].unique(), results["row"].nunique()
-    overrides = [(row, ", ".join(f"`{key}={value}`" for key, value in own.items())) for row, own in suite.rows.items()]
+    settings = [", ".join(f"`{key}={value}`" for key, value in changes.items()) for changes in suite.rows.values()]
     parts = [
         f"# {file.stem}",
         suite.description,
@@ -97,7 +100,7 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
         f"**{done} of {len(suite.rows)} rows so far.**" * (done < len(suite.rows)),
         _markdown([results.assign(of="ours"), published], "row", "of"),
         "## Settings of the rows",
-        pd.DataFrame(overrides, columns=["row", "overrides"]).to_markdown(index=False),
+        pd.DataFrame({"row": list(suite.rows), "overrides": settings}).to_markdown(index=False),
     ]
     if not scores.empty:
         write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
@@ -112,7 +115,7 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
 
 
 def _grouped(tables: list[pd.DataFrame], column: str) -> pd.DataFrame:
-    """One table, with lines that have the same value in the column behind each other."""
+    """One table, with lines that have the same value in the column below each other."""
     return pd.concat(tables).sort_values(column, key=lambda values: pd.factorize(values)[0], kind="stable")
 
 

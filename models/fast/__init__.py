@@ -30,6 +30,7 @@ if EDITED:
 
 # The classes that encoders.py computes, as they are.
 STOCK = {kind: dict(vars(kind)) for kind in (*OURS, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout)}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 METHODS = {"forward", "embed", "table", "_split_heads"}  # that an instance may have replaced
 
 
@@ -46,15 +47,14 @@ def applies(encoders: Sequence[CrossModalEncoder]) -> bool:
 
 def _describe(module: nn.Module, training: bool) -> list | None:
     """What must be alike in encoders; None where a module is not of the stock, in another mode, or has hooks."""
-    kind, own = type(module), module.__dict__  # read as they are: this runs for some 500 modules in a forward pass
-    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    if kind not in STOCK or hooks or not METHODS.isdisjoint(own):
+    kind, state = type(module), module.__dict__  # read as they are: this runs for some 500 modules in a forward pass
+    if kind not in STOCK or any(map(state.__getitem__, HOOKS)) or not METHODS.isdisjoint(state):
         return None
-    if own["training"] != training or own.get("eps", 1e-5) != 1e-5:
+    if state["training"] != training or state.get("eps", 1e-5) != 1e-5:
         return None
-    shapes = [None if parameter is None else parameter.shape for parameter in own["_parameters"].values()]
-    children = [_describe(child, training) for child in own["_modules"].values()]
+    shapes = [None if parameter is None else parameter.shape for parameter in state["_parameters"].values()]
+    children = [_describe(child, training) for child in state["_modules"].values()]
     unlike = kind is nn.ModuleList and any(child != children[0] for child in children)  # layers
     if unlike or None in shapes or None in children:
         return None
-    return [kind, own.get("p"), own.get("dim"), own.get("num_heads"), own.get("attn_mask"), *shapes, *children]
+    return [kind, state.get("p"), state.get("dim"), state.get("num_heads"), state.get("attn_mask"), *shapes, *children]

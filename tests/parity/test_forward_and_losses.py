@@ -28,7 +28,7 @@ def test_state_dict_has_the_published_names_order_and_shapes(case, tmp_path):
     reference = Reference(case, tmp_path)
     model, objective = reference.build()
     published = json.loads((FOLDER / f"state_dict_{case}.json").read_text())
-    # The file lists the parameters of the graphs behind those of the model.
+    # The file lists the parameters of the graphs after those of the model.
     ours = {name: list(value.shape) for part in (model, objective) for name, value in part.state_dict().items()}
     assert list(ours.items()) == list(published.items())
     zeros = {name: torch.zeros(shape) for name, shape in published.items() if name in model.state_dict()}
