@@ -6,6 +6,7 @@ The plain model (fast=false) against the fast one, each with everything that run
 """
 
 import argparse
+import math
 import pickle
 import tempfile
 import time
@@ -90,15 +91,21 @@ class Loop:
             self.trainer.evaluate("test")
         with self.clock("checkpoint"):
             state = {"epoch": self.number} | self.trainer.state()
-            self.run.save_epoch(self.trainer.model, state, {"epoch": self.number}, self.number, keep=None)
+            self.run.save_epoch(self.trainer.model, state, {"epoch": self.number}, self.number, keep=1)
             # In a run the next epoch trains meanwhile; here that would be the other loop's.
             self.run.finish_writing()
 
 
 def measure(
-    case: Case, device: torch.device, epochs: int, utterances: Sequence[int], paths: Sequence[str], **options
+    case: Case,
+    device: torch.device,
+    epochs: int,
+    utterances: Sequence[int],
+    paths: Sequence[str],
+    seconds: float = math.inf,
+    **options,
 ) -> list[dict]:
-    """Run epochs of the loops in turn.  -> rows of the table"""
+    """Run epochs of the loops in turn, and begin none after so many seconds.  -> rows of the table"""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         args = case.settings(str(folder / "bert"))
@@ -106,14 +113,17 @@ def measure(
         write_features(Path(args.featurePath), case, args, utterances)
         settings = {name: EasyDict(args | {"fast": name == "fast"}) for name in paths}
         loops = {name: Loop(name, of_loop, device, folder, **options) for name, of_loop in settings.items()}
+        started = time.perf_counter()
         for _ in range(epochs):
             for loop in loops.values():
                 loop.epoch()
+            if time.perf_counter() - started > seconds:
+                break
     totals = {name: loop.clock.epoch() for name, loop in loops.items()}
     rows = []
     for name, loop in loops.items():
-        row = {"case": str(case), "path": name, "epochs": str(epochs)}
-        row |= {f"{stage} s": f"{Times(seconds).median:.2f}" for stage, seconds in loop.clock.seconds.items()}
+        row = {"case": str(case), "path": name, "epochs": str(loop.number)}
+        row |= {f"{stage} s": f"{Times(times).median:.2f}" for stage, times in loop.clock.seconds.items()}
         row |= {"epoch s": f"{totals[name].median:.2f}", "all s": f"{sum(totals[name].seconds):.1f}"}
         row["ratio"] = f"{totals[paths[0]].median / totals[name].median:.2f}"
         rows.append(row)
@@ -127,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layout", choices=STEPS, default="aligned")
     parser.add_argument("--bert", action="store_true", help="with BERT, of bert-base's shape")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no epoch after so many")
     parser.add_argument("--utterances", nargs=3, type=int, help="in train, valid, test (default: the data set's)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of all loops")
     parser.add_argument("--compile", action="store_true")
@@ -138,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     case = Case(options.dataset, options.layout, options.bert, "train", batch_size=16)
     how = {"precision": options.precision, "compiled": options.compile}
     utterances = options.utterances or UTTERANCES[options.dataset]
-    print(table(measure(case, device, options.epochs, utterances, options.paths, **how)))
+    print(table(measure(case, device, options.epochs, utterances, options.paths, options.seconds, **how)))
 
 
 if __name__ == "__main__":

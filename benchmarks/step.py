@@ -21,7 +21,7 @@ from config import load_config
 from models.dmd import DMD
 from trainers.losses import Objective
 from trainers.trainer import Trainer
-from utils.device import autocast, choose_device, keep_freed_memory
+from utils.device import autocast, choose_device, choose_tf32, keep_freed_memory
 from utils.seed import set_seed
 
 STEPS = {"aligned": [50, 50, 50], "unaligned": [50, 375, 500]}  # of text, audio, vision in the published files
@@ -86,6 +86,7 @@ def work_of(case: Case, args, device: torch.device, fast: bool, precision: str, 
 
     @torch.inference_mode()
     def evaluate():
+        choose_tf32(precision)
         with autocast(device, precision):
             return model(batch["text"], batch["audio"], batch["vision"]).output_logit
 

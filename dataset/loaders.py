@@ -53,6 +53,8 @@ def make_loaders(
     device = torch.device(device)
     size = sum(getattr(split, name).nbytes for split in features.splits.values() for name in FIELDS)
     on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()  # what PyTorch keeps of an earlier seed is not counted as free
     resident = on_gpu and size <= min(RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
     return {
         name: DataLoader(

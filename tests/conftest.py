@@ -8,6 +8,7 @@ from pathlib import Path
 
 # Before torch is imported. Two workers run at a time (pyproject.toml), and more threads than cores slow each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # --deterministic, after tests that used cuBLAS
 
 import pytest
 

@@ -19,6 +19,7 @@ from config import load_config
 from dataset.loaders import UtteranceDataset
 from models.dmd import DMD
 from trainers.losses import Objective
+from utils.device import choose_tf32
 
 FOLDER = Path(__file__).parent / "parity"
 CASES = ("mosi_aligned", "mosei_aligned", "mosi_aligned_bert")
@@ -102,6 +103,7 @@ class Reference:
         return make_utterances(self.case)
 
     def build(self) -> tuple[DMD, Objective]:
+        choose_tf32("fp32")
         model, objective = DMD(self.args), Objective(self.args)
         fill_parameters(model, self.case["seed"])
         fill_parameters(objective, self.case["seed"])

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from models.dmd import DMD
 from trainers import distributed
-from utils.device import autocast
+from utils.device import autocast, choose_tf32
 from utils.errors import NumericalError
 from utils.log import progress
 from utils.metrics import regression_metrics
@@ -49,6 +49,7 @@ def predict(
     Raises NumericalError where a prediction is not finite.
     """
     model.eval()
+    choose_tf32(precision)
     predicted, labels, rows = [], [], []
     with torch.inference_mode():
         for batch in progress(loader, description):

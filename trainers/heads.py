@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from models.dmd import ARGUMENT_ORDER, DMD, STACK_ORDER
 from trainers.evaluate import check_predictions, to_device
-from utils.device import autocast
+from utils.device import autocast, choose_tf32
 from utils.metrics import regression_metrics
 
 HEADS = (  # under their published names: the prediction, the common features' head, a head for each node of a graph
@@ -43,6 +43,7 @@ def inspect(
     Raises NumericalError where a prediction is not finite.
     """
     model.eval()
+    choose_tf32(precision)
     hook, batches = contextlib.nullcontext(), []
     if model.args.use_bert and "l" not in kept:  # tokens of 0 are words too: what BERT makes of them becomes 0
         hook = model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features))

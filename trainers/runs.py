@@ -1,13 +1,12 @@
 """Where a run leaves its files."""
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pandas as pd
-from accelerate.utils import send_to_device
+from accelerate.utils import recursively_apply
 from filelock import FileLock, Timeout
 from torch import nn
 
@@ -151,7 +150,8 @@ class RunFolder(RunFiles):
         if self.writes:
             self.history.append(row)
             now = model.state_dict(), state | {"history": self.history}
-            weights, state = copy.deepcopy(send_to_device(now, "cpu"))  # which the next epoch does not change
+            # Copies, which the next epoch does not change.
+            weights, state = recursively_apply(lambda x: x.detach().to("cpu", copy=True), now)
             self.finish_writing()
             self._writing = {self._writer.submit(self._write_epoch, weights, state, best_epoch, keep)}
 

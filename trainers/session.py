@@ -64,6 +64,7 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
             for earlier in runs.values():
                 earlier.discard()
         results[seed] = train_seed(trainer, run, described, options, features.splits["test"].ids)
+        del trainer  # its memory is for the next one
     return results
 
 

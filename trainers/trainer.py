@@ -16,7 +16,7 @@ from trainers.checkpoint import load_weights
 from trainers.evaluate import Predictions, in_order, predict, to_device
 from trainers.losses import LossTerms, Objective
 from trainers.runs import RunFolder
-from utils.device import autocast
+from utils.device import autocast, choose_tf32
 from utils.errors import NumericalError
 from utils.log import logger, progress
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
@@ -78,10 +78,9 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
         )
-        self.compute = self.forward
-        if compiled:
-            # Without CUDA graphs, whose next replay would overwrite the gradients that a group of batches adds up.
-            self.compute = torch.compile(self.forward, dynamic=False)
+        # Without CUDA graphs, whose next replay would overwrite the gradients that a group of batches adds up; and not
+        # bound to this object, which could then not be freed before Python's collector runs, with all that is on a GPU.
+        self.compiled = torch.compile(type(self).forward, dynamic=False) if compiled else None
         batches = len(loaders["train"])
         steps_leftover = args.leftover_batches == "step" and batches % args.update_epochs > 0
         self.steps_at_epoch_end = steps_leftover or batches < args.update_epochs
@@ -219,9 +218,12 @@ class Trainer:
         *inputs, labels = to_device(batch, self.device)
         accumulated = [p.grad for p in self.parameters]
         self.optimizer.zero_grad()
+        choose_tf32(self.precision)  # here, as torch.compile would do it at another time
         # The smaller last batch of an epoch is not worth a compilation of its own.
-        compute = self.compute if len(labels) == self.args.batch_size else self.forward
-        predicted, terms = compute(*inputs, labels)
+        if self.compiled and len(labels) == self.args.batch_size:
+            predicted, terms = self.compiled(self, *inputs, labels)
+        else:
+            predicted, terms = self.forward(*inputs, labels)
         terms["total"].backward()
         distributed.average_gradients(self.parameters)
         _add_gradients(self.parameters, accumulated)

@@ -24,10 +24,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context in which the model runs: for bf16 with matrix products in bfloat16; tf32 lets CUDA round the factors
-    of products and convolutions, from here on, which PyTorch would do in convolutions anyway."""
+def choose_tf32(precision: str) -> None:
+    """From here on, CUDA rounds the factors of products and convolutions for precision tf32, and for no other; left
+    alone, PyTorch does it in convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """The context in which the model runs: for bf16 with matrix products in bfloat16."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 

@@ -22,7 +22,7 @@ def random_state() -> dict:
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *position),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 

@@ -118,7 +118,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool, dropou
     mask = q.new_full((q.size(1), k.size(1)), -math.inf if causal else 0.0).triu(1 + abs(k.size(1) - q.size(1)))
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (G·h, T, D/h)
     weights = torch.baddbmm(mask, q, k.mT, alpha=q.size(-1) ** -0.5).softmax(dim=-1)
-    if any(dropouts):
+    if len(set(dropouts)) == 1:
+        weights = cpu.dropout(weights, dropouts[0])
+    else:
         parts = weights.chunk(len(dropouts))
         weights = torch.cat([cpu.dropout(part, p) for part, p in zip(parts, dropouts, strict=True)])
     return (weights @ v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)

@@ -1,7 +1,9 @@
 """What a PyTorch user does to a model means here what it means elsewhere, on the plain path and on the fast one."""
 
 import copy
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -197,3 +199,17 @@ def test_fast_is_used_where_it_may_be(trainer, monkeypatch):
     monkeypatch.setattr(fast, "run_encoders", lambda *arguments: used.append(1) or run_encoders(*arguments))
     output_and_terms(trainer)
     assert len(used) == (3 if trainer.args.fast else 0)
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_a_trainer_is_freed_with_its_last_reference(fast):
+    """Of several seeds, none is to hold a GPU's memory until Python's collector runs."""
+    trainer = make_trainer([make_batch(0, LABELS)], fast=fast)
+    trainer.train_epoch()
+    parts = [weakref.ref(part) for part in (trainer, trainer.model, trainer.objective, trainer.optimizer)]
+    gc.disable()
+    try:
+        del trainer
+        assert not any(part() for part in parts)
+    finally:
+        gc.enable()
