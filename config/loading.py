@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from easydict import EasyDict
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from config.schema import IGNORED_KEYS, LIST_SETTINGS, SETTING_NAMES, DMDConfig
+from config.schema import IGNORED_KEYS, DMDConfig
 from utils.errors import ConfigError
 from utils.log import is_first_rank, logger
 from utils.reading import printable, read_json
@@ -115,7 +115,7 @@ def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, k
 def _checked(settings: dict, where: str | Path, overrides: dict, dataset_name: str) -> EasyDict:
     """The settings that stand in `where`, with overrides on top."""
     for place, names in ((where, settings), (COMMAND_LINE, overrides)):
-        check_names(names, (*SETTING_NAMES, *IGNORED_KEYS), place, "setting")
+        check_names(names, (*DMDConfig.model_fields, *IGNORED_KEYS), place, "setting")
     settings = settings | overrides
     ignored = sorted(settings.keys() & IGNORED_KEYS)
     if ignored and is_first_rank():
@@ -140,6 +140,4 @@ def _validated(model, values: object, where: Callable[[str], str | Path]):
         elif place:
             given = printable(json.dumps(values[key] if flat else first["input"], ensure_ascii=False, default=str))
             message = f"{place} is {given}; {message[0].lower()}{message[1:]}"
-        if flat and isinstance(values.get(key), list) and key not in LIST_SETTINGS:
-            message += "; to try several values there is --tune"
         raise ConfigError(f"{where(key)}: {printable(message, 400)}.") from error

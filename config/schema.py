@@ -129,7 +129,3 @@ class DMDConfig(Strict):
         if self.grad_clip <= 0 and self.grad_clip != -1:
             raise ValueError(f"grad_clip is {self.grad_clip}; allowed: greater than 0, or -1 for no clipping")
         return self
-
-
-SETTING_NAMES = tuple(DMDConfig.model_fields)
-LIST_SETTINGS = [key for key, field in DMDConfig.model_fields.items() if isinstance(field.default, list)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from dataset.features import FIELDS, FeatureSet, Split
 
@@ -35,10 +35,6 @@ class UtteranceDataset(Dataset):
         return {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
 
 
-def _keep(batch: Batch) -> Batch:
-    return batch  # the dataset answers with batches
-
-
 def make_loaders(
     features: FeatureSet, batch_size: int, eval_batch_size: int, seed: int, num_workers: int = 0,
     device: torch.device | str = "cpu"
@@ -62,7 +58,7 @@ def make_loaders(
             batch_size if name == "train" else eval_batch_size,
             shuffle=name == "train",
             generator=torch.Generator().manual_seed(seed) if name == "train" else None,
-            collate_fn=_keep,
+            collate_fn=default_convert,  # the dataset answers with batches
             num_workers=0 if resident else num_workers,
             pin_memory=on_gpu and not resident,
         )

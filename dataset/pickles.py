@@ -163,8 +163,5 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 
 def write_pickle(path: Path, content: dict) -> None:
-    """Write a feature pickle, whole or not at all. Raises DataError where that cannot be."""
-    try:
-        write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
+    """Write a feature pickle, whole or not at all. Raises OSError."""
+    write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))

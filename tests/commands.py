@@ -1,6 +1,7 @@
 """Calling the commands on a small corpus."""
 
 import csv
+import json
 import os
 import pickle
 import subprocess
@@ -57,3 +58,13 @@ def refused(capsys, command, *arguments: str) -> str:
 def rows_of(path: str | Path) -> list[dict[str, str]]:
     with open(path) as file:
         return list(csv.DictReader(file))
+
+
+def metrics_of(run: str) -> dict:
+    return json.loads(Path("result", run, "metrics.json").read_text())
+
+
+def timeless(run: str) -> list[dict[str, str]]:
+    """The rows of a run's history, but for how long they took."""
+    rows = rows_of(f"result/{run}/history.csv")
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]

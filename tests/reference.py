@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig
 
 from config import load_config
+from dataset.features import Split
 from dataset.loaders import UtteranceDataset
 from models.dmd import DMD
 from trainers.losses import Objective
@@ -101,6 +102,10 @@ class Reference:
     @cached_property
     def utterances(self) -> dict[str, np.ndarray]:
         return make_utterances(self.case)
+
+    def split(self, rows: slice) -> Split:
+        names = [f"utterance{i}" for i in range(len(self.utterances["labels"]))[rows]]
+        return Split(**{name: array[rows] for name, array in self.utterances.items()}, ids=names, raw_text=names)
 
     def build(self) -> tuple[DMD, Objective]:
         choose_tf32("fp32")

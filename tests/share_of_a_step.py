@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dataset.features import FeatureSet, Split
+from dataset.features import FeatureSet
 from dataset.loaders import make_loaders
 from tests.reference import Reference
 from trainers.distributed import rank, size, start_process
@@ -24,9 +24,7 @@ def main(folder: str) -> None:
     for batch_size, utterances in BATCHES.items():
         reference = Reference("mosi_aligned", Path(folder), nlevels=1)
         reference.args.update({"batch_size": batch_size, "update_epochs": 3})
-        arrays = {name: array[:utterances] for name, array in reference.utterances.items()}
-        names = [str(i) for i in range(utterances)]
-        features = FeatureSet("", {"train": Split(**arrays, ids=names, raw_text=names)}, [], [])
+        features = FeatureSet("", {"train": reference.split(slice(utterances))}, [], [])
         loader = make_loaders(features, batch_size, 5, seed=1)["train"]
         trainer = Trainer(reference.args, *reference.build(), {"train": loader, "test": loader}, device)
         first = trainer.train_epoch(1)  # with one step, in the end

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import test as test_command
-from tests.commands import ROOT, SMALL, call, files, launch, refused, rows_of, train, write_pickle
+from tests.commands import ROOT, SMALL, call, files, launch, metrics_of, refused, rows_of, timeless, train, write_pickle
 from trainers.checkpoint import read_state
 from utils.cli import run_command
 
@@ -44,15 +44,13 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 def outcome(name: str) -> dict:
     """All that a run of that name leaves and that must not depend on how it came about."""
-    history = rows_of(f"result/{name}-synthetic-1111/history.csv")
-    timeless = [{key: value for key, value in row.items() if "seconds" not in key} for row in history]
     weights = {path.name: path.read_bytes() for path in Path(f"pt/{name}-synthetic-1111").glob("*.pth")}
     metrics = Path(f"result/{name}-synthetic-1111/metrics.json").read_text()
     tables = [
         [row | {"Model": ""} for row in rows_of(f"result/normal/synthetic{table}.csv") if row["Model"] == name]
         for table in ("", "-seeds")
     ]
-    return {"history": timeless, "weights": weights, "metrics": metrics, "tables": tables}
+    return {"history": timeless(f"{name}-synthetic-1111"), "weights": weights, "metrics": metrics, "tables": tables}
 
 
 def assert_readable(name: str) -> None:
@@ -130,7 +128,7 @@ def test_ctrl_c_while_pytorch_is_loaded_is_one_line(folder):
 
 def test_number_of_checkpoints(folder):
     assert train("--set", "keep_checkpoints=1", *LONGER) == 0
-    best = json.loads(Path("result/dmd-synthetic-1111/metrics.json").read_text())["epoch"]
+    best = metrics_of("dmd-synthetic-1111")["epoch"]
     kept = {path.name for path in Path("pt/dmd-synthetic-1111").glob("*.pth")}
     assert kept == {f"{best}.pth", f"{EPOCHS}.pth", "best.pth"}
 

@@ -8,18 +8,10 @@ import pandas as pd
 import pytest
 
 import run
-from tests.commands import CONFIG, refused, train, write_pickle
+from tests.commands import CONFIG, metrics_of, refused, timeless, train, write_pickle
 
 RUN = "dmd-synthetic-1111"
 BASE = CONFIG | {"max_epochs": 1}
-
-
-def metrics(name: str = RUN) -> dict:
-    return json.loads(Path(f"result/{name}/metrics.json").read_text())
-
-
-def without_seconds(name: str = RUN) -> pd.DataFrame:
-    return pd.read_csv(f"result/{name}/history.csv").drop(columns=["seconds", "train_seconds"])
 
 
 @pytest.mark.parametrize("flag", [[], ["--overwrite"], ["--resume"]], ids=str)
@@ -74,14 +66,14 @@ def test_a_run_from_before_a_setting_existed_goes_on(trained, capsys):
         path.write_text(json.dumps(config | {"settings": config["settings"] | {"retired": 1}}))
     assert "->" not in refused(capsys, train)
     assert "gamma" in refused(capsys, train, "--resume", "--set", "gamma=0.5")
-    assert train("--resume", "--epochs", "3") == 0 and len(without_seconds()) == 3
+    assert train("--resume", "--epochs", "3") == 0 and len(timeless(RUN)) == 3
 
 
 def test_a_run_that_is_not_there_is_not_resumed(trained, capsys):
     message = refused(capsys, train, "--name", "mispelt", "--resume")
     assert "mispelt-synthetic-1111" in message and not Path("pt/mispelt-synthetic-1111").exists()
     assert train("-s", "1111", "2", "--epochs", "2", "--resume") == 0  # the second seed begins
-    assert metrics("dmd-synthetic-2")
+    assert metrics_of("dmd-synthetic-2")
 
 
 def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
@@ -102,9 +94,7 @@ def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
     [("result/metrics.json", b"{}"), ("result/config.json", b"[[["), ("pt/training-state.pt", b"cut"),
      ("pt/training-state.pt", None), ("pt/2.pth", None)],
 )  # fmt: skip
-def test_damaged_and_missing_files_of_a_run_are_one_line(folder, trained_once, file, content, capsys):
-    for name in ("pt", "result"):
-        shutil.copytree(trained_once / name, name)
+def test_damaged_and_missing_files_of_a_run_are_one_line(trained, file, content, capsys):
     where, name = file.split("/")
     path = Path(where, RUN, name)
     path.write_bytes(content) if content is not None else path.unlink()
@@ -124,14 +114,14 @@ def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
     """The writing of epoch 2 stopped after best.pth and history.csv, and epoch 2 is not trained again."""
     assert train("--epochs", "1", "--name", "cut") == 0
     cut = "cut-synthetic-1111"
-    expected, rows = metrics(cut), without_seconds(cut)
+    expected, rows = metrics_of(cut), timeless(cut)
     Path(f"result/{cut}/metrics.json").unlink()
     Path(f"pt/{cut}/best.pth").unlink()  # a second name of 1.pth, which stays
     shutil.copy(f"pt/{RUN}/2.pth", f"pt/{cut}/best.pth")
     history = pd.read_csv(f"result/{cut}/history.csv")
     pd.concat([history, history.assign(epoch=2)]).to_csv(f"result/{cut}/history.csv", index=False)
     assert train("--epochs", "1", "--name", "cut", "--resume") == 0
-    assert metrics(cut) == expected and without_seconds(cut).equals(rows)
+    assert (metrics_of(cut), timeless(cut)) == (expected, rows)
     assert Path(f"pt/{cut}/best.pth").read_bytes() == Path(f"pt/{cut}/1.pth").read_bytes()
     # It trains longer, and is not finished before its new end.
     options = {"dataset_name": "synthetic", "config": CONFIG, "epochs": 2, "name": "cut", "figures": False}
@@ -139,7 +129,7 @@ def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
         run.DMD_run(**options, resume=True, after_epoch=stop)
     assert not Path(f"result/{cut}/metrics.json").exists()
     assert train("--name", "cut", "--resume") == 0
-    assert metrics(cut) == metrics() and without_seconds(cut).equals(without_seconds())
+    assert (metrics_of(cut), timeless(cut)) == (metrics_of(RUN), timeless(RUN))
     assert Path(f"pt/{RUN}/2.pth").read_bytes() == Path(f"pt/{cut}/2.pth").read_bytes()
 
 

@@ -48,15 +48,11 @@ def read_state(path: str | Path):
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Read a checkpoint and load it strictly. Raises as read_checkpoint and load_state do."""
-    load_state(model, read_checkpoint(path), path)
-
-
-def load_state(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state_dict (read from `path`) strictly. Raises CheckpointError that says how another model differs."""
+def load_weights(model: nn.Module, path: str | Path, state: dict[str, Tensor] | None = None) -> None:
+    """Load a checkpoint strictly; state: what it holds, if it is read. Raises CheckpointError that says how another
+    model differs."""
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(read_checkpoint(path) if state is None else state)
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint of this model: {printable(str(error).partition(':')[2], 160)} Name the "

@@ -12,7 +12,7 @@ from dataset.features import FIELDS, FeatureSet, prepare_features
 from dataset.loaders import make_loaders
 from models.dmd import DMD
 from models.text_encoder import most_tokens
-from trainers.checkpoint import load_state, read_checkpoint, sizes_of
+from trainers.checkpoint import load_weights, read_checkpoint, sizes_of
 from trainers.run_settings import data_sha256, different_settings, read_description
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.log import logger
@@ -42,7 +42,7 @@ def load_model(
     if (sizes := sizes_of(state)) is None:
         raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
     model = DMD(EasyDict(settings, feature_dims=sizes[0], seq_lens=sizes[1]))
-    load_state(model, state, checkpoint)
+    load_weights(model, checkpoint, state)
     return model.eval(), model.args
 
 
@@ -81,7 +81,7 @@ def restore(
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything else is read
     set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
     features = prepare_features(args, **replaced, splits=(split,), to_predict=to_predict)
-    widths, steps = sizes_of(state) or (features.feature_dims, features.seq_lens)  # of no DMD: load_state says so
+    widths, steps = sizes_of(state) or (features.feature_dims, features.seq_lens)  # of no DMD: load_weights says so
     inputs = slice(1 if args.use_bert else 0, None)  # with BERT the file has no text features
     if (features.feature_dims[inputs], features.seq_lens) != (widths[inputs], steps):
         flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
@@ -91,7 +91,7 @@ def restore(
             f"or not made as for its training (python -m dataset.build … {flags}, or --average)."
         )
     model = build_model(args, features)
-    load_state(model, state, checkpoint)
+    load_weights(model, checkpoint, state)
     loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed=0, device=device)
     return model.to(device), features, loaders[split]
 

@@ -25,7 +25,7 @@ from utils.metrics import CORE_METRICS, METRICS
 def run_suite(options: RunOptions, suite_name: str) -> Path:
     """Train every row over the seeds, under the name `<name>-<suite>-<row>`, and write the table anew after each.
 
-    -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the same as CSV
+    -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the metrics of every run as CSV
     """
     suite, dataset = load_suite(suite_name), options.settings().dataset_name
     if not set(suite.heads) <= set(HEADS):
@@ -84,11 +84,7 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
         if row in results["row"].values and published.when.items() <= settings[row].items()
     ]
     published = pd.DataFrame(published, columns=["row", "of", *METRICS])
-    by_row = results.groupby("row", sort=False)[list(METRICS)]
-    statistics = {"mean": by_row.mean(skipna=False), "std": by_row.std(ddof=0, skipna=False)}
-    lines = [results.assign(of=results["seed"].map("seed {}".format))]
-    lines += [values.reset_index().assign(of=name) for name, values in statistics.items()]
-    write_csv(file.with_suffix(".csv"), _grouped([*lines, published], "row")[["row", "of", "epoch", *METRICS]])
+    write_csv(file.with_suffix(".csv"), results[["row", "seed", "epoch", *METRICS]])
     seeds, done = results["seed"].unique(), results["row"].nunique()
     settings = [", ".join(f"`{key}={value}`" for key, value in changes.items()) for changes in suite.rows.values()]
     parts = [
@@ -114,11 +110,6 @@ def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.Data
     write_atomically(file, lambda binary: binary.write(("\n\n".join(filter(None, parts)) + "\n").encode()))
 
 
-def _grouped(tables: list[pd.DataFrame], column: str) -> pd.DataFrame:
-    """One table, with lines that have the same value in the column below each other."""
-    return pd.concat(tables).sort_values(column, key=lambda values: pd.factorize(values)[0], kind="stable")
-
-
 def _markdown(tables: list[pd.DataFrame], *columns: str) -> str:
     """A line for each combination of values in the columns: '0.8147 ± 0.0120', or the number where there is one."""
 
@@ -126,5 +117,6 @@ def _markdown(tables: list[pd.DataFrame], *columns: str) -> str:
         mean, std = values.mean(skipna=False), values.std(ddof=0)
         return "-" if pd.isna(mean) else f"{mean:.4f} ± {std:.4f}" if len(values) > 1 else f"{mean:.4f}"
 
-    groups = _grouped(tables, columns[0]).groupby(list(columns), sort=False, as_index=False)
+    lines = pd.concat(tables).sort_values(columns[0], key=lambda values: pd.factorize(values)[0], kind="stable")
+    groups = lines.groupby(list(columns), sort=False, as_index=False)
     return groups[list(CORE_METRICS)].agg(shown).to_markdown(index=False, disable_numparse=True)

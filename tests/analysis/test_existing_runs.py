@@ -11,7 +11,7 @@ import pytest
 
 from analysis import compare
 from analysis import runs as list_of_runs
-from tests.commands import call, files, refused, rows_of, train
+from tests.commands import call, files, metrics_of, refused, rows_of, train
 from utils.metrics import CORE_METRICS
 
 A, SECOND, B = (Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1"))
@@ -33,10 +33,6 @@ def runs(trained, tmp_path, monkeypatch) -> Path:
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("pt"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def metrics_of(run: str) -> dict:
-    return json.loads(Path("result", run, "metrics.json").read_text())
 
 
 def read(folder: Path) -> pd.DataFrame:

@@ -71,13 +71,6 @@ def test_a_run_draws_itself_and_the_command_draws_the_same(home, copied, capsys)
         assert texts(copied / f"figures/{name}.svg") == texts(folder / f"figures/{name}.svg"), name
 
 
-def test_the_heads_of_a_checkpoint(copied):
-    record = RunRecord(copied)
-    inspection = figures.inspect_checkpoint(record, BEST, torch.device("cpu"))
-    assert tuple(inspection.heads) == HEADS
-    assert inspection.head_metrics()["output_logit"]["MAE"] == record.metrics["MAE"]
-
-
 def test_the_embedding_takes_so_many_utterances_at_equal_distances():
     generator = np.random.default_rng(0)
     features = {m: generator.normal(size=(21, 5)).astype(np.float32) for m in "lva"}

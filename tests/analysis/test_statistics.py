@@ -45,15 +45,6 @@ def test_a_comparison_by_hand():
             assert table.loc[metric, run] == pytest.approx(regression_metrics(predicted, LABELS)[metric], abs=5.1e-5)
 
 
-def test_mean_and_std_over_seeds_by_hand():
-    table = over_seeds(np.stack([FIRST, SECOND]), LABELS, [1111, 1112])
-    assert list(table.index) == [1111, 1112, "mean", "std", "low", "high"] and list(table) == list(CORE_METRICS)
-    first, second = 0.5333, 0.5833  # 3.2 / 6 and 3.5 / 6, as metrics.json has them
-    assert table["MAE"].tolist()[:3] == pytest.approx([first, second, (first + second) / 2])
-    assert table.loc["std", "MAE"] == pytest.approx((second - first) / 2)  # ddof 0; with ddof 1 it were 1.41 times it
-    assert table.equals(over_seeds(np.stack([FIRST, SECOND]), LABELS, [1111, 1112]))
-
-
 def test_intervals_are_those_of_metrics_scored_resample_by_resample():
     predictions, labels = simulated(np.random.default_rng(3), 40, seeds=2)
     resamples = np.random.default_rng(0).integers(0, 40, (60, 40))

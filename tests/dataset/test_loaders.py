@@ -20,12 +20,3 @@ def test_shuffling_follows_the_seed_and_nothing_else(tmp_path):
     assert orders(features, seed=1) == first
     assert orders(features, seed=2) != first
     assert first[0] != first[1] and sorted(first[0]) == sorted(first[1])
-
-
-def test_evaluation_keeps_the_order_of_the_file_and_loses_nothing(tmp_path):
-    features = prepare_features(settings(write(tmp_path / "a.pkl", make_content())))
-    for split in ("valid", "test"):
-        batches = list(make_loaders(features, batch_size=3, eval_batch_size=3, seed=1)[split])
-        labels = torch.cat([batch["labels"] for batch in batches])
-        assert labels.flatten().tolist() == features.splits[split].labels.tolist()
-    assert batches[0]["labels"].shape == (3, 1) and batches[1]["audio"].shape == (1, 8, 5)

@@ -10,8 +10,8 @@ from tests.reference import DROPOUTS
 from trainers.losses import Objective
 
 
-def build(seq_lens=(50, 50, 50), **overrides):
-    args = load_config("dmd", "mosi", overrides={"use_bert": False, "nlevels": 1} | overrides)
+def build(seq_lens=(50, 50, 50), dataset="mosi", **overrides):
+    args = load_config("dmd", dataset, overrides={"use_bert": False, "nlevels": 1} | overrides)
     args.seq_lens = list(seq_lens)
     torch.manual_seed(0)
     return DMD(args), Objective(args)

@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 
-from dataset.features import Split
 from dataset.loaders import UtteranceDataset
 from tests.reference import CASES, Reference, make_loader, relative_difference
 from trainers.evaluate import predict
@@ -15,14 +14,6 @@ from utils.log import start_log
 from utils.metrics import CORE_METRICS
 
 NUMBER = re.compile(r"(total_loss|Acc_2|F1_score|Acc_7|MAE|Loss): (-?[\d.]+)")
-
-
-def split_of(reference: Reference, batches: range) -> Split:
-    size = reference.case["batch_size"]
-    rows = slice(batches.start * size, batches.stop * size)
-    arrays = {name: array[rows] for name, array in reference.utterances.items()}
-    n = len(arrays["labels"])
-    return Split(**arrays, ids=[str(i) for i in range(n)], raw_text=[""] * n)
 
 
 class RecordingRun(RunFolder):
@@ -46,15 +37,13 @@ class RecordingRun(RunFolder):
 def test_three_epochs(case, fast, tmp_path):
     reference = Reference(case, tmp_path / "bert", fast=fast)
     info = reference.case
-    n_batches, held_out = info["n_samples"] // info["batch_size"], info["n_valid_batches"]
-    first_valid, first_test = n_batches - 2 * held_out, n_batches - held_out
-    ranges = {"train": range(first_valid), "valid": range(first_valid, first_test),
-              "test": range(first_test, n_batches)}  # fmt: skip
+    size, n = info["batch_size"], info["n_samples"] // info["batch_size"] * info["batch_size"]
+    held_out = info["n_valid_batches"] * size
+    rows = {"train": slice(n - 2 * held_out), "valid": slice(n - 2 * held_out, n - held_out),
+            "test": slice(n - held_out, n)}  # fmt: skip
     loaders = {
-        name: make_loader(
-            UtteranceDataset(split_of(reference, batches)), info["batch_size"], generator=torch.Generator()
-        )
-        for name, batches in ranges.items()
+        name: make_loader(UtteranceDataset(reference.split(of_split)), size, generator=torch.Generator())
+        for name, of_split in rows.items()
     }
     reference.args.max_epochs = info["epochs"]
     model, objective = reference.build()
@@ -82,6 +71,6 @@ def test_three_epochs(case, fast, tmp_path):
         assert relative_difference(run.norms[name], value) <= tolerance, name
 
     model.load_state_dict(run.last)
-    everything = make_loader(UtteranceDataset(split_of(reference, range(n_batches))), info["batch_size"])
+    everything = make_loader(UtteranceDataset(reference.split(slice(n))), size)
     predicted = predict(model, everything, torch.device(reference.device)).predicted[:, None]
     assert relative_difference(predicted, final_logits) <= 1e-3

@@ -9,19 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from config import load_config
-from models.dmd import DMD
 from tests.dataset.hostile import SHELL, Call
+from tests.models.test_dmd import build
 from tests.reference import Reference
 from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state
 from trainers.run_settings import read_description
 from utils.errors import CheckpointError
-
-
-def build(dataset: str = "mosi", seq_lens=(50, 50, 50), **overrides) -> DMD:
-    args = load_config("dmd", dataset, overrides={"use_bert": False, "nlevels": 1} | overrides)
-    args.seq_lens = list(seq_lens)
-    return DMD(args)
 
 
 def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
@@ -38,16 +31,16 @@ def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (lambda: build("mosei"), "size mismatch"),
-        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False), "size mismatch"),
-        (lambda: build(nlevels=2), "layers.1"),
+        (lambda: build(dataset="mosei")[0], "size mismatch"),
+        (lambda: build(seq_lens=(50, 375, 500), need_data_aligned=False)[0], "size mismatch"),
+        (lambda: build(nlevels=2)[0], "layers.1"),
         (lambda: torch.nn.Linear(2, 3), "Missing"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, words):
     save_state(other().state_dict(), tmp_path / "other.pth")
     with pytest.raises(CheckpointError) as error:
-        load_weights(build(), tmp_path / "other.pth")
+        load_weights(build()[0], tmp_path / "other.pth")
     assert words in str(error.value) and "\n" not in str(error.value), error.value
 
 

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 
-from dataset.features import Split
 from dataset.loaders import UtteranceDataset
 from tests.reference import Reference, make_loader
 from trainers.evaluate import predict
@@ -16,7 +15,7 @@ def test_the_batches_of_evaluation_change_nothing(tmp_path):
     reference = Reference("mosei_aligned", tmp_path)
     model = reference.build()[0].eval()
     n = 13
-    part = Split(**{name: a[:n] for name, a in reference.utterances.items()}, ids=[""] * n, raw_text=[""] * n)
+    part = reference.split(slice(n))
     model.args.batch_size = 4
     with torch.no_grad():
         whole = model(*(torch.from_numpy(getattr(part, name)) for name in ("text", "audio", "vision"))).output_logit

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from dataset.features import Split
 from dataset.loaders import UtteranceDataset
 from tests.reference import Reference, make_loader
 from trainers.trainer import Trainer
@@ -17,9 +16,7 @@ def trainer(tmp_path) -> Trainer:
     """Two batches of 4 utterances, a step for both together."""
     reference = Reference("mosei_aligned", tmp_path)
     reference.args.update_epochs, reference.args.batch_size = 2, 4
-    arrays = {name: array[:8] for name, array in reference.utterances.items()}
-    split = Split(**arrays, ids=[f"utterance{i}" for i in range(8)], raw_text=[""] * 8)
-    loaders = {"train": make_loader(UtteranceDataset(split), 4)}
+    loaders = {"train": make_loader(UtteranceDataset(reference.split(slice(8))), 4)}
     return Trainer(reference.args, *reference.build(), loaders, torch.device("cpu"))
 
 

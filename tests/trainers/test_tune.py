@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import run
-from tests.commands import ROOT, SMALL, call, refused, train, write_pickle
+from tests.commands import ROOT, SMALL, call, metrics_of, refused, train, write_pickle
 from trainers.options import RunOptions
 from trainers.tune import tune
 from utils.errors import NumericalError
@@ -56,7 +56,7 @@ def test_a_sweep_continues_and_its_best_trial_is_an_ordinary_run(space, corpus, 
     output = capsys.readouterr().out
     _, _, *arguments = shlex.split(output[output.rindex("python ") :])
     assert call(run, *arguments) == 0
-    metrics = json.loads(Path("result/dmd-best-synthetic-1111/metrics.json").read_text())
+    metrics = metrics_of("dmd-best-synthetic-1111")
     best = trials.loc[trials["valid_Loss"].idxmin()]
     assert (metrics["valid_Loss"], metrics["epoch"]) == (best["valid_Loss"], best["user_attrs_best_epoch"])
 
