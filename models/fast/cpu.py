@@ -63,14 +63,14 @@ class Attention(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, q, k, v, heads, causal, dropouts):
         t_q, t_s = q.size(1), k.size(1)
-        q, k = _heads_inside(q, heads), _heads_inside(k, heads)
+        scale = (q.size(2) // heads) ** -0.5
+        q, k = _heads_inside(q, heads).mul_(scale * LOG2_E), _heads_inside(k, heads)
         v = _heads_inside(v, heads, more=1)  # with a row of ones, so that the product with v sums the weights, too
-        scale = q.size(1) ** -0.5 * LOG2_E
         output, sums, tiles = torch.empty_like(q), q.new_empty(len(q), 1, t_q), []
         for shifted in (False, True):  # by the largest score, which few inputs need
             tiles.clear()
             for part, block, keys, p in _tiles(len(q), t_q, t_s, causal, dropouts):
-                weights = torch.baddbmm(q.new_empty(()), q[part, :, block].mT, k[part, :, keys], beta=0, alpha=scale)
+                weights = torch.bmm(q[part, :, block].mT, k[part, :, keys])
                 last = block.start + abs(t_s - t_q)  # the last key that the first query of the block sees
                 if shifted:
                     if causal:
@@ -80,15 +80,16 @@ class Attention(torch.autograd.Function):
                 if causal and last + 1 < keys.stop:
                     weights.tril_(last)
                 dropped = _keep_mask(weights, p).mul_(weights) if p else weights
-                product = v[part, :, keys] @ dropped.mT
-                sums[part, :, block] = weights.sum(dim=-1).unsqueeze(1) if p else product[:, -1:]
-                torch.div(product[:, :-1], sums[part, :, block] * (1 - p), out=output[part, :, block])
+                product = torch.bmm(v[part, :, keys], dropped.mT)
+                sums[part, :, block] = weights.sum(dim=-1).unsqueeze(1).mul_(1 - p) if p else product[:, -1:]
+                output[part, :, block] = product[:, :-1]
                 if any(ctx.needs_input_grad):
                     tiles.append((part, block, keys, p, weights, dropped))
             least, largest = sums.aminmax()
             if least >= 1 / LARGEST_SUM and largest <= LARGEST_SUM:
                 break
-        ctx.heads, ctx.scale, ctx.tiles = heads, scale / LOG2_E, tiles
+        output.div_(sums)
+        ctx.heads, ctx.scale, ctx.tiles = heads, scale, tiles
         ctx.save_for_backward(q, k, v, output, sums)
         return _heads_outside(output, heads)
 
@@ -102,15 +103,17 @@ class Attention(torch.autograd.Function):
         gradient = torch.cat([gradient, shift], dim=1)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
         for part, block, keys, p, weights, dropped in ctx.tiles:
-            g = gradient[part, :-1, block] / (1 - p)
+            g, shift = gradient[part, :-1, block], gradient[part, -1:, block]
             if p == 0:
-                of_scores = (gradient[part, :, block].mT @ v[part, :, keys]).mul_(weights)  # the ones meet the shift
+                of_scores = torch.bmm(gradient[part, :, block].mT, v[part, :, keys])  # the ones meet the shift
+                of_scores.mul_(weights)
             else:
-                of_scores = (g.mT @ v[part, :-1, keys]).mul_(dropped).addcmul_(weights, shift[part, :, block].mT)
-            of_v[part, :, keys] += g @ dropped
-            of_k[part, :, keys] += q[part, :, block] @ of_scores
-            of_q[part, :, block] = k[part, :, keys] @ of_scores.mT
-        gradients = (of_q.mul_(ctx.scale), of_k.mul_(ctx.scale), of_v)
+                of_scores = torch.bmm(g.mT, v[part, :-1, keys]).mul_(dropped)
+                of_scores.addcmul_(weights, shift.mT, value=1 - p)
+            of_v[part, :, keys].add_(torch.bmm(g, dropped))
+            of_k[part, :, keys].add_(torch.bmm(q[part, :, block], of_scores))
+            of_q[part, :, block] = torch.bmm(k[part, :, keys], of_scores.mT)
+        gradients = (of_q.mul_(ctx.scale), of_k.div_(LOG2_E), of_v)
         return *(_heads_outside(x, ctx.heads) for x in gradients), None, None, None
 
 
