@@ -4,7 +4,7 @@ Legend: G sequences, T_q and T_s steps of query and source, D width, h heads.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
@@ -40,13 +40,17 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
 def _keep_mask(x: Tensor, p: float) -> Tensor:
     """1 where a dropout of probability p <= LARGEST_DROPOUT keeps an element of x, else 0; as numbers, because
     comparing to booleans and multiplying by them takes five times as long."""
-    n = x.numel()
+    return torch.ge(*_draw(x.shape, p), out=torch.empty_like(x))
+
+
+def _draw(shape: Sequence[int], p: float) -> tuple[Tensor, Tensor]:
+    """Random bytes, and the limit in each row from which on they keep an element."""
+    n = math.prod(shape)
     # A 64-bit number serves eight elements. NumPy's generator is twice as fast as PyTorch's, which seeds it.
     numbers = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw((n + 7) // 8)
-    bits = torch.from_numpy(numbers.view(np.uint8))[:n].view(x.shape)
     # Where 256 p is no integer, each row draws the one below or above it, so that every element has probability p.
-    limits = torch.rand(*x.shape[:-1], 1).add_(p * 256).floor_().to(torch.uint8)
-    return torch.ge(bits, limits, out=torch.empty_like(x))
+    limits = torch.rand(*shape[:-1], 1).add_(p * 256).floor_().to(torch.uint8)
+    return torch.from_numpy(numbers.view(np.uint8))[:n].view(shape), limits
 
 
 class Attention(torch.autograd.Function):
@@ -62,34 +66,34 @@ class Attention(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, q, k, v, heads, causal, dropouts):
-        t_q, t_s = q.size(1), k.size(1)
         scale = (q.size(2) // heads) ** -0.5
         q, k = _heads_inside(q, heads).mul_(scale * LOG2_E), _heads_inside(k, heads)
         v = _heads_inside(v, heads, more=1)  # with a row of ones, so that the product with v sums the weights, too
-        output, sums, tiles = torch.empty_like(q), q.new_empty(len(q), 1, t_q), []
+        output, sums, kept = torch.empty_like(q), q.new_empty(len(q), 1, q.size(2)), []
         for shifted in (False, True):  # by the largest score, which few inputs need
-            tiles.clear()
-            for part, block, keys, p in _tiles(len(q), t_q, t_s, causal, dropouts):
-                weights = torch.bmm(q[part, :, block].mT, k[part, :, keys])
-                last = block.start + abs(t_s - t_q)  # the last key that the first query of the block sees
+            kept.clear()
+            tiles = _tiles((q, output, sums), (k, v), causal, dropouts, draw=True)
+            for p, last, q_, output_, sums_, k_, v_, *drawn in tiles:
+                weights = torch.bmm(q_.mT, k_)
+                hides = last + 1 < k_.size(2)
                 if shifted:
-                    if causal:
+                    if hides:
                         weights.masked_fill_(torch.ones_like(weights[0], dtype=torch.bool).triu(last + 1), -math.inf)
                     weights.sub_(weights.amax(dim=-1, keepdim=True))
                 weights.exp2_()
-                if causal and last + 1 < keys.stop:
+                if hides:
                     weights.tril_(last)
-                dropped = _keep_mask(weights, p).mul_(weights) if p else weights
-                product = torch.bmm(v[part, :, keys], dropped.mT)
-                sums[part, :, block] = weights.sum(dim=-1).unsqueeze(1).mul_(1 - p) if p else product[:, -1:]
-                output[part, :, block] = product[:, :-1]
+                dropped = torch.ge(*drawn, out=torch.empty_like(weights)).mul_(weights) if p else weights
+                product = torch.bmm(v_, dropped.mT)
+                output_.copy_(product[:, :-1])
+                sums_.copy_(weights.sum(dim=-1).mul_(1 - p).unsqueeze(1) if p else product[:, -1:])
                 if any(ctx.needs_input_grad):
-                    tiles.append((part, block, keys, p, weights, dropped))
+                    kept.append((weights, dropped))
             least, largest = sums.aminmax()
             if least >= 1 / LARGEST_SUM and largest <= LARGEST_SUM:
                 break
         output.div_(sums)
-        ctx.heads, ctx.scale, ctx.tiles = heads, scale, tiles
+        ctx.heads, ctx.scale, ctx.options, ctx.kept = heads, scale, (causal, dropouts), kept
         ctx.save_for_backward(q, k, v, output, sums)
         return _heads_outside(output, heads)
 
@@ -102,33 +106,36 @@ class Attention(torch.autograd.Function):
         shift = -(gradient * output).sum(dim=1, keepdim=True)  # what the softmax's gradient adds in each row
         gradient = torch.cat([gradient, shift], dim=1)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
-        for part, block, keys, p, weights, dropped in ctx.tiles:
-            g, shift = gradient[part, :-1, block], gradient[part, -1:, block]
+        tiles = _tiles((gradient, q, of_q), (k, v, of_k, of_v), *ctx.options)
+        for (p, _, g, q_, of_q_, k_, v_, of_k_, of_v_), (weights, dropped) in zip(tiles, ctx.kept, strict=True):
             if p == 0:
-                of_scores = torch.bmm(gradient[part, :, block].mT, v[part, :, keys])  # the ones meet the shift
-                of_scores.mul_(weights)
+                of_scores = torch.bmm(g.mT, v_).mul_(weights)  # the ones meet the shift
             else:
-                of_scores = torch.bmm(g.mT, v[part, :-1, keys]).mul_(dropped)
-                of_scores.addcmul_(weights, shift.mT, value=1 - p)
-            of_v[part, :, keys].add_(torch.bmm(g, dropped))
-            of_k[part, :, keys].add_(torch.bmm(q[part, :, block], of_scores))
-            of_q[part, :, block] = torch.bmm(k[part, :, keys], of_scores.mT)
+                of_scores = torch.bmm(g[:, :-1].mT, v_[:, :-1]).mul_(dropped)
+                of_scores.addcmul_(weights, g[:, -1:].mT, value=1 - p)
+            of_v_.add_(torch.bmm(g[:, :-1], dropped))
+            of_k_.add_(torch.bmm(q_, of_scores))
+            of_q_.copy_(torch.bmm(k_, of_scores.mT))
         gradients = (of_q.mul_(ctx.scale), of_k.div_(LOG2_E), of_v)
         return *(_heads_outside(x, ctx.heads) for x in gradients), None, None, None
 
 
-def _tiles(groups: int, t_q: int, t_s: int, causal: bool, dropouts: Sequence[float]) -> Iterator[tuple]:
-    """Tiles of the scores (G·h, T_q, T_s) that fit into the cache: slices of the three axes, and their dropout."""
+def _tiles(of_q: Sequence[Tensor], of_s: Sequence[Tensor], causal: bool, dropouts: Sequence[float], draw=False):
+    """Tiles of the scores (G·h, T_q, T_s) that fit into the cache: their dropout, the last key that their first query
+    sees, and what belongs to them of of_q (G·h, ·, T_q), of of_s (G·h, ·, T_s), and, with `draw`, of _draw."""
+    groups, t_q, t_s = len(of_q[0]), of_q[0].size(2), of_s[0].size(2)
     queries = t_q if t_q * t_s <= SMALL_ATTENTION else QUERIES_AT_ONCE
     for first in range(0, t_q, queries):
-        block = slice(first, min(t_q, first + queries))
-        keys = slice(0, min(t_s, block.stop + abs(t_s - t_q)) if causal else t_s)
-        at_once = max(1, SCORES_AT_ONCE // ((block.stop - first) * keys.stop))
+        last = first + abs(t_s - t_q) if causal else t_s
+        n_q, n_s = min(queries, t_q - first), min(t_s, last + queries)
         stop = 0
         for p, equal in groupby(dropouts):
             start, stop = stop, stop + len(list(equal)) * groups // len(dropouts)
-            for position in range(start, stop, at_once):
-                yield slice(position, min(stop, position + at_once)), block, keys, p
+            part = [x[start:stop, :, first : first + n_q] for x in of_q] + [x[start:stop, :, :n_s] for x in of_s]
+            if draw and p:
+                part += _draw((stop - start, n_q, n_s), p)
+            for pieces in zip(*(x.split(max(1, SCORES_AT_ONCE // (n_q * n_s))) for x in part), strict=True):
+                yield p, last, *pieces
 
 
 def _heads_inside(x: Tensor, heads: int, more: int = 0) -> Tensor:
