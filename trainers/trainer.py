@@ -33,7 +33,7 @@ class Step(NamedTuple):
     names: list[str]  # of the loss terms
     losses: torch.Tensor  # (number of names)
     edges: torch.Tensor  # (12) batch means
-    largest_gradient: torch.Tensor  # () of all parameters' accumulated gradients; finite if they are
+    gradient_norm: torch.Tensor  # () of all parameters' accumulated gradients; finite if they are
 
 
 class TrainedEpoch(NamedTuple):
@@ -197,7 +197,7 @@ class Trainer:
 
     def _check_finite(self, steps: Sequence[Step], epoch: int) -> None:
         """Raise NumericalError where losses or gradients of these batches are not finite."""
-        totals = [torch.stack([step.losses[step.names.index("total")], step.largest_gradient]) for step in steps]
+        totals = [torch.stack([step.losses[step.names.index("total")], step.gradient_norm]) for step in steps]
         finite = torch.stack(totals).isfinite().all(dim=1).tolist() if steps else []  # the host waits for the device
         if all(finite):
             return
@@ -228,12 +228,12 @@ class Trainer:
         distributed.average_gradients(self.parameters)
         _add_gradients(self.parameters, accumulated)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        largest = nn.utils.get_total_norm(gradients, math.inf)  # before the clipping, which hides infinities
+        norm = nn.utils.get_total_norm(gradients)  # before the clipping, which hides infinities
         if self.args.grad_clip != -1:
             nn.utils.clip_grad_value_(self.parameters, self.args.grad_clip)
         losses = torch.stack(list(terms.values())).detach()
         edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")])
-        return Step(predicted.detach().clone(), labels, batch["rows"], list(terms), losses, edges, largest)
+        return Step(predicted.detach().clone(), labels, batch["rows"], list(terms), losses, edges, norm)
 
     def forward(self, text, audio, vision, labels) -> tuple[torch.Tensor, LossTerms]:
         """-> prediction (B, 1), loss terms"""

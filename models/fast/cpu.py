@@ -34,23 +34,26 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
         return x
     if not eager(x) or p > LARGEST_DROPOUT:
         return torch.native_dropout(x, p, True)[0]
-    return x * _keep_mask(x, p).mul_(1 / (1 - p))
+    # Kept elements are marked by ones, as comparing to booleans and multiplying by them takes five times as long.
+    return x * torch.ge(*_draw(x.shape, p), out=torch.empty_like(x)).mul_(1 / (1 - p))
 
 
-def _keep_mask(x: Tensor, p: float) -> Tensor:
-    """1 where a dropout of probability p <= LARGEST_DROPOUT keeps an element of x, else 0; as numbers, because
-    comparing to booleans and multiplying by them takes five times as long."""
-    return torch.ge(*_draw(x.shape, p), out=torch.empty_like(x))
+def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout_p: float = 0.0, **options) -> Tensor:
+    """F.scaled_dot_product_attention, with the dropout above on its weights, which are its output for the values I."""
+    if dropout_p == 0 or not eager(query) or options.get("enable_gqa"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
+    identity = torch.eye(key.size(-2), dtype=value.dtype).expand(*key.shape[:-1], -1)
+    weights = F.scaled_dot_product_attention(query, key, identity, attn_mask, **options)
+    return dropout(weights, dropout_p) @ value
 
 
 def _draw(shape: Sequence[int], p: float) -> tuple[Tensor, Tensor]:
     """Random bytes, and the limit in each row from which on they keep an element."""
-    n = math.prod(shape)
     # A 64-bit number serves eight elements. NumPy's generator is twice as fast as PyTorch's, which seeds it.
-    numbers = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw((n + 7) // 8)
+    numbers = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw(math.prod(shape) // 8 + 1)
     # Where 256 p is no integer, each row draws the one below or above it, so that every element has probability p.
     limits = torch.rand(*shape[:-1], 1).add_(p * 256).floor_().to(torch.uint8)
-    return torch.from_numpy(numbers.view(np.uint8))[:n].view(shape), limits
+    return torch.from_numpy(numbers.view(np.uint8))[: math.prod(shape)].view(shape), limits
 
 
 class Attention(torch.autograd.Function):
@@ -87,8 +90,7 @@ class Attention(torch.autograd.Function):
                 product = torch.bmm(v_, dropped.mT)
                 output_.copy_(product[:, :-1])
                 sums_.copy_(weights.sum(dim=-1).mul_(1 - p).unsqueeze(1) if p else product[:, -1:])
-                if any(ctx.needs_input_grad):
-                    kept.append((weights, dropped))
+                kept.append((weights, dropped) if any(ctx.needs_input_grad) else None)
             least, largest = sums.aminmax()
             if least >= 1 / LARGEST_SUM and largest <= LARGEST_SUM:
                 break
@@ -154,7 +156,9 @@ def _heads_outside(x: Tensor, heads: int) -> Tensor:
 
 
 class CpuForms(TorchFunctionMode):
-    """While active, dropout of any model, BERT's for one, runs in the form of this file."""
+    """While active, dropout and attention of any model, BERT's for one, run in the forms of this file."""
+
+    FORMS = {F.dropout: dropout, F.scaled_dot_product_attention: attention}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return (dropout if function is F.dropout else function)(*args, **(kwargs or {}))
+        return self.FORMS.get(function, function)(*args, **(kwargs or {}))

@@ -280,3 +280,16 @@ def test_neighbouring_dropout_draws_are_independent():
     for lag in range(1, 9):  # eight draws share a random number
         agreement = (kept[lag:] == kept[:-lag]).double().mean().item()
         assert agreement == pytest.approx(0.7**2 + 0.3**2, abs=4 * 0.5 / 2**10)
+
+
+def test_attention_of_another_model_drops_weights_and_keeps_the_mean():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 6, 8)
+    seen = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    seen[0, :, :, 4:] = False
+    exact = F.scaled_dot_product_attention(q, k, v, seen)
+    with cpu.CpuForms():
+        assert torch.equal(F.scaled_dot_product_attention(q, k, v, attn_mask=seen), exact)
+        draws = torch.stack([F.scaled_dot_product_attention(q, k, v, seen, 0.2, scale=8**-0.5) for _ in range(900)])
+    assert ((draws.mean(dim=0) - exact).abs() < 5 * draws.std(dim=0) / 30).all()
+    assert (draws[0] != draws[1]).any()
