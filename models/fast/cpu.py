@@ -104,7 +104,7 @@ class Attention(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, gradient):
         q, k, v, output, sums = ctx.saved_tensors
-        gradient = _heads_inside(gradient.contiguous(), ctx.heads) / sums  # not in place: it may be a view of ours
+        gradient = _heads_inside(gradient, ctx.heads) / sums  # not in place: it may be a view of ours
         shift = -(gradient * output).sum(dim=1, keepdim=True)  # what the softmax's gradient adds in each row
         gradient = torch.cat([gradient, shift], dim=1)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
@@ -144,7 +144,7 @@ def _heads_inside(x: Tensor, heads: int, more: int = 0) -> Tensor:
     """(G, T, D) -> (G·h, D/h + more, T), with ones in the last rows"""
     g, t, d = x.shape
     inside = x.new_empty(g, heads, d // heads + more, t)
-    inside[:, :, : d // heads] = x.view(g, t, heads, d // heads).permute(0, 2, 3, 1)
+    inside[:, :, : d // heads] = x.unflatten(2, (heads, -1)).permute(0, 2, 3, 1)
     inside[:, :, d // heads :] = 1
     return inside.flatten(0, 1)
 
