@@ -36,12 +36,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse what large tensors free instead of handing it back: a training step frees and asks for the
-    same hundreds of megabytes again, and getting them from the system page by page can double its time."""
+    """Let glibc reuse what large tensors free and never hand it back: a training step frees and asks for the same
+    gigabytes again, and getting them from the system page by page can double its time."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # no limit
     except (OSError, AttributeError):
         pass  # another C library: nothing to tune
 
