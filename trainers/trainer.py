@@ -33,7 +33,7 @@ class Step(NamedTuple):
     names: list[str]  # of the loss terms
     losses: torch.Tensor  # (number of names)
     edges: torch.Tensor  # (12) batch means
-    gradient_norm: torch.Tensor  # () of all parameters' accumulated gradients; finite if they are
+    gradient_norm: torch.Tensor  # () of all parameters' accumulated gradients; finite if they are (up to 1e19)
 
 
 class TrainedEpoch(NamedTuple):
