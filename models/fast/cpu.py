@@ -49,11 +49,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, dropout
 
 def _draw(shape: Sequence[int], p: float) -> tuple[Tensor, Tensor]:
     """Random bytes, and the limit in each row from which on they keep an element."""
+    n = math.prod(shape)
     # A 64-bit number serves eight elements. NumPy's generator is twice as fast as PyTorch's, which seeds it.
-    numbers = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw(math.prod(shape) // 8 + 1)
+    numbers = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw((n + 7) // 8)
     # Where 256 p is no integer, each row draws the one below or above it, so that every element has probability p.
     limits = torch.rand(*shape[:-1], 1).add_(p * 256).floor_().to(torch.uint8)
-    return torch.from_numpy(numbers.view(np.uint8))[: math.prod(shape)].view(shape), limits
+    return torch.from_numpy(numbers.view(np.uint8))[:n].view(shape), limits
 
 
 class Attention(torch.autograd.Function):
@@ -105,8 +106,8 @@ class Attention(torch.autograd.Function):
     def backward(ctx, gradient):
         q, k, v, output, sums = ctx.saved_tensors
         gradient = _heads_inside(gradient, ctx.heads) / sums  # not in place: it may be a view of ours
-        shift = -(gradient * output).sum(dim=1, keepdim=True)  # what the softmax's gradient adds in each row
-        gradient = torch.cat([gradient, shift], dim=1)
+        # The last row is the shift that the softmax's gradient adds to all scores of a query.
+        gradient = torch.cat([gradient, -(gradient * output).sum(dim=1, keepdim=True)], dim=1)
         of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(k)
         tiles = _tiles((gradient, q, of_q), (k, v, of_k, of_v), *ctx.options)
         for (p, _, g, q_, of_q_, k_, v_, of_k_, of_v_), (weights, dropped) in zip(tiles, ctx.kept, strict=True):
@@ -151,8 +152,7 @@ def _heads_inside(x: Tensor, heads: int, more: int = 0) -> Tensor:
 
 def _heads_outside(x: Tensor, heads: int) -> Tensor:
     """(G·h, D/h, T) -> (G, T, D)"""
-    _, width, t = x.shape
-    return x.view(-1, heads, width, t).permute(0, 3, 1, 2).reshape(-1, t, heads * width)
+    return x.unflatten(0, (-1, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
 class CpuForms(TorchFunctionMode):
