@@ -5,7 +5,6 @@ python run.py --dataset mosi
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,12 +12,12 @@ from pathlib import Path
 
 from config import parse_overrides
 from trainers.options import RunOptions, add_flags
-from trainers.run_settings import check_earlier_runs, earlier_runs
+from trainers.run_settings import check_earlier_runs, run_files
 from utils.cli import ArgumentParser, run_command
 from utils.log import is_first_rank, logger, number_of_processes
 
 # What loads PyTorch is imported where it is used: options, settings and earlier runs are checked, and answered, before.
-SCRIPT = os.path.relpath(__file__)
+SCRIPT = "run.py" if Path.cwd() == Path(__file__).resolve().parent else __file__  # as in a command
 
 
 def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA know)
@@ -31,7 +30,7 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
     options = RunOptions(model_name, dataset_name, config_file, **options)
     settings = options.settings()
     dataset = settings.dataset_name
-    check_earlier_runs(earlier_runs(options, dataset), options, options.describe(settings))
+    check_earlier_runs(run_files(options, dataset), options, options.describe(settings))
     from dataset.features import prepare_features
 
     features = prepare_features(settings, **options.replaced)
@@ -53,7 +52,7 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
             if line := course(RunRecord(run.results)):
                 logger.info(line)
             if options.figures:
-                draw_after_training(run, choose_device(options.device))
+                draw_after_training(run, choose_device(options.device), features)
     return per_seed
 
 
@@ -92,14 +91,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_suite(options, flags.suite)
     else:
         DMD_run(**vars(options))
+    if number_of_processes() > 1:
+        from trainers.distributed import leave_processes
+
+        leave_processes()
 
 
 def resuming_command() -> str:
-    """The last word of a command that was interrupted: the command line that continues it."""
-    flags, options = read_command()
-    runs = earlier_runs(options, options.settings().dataset_name)
-    begun = flags.suite or flags.tune or any(run.description for run in runs)
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")] + ["--resume"] * bool(begun)
+    """The last word of a command that was interrupted: the command line that continues it, or begins it."""
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")] + ["--resume"]
     return f"To continue: {'python' if number_of_processes() == 1 else 'torchrun …'} {shlex.join([SCRIPT, *words])}"
 
 

@@ -15,7 +15,7 @@ import torch
 
 from analysis.record import RunRecord
 from config import config_from_resolved
-from dataset.features import SPLITS
+from dataset.features import SPLITS, FeatureSet
 from trainers.heads import Inspection, inspect
 from trainers.run_settings import read_description
 from trainers.runs import RunFolder
@@ -53,11 +53,14 @@ def report(record: RunRecord, drawn: dict[str, bytes], skipped: str) -> str:
     return template.render(run=record, pictures=pictures, skipped=skipped, **names)
 
 
-def draw_after_training(run: RunFolder, device: torch.device) -> None:
-    """Draw a run that has ended; a failure is a warning, for the run itself is complete."""
+def draw_after_training(run: RunFolder, device: torch.device, features: FeatureSet | None = None) -> None:
+    """Draw a run that has ended; a failure is a warning, for the run itself is complete.
+
+    features: those that it was trained on, if they are in memory
+    """
     try:
         record = RunRecord(run.results)
-        draw(record, inspect_checkpoint(record, run.best, device))
+        draw(record, inspect_checkpoint(record, run.best, device, features))
         logger.info(f"Figures in {run.results / 'figures'}, all on one page in {run.results / 'report.html'}.")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -66,18 +69,22 @@ def draw_after_training(run: RunFolder, device: torch.device) -> None:
         log_traceback(error)
 
 
-def inspect_checkpoint(record: RunRecord, checkpoint: Path, device: torch.device) -> Inspection:
+def inspect_checkpoint(
+    record: RunRecord, checkpoint: Path, device: torch.device, features: FeatureSet | None = None
+) -> Inspection:
     """The test split as the model of a checkpoint of that run sees it, in the precision of the training.
 
+    features: those that it was trained on, if they are in memory
     Raises CheckpointError, ConfigError or DataError where checkpoint, settings and data do not fit together.
     """
     beside = read_description(checkpoint.parent)
     if beside and beside["settings"] != record.config["settings"]:
         raise CheckpointError(f"{checkpoint}: of a run with other settings than {record.folder}. Name the right one.")
     args, replaced = config_from_resolved(record.config["settings"]), record.config["features"]
-    model, _, loader = restore(checkpoint, args, replaced, "test", device)
-    for difference in differences(record.config, args, replaced):
-        print(f"Warning: {difference}", file=sys.stderr)
+    model, _, loader = restore(checkpoint, args, replaced, "test", device, known=features)
+    if features is None:
+        for difference in differences(record.config, args, replaced):
+            print(f"Warning: {difference}", file=sys.stderr)
     return inspect(model, loader, device, record.config.get("precision", "fp32"))
 
 

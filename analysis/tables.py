@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from trainers.runs import write_csv
 from utils.errors import RunError
+from utils.files import lock_folder
 from utils.metrics import CORE_METRICS, WIDER_METRICS
 from utils.reading import printable
 
@@ -34,7 +34,7 @@ def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -
     table.insert(0, "Model", name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):
+        with lock_folder(path.parent):
             if path.exists():  # as text, so that existing rows stay as they are
                 files = (path, StringIO(table.to_csv(index=False)))
                 old, new = (pd.read_csv(source, dtype=str, keep_default_na=False) for source in files)

@@ -4,6 +4,8 @@ Real signals, real processes, a real full disk. The long tests are marked slow.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import random
@@ -11,6 +13,7 @@ import re
 import resource
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -20,9 +23,23 @@ from pathlib import Path
 import pytest
 
 import test as test_command
-from tests.commands import ROOT, SMALL, call, files, launch, metrics_of, refused, rows_of, timeless, train, write_pickle
+from tests.commands import (
+    CONFIG,
+    ROOT,
+    SMALL,
+    call,
+    files,
+    launch,
+    metrics_of,
+    refused,
+    rows_of,
+    timeless,
+    train,
+    write_pickle,
+)
 from trainers.checkpoint import read_state
 from utils.cli import run_command
+from utils.device import M_MMAP_THRESHOLD, set_thresholds
 
 EPOCHS = 3
 LONGER = ["--epochs", str(EPOCHS)]
@@ -123,7 +140,72 @@ def test_ctrl_c_while_pytorch_is_loaded_is_one_line(folder):
             process.send_signal(signal.SIGINT)
             break
     lines += [line for line in process.stderr if not line.startswith("import time:")]
-    assert process.wait() == 130 and len(lines) == 1 and "--resume" not in lines[0], lines
+    assert process.wait() == 130 and len(lines) == 1 and lines[0].endswith("-d synthetic --resume\n"), lines
+
+
+@pytest.mark.parametrize(
+    "words", [["--search", "space.json", "--tune", "3"], ["--suite", "table3"]], ids=["sweep", "suite"]
+)
+def test_the_last_word_of_an_interrupted_sweep_or_suite_is_one_line(folder, words):
+    Path("space.json").write_text('{"learning_rate": [0.001, 0.01]}')
+    process = start(*words, "--resume")
+    wait_for(Path("log"), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and error.count("\n") == 1, error
+    assert error.endswith(f"{' '.join(words)} --resume\n")
+
+
+def test_open_files_do_not_grow_with_the_batches_of_loader_processes(tmp_path):
+    """Batches of 4 make 150 of an epoch, and 90 of the evaluations."""
+    settings = [f"{key}={value}" for key, value in (CONFIG | {"batch_size": 4, "eval_batch_size": 4}).items()]
+    command = [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", "-n", "1", "--no-figures", "--epochs", "1"]
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most[1]))
+    try:
+        done = launch(*command[1:], "--set", *settings, cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+class Old:
+    """The mallopt of glibc 2.31, which refuses a threshold above 32 MiB, and the values that it has accepted."""
+
+    def __init__(self):
+        self.accepted = {}
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        if parameter == M_MMAP_THRESHOLD and value > 2**25:
+            return 0
+        self.accepted[parameter] = value
+        return 1
+
+
+def test_no_threshold_of_an_older_c_library_is_changed():
+    set_thresholds(libc := Old())
+    assert not libc.accepted
+
+
+def test_a_file_system_that_refuses_to_sync_folders_does_not_end_a_run(folder, monkeypatch):
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    assert train("--epochs", "1") == 0
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_file_system_without_locks_is_one_line_at_most(folder, monkeypatch, capsys):
+    """Some versions of filelock then raise NotImplementedError, others lock in another way."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    status, error = train("--epochs", "1"), capsys.readouterr().err
+    assert status == 0 or (status == 2 and error.count("\n") == 1 and "file locks" in error), error
 
 
 def test_number_of_checkpoints(folder):

@@ -47,6 +47,25 @@ def test_the_utterance_of_another_rank_that_spoils_a_batch_is_named(folder, corp
         assert named and all(ids == corpus["train"]["id"][3] for ids in named), done.stderr
 
 
+def test_the_first_rank_alone_hashes_the_feature_file(folder):
+    """The others open it once, to read it."""
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+import run
+from utils.cli import run_command
+assert run_command(lambda: run.main({["-d", "synthetic", *SMALL, "--epochs", "1", "--device", "cpu"]})) == 0
+count = sum(str(name).endswith("aligned_50.pkl") for name in opened)
+open("opened" + os.environ["RANK"], "w").write(str(count))
+"""
+    Path("program.py").write_text(program)
+    done = launch(*TORCHRUN, "program.py")
+    assert done.returncode == 0, done.stderr
+    assert [Path(f"opened{rank}").read_text() for rank in (0, 1)] == ["2", "1"]
+
+
 @pytest.mark.slow
 def test_two_ranks_train_one_run_which_another_number_of_them_continues(folder, capsys):
     settings = ["-d", "synthetic", *SMALL, "--name", "two", "--device", "cpu"]

@@ -4,14 +4,25 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import run
 from tests.commands import CONFIG, metrics_of, refused, timeless, train, write_pickle
+from trainers.options import RunOptions
+from utils.errors import ConfigError
 
 RUN = "dmd-synthetic-1111"
 BASE = CONFIG | {"max_epochs": 1}
+
+
+class Stop(Exception):
+    """Ends a training."""
+
+
+def stop(row: dict) -> None:
+    raise Stop
 
 
 @pytest.mark.parametrize("flag", [[], ["--overwrite"], ["--resume"]], ids=str)
@@ -69,11 +80,64 @@ def test_a_run_from_before_a_setting_existed_goes_on(trained, capsys):
     assert train("--resume", "--epochs", "3") == 0 and len(timeless(RUN)) == 3
 
 
-def test_a_run_that_is_not_there_is_not_resumed(trained, capsys):
-    message = refused(capsys, train, "--name", "mispelt", "--resume")
-    assert "mispelt-synthetic-1111" in message and not Path("pt/mispelt-synthetic-1111").exists()
+def test_resume_begins_a_run_that_does_not_exist(trained, capsys):
+    assert train("--name", "other", "--epochs", "1", "--resume") == 0
+    out = capsys.readouterr().out
+    assert "no run other-synthetic-1111 exists" in out and "dmd-synthetic" not in out
+    assert metrics_of("other-synthetic-1111")
     assert train("-s", "1111", "2", "--epochs", "2", "--resume") == 0  # the second seed begins
     assert metrics_of("dmd-synthetic-2")
+
+
+def test_resume_of_a_misspelt_name_names_the_run_that_was_probably_meant(trained, capsys):
+    assert train("--name", "dms", "--epochs", "1", "--resume") == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "no run dms-synthetic-1111 exists" in line]
+    assert f"{RUN} exists" in line
+
+
+def test_a_run_resumes_without_the_file_of_its_initial_weights(trained, trained_once):
+    shutil.copy(f"pt/{RUN}/best.pth", "initial.pth")
+    options = {"dataset_name": "synthetic", "config": CONFIG, "figures": False, "init": "initial.pth", "epochs": 2}
+    run.DMD_run(**options, name="whole")
+    with pytest.raises(Stop):
+        run.DMD_run(**options, name="cut", after_epoch=stop)
+    Path("initial.pth").unlink()
+    run.DMD_run(**options, name="cut", resume=True)
+    assert timeless("cut-synthetic-1111") == timeless("whole-synthetic-1111")
+
+
+def test_an_error_that_is_not_of_the_run_s_own_files_is_passed_on(folder):
+    def read_missing_file(row: dict) -> None:
+        Path("missing.txt").read_text()
+
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
+        run.DMD_run(dataset_name="synthetic", config=BASE, figures=False, after_epoch=read_missing_file)
+
+
+def test_figures_are_drawn_of_features_that_are_in_memory(folder, capsys):
+    """The pickle is gone when training ends, and nothing reads it again."""
+    pickle = Path("dataset/SYNTHETIC/aligned_50.pkl").rename("own.pkl").resolve()
+    config = BASE | {"featurePath": str(pickle)}
+    run.DMD_run(dataset_name="synthetic", config=config, after_epoch=lambda row: pickle.unlink())
+    assert Path(f"result/{RUN}/figures/heads.svg").exists()
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds"),
+    [({"seeds": np.arange(2)}, (0, 1)), ({"seeds": np.int64(3)}, (3,)), ({"seeds": 4}, (4,)), ({"seeds": [5]}, (5,))],
+    ids=["array", "numpy number", "number", "list"],
+)
+def test_seeds_may_be_a_number_or_any_sequence(options, seeds):
+    assert RunOptions(**options).seeds == seeds
+
+
+def test_options_of_a_wrong_kind_are_refused():
+    assert RunOptions(track="tensorboard").track == ("tensorboard",)
+    with pytest.raises(ConfigError, match="--track: wandbb"):
+        RunOptions(track=["tensorboard", "wandbb"])
+    with pytest.raises(ConfigError, match="--seeds"):
+        RunOptions(seeds=[0.5])
 
 
 def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
@@ -100,14 +164,6 @@ def test_damaged_and_missing_files_of_a_run_are_one_line(trained, file, content,
     path.write_bytes(content) if content is not None else path.unlink()
     further = [] if name == "metrics.json" else ["--epochs", "3"]
     assert name in refused(capsys, train, "--resume", *further)
-
-
-class Stop(Exception):
-    """Ends a training."""
-
-
-def stop(row: dict) -> None:
-    raise Stop
 
 
 def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):

@@ -5,9 +5,9 @@ would be another objective. Hence every process runs the model on its share of e
 and computes the objective of the whole batch; gradients are averaged after each backward pass, before the clipping.
 """
 
-import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -32,9 +32,16 @@ def start_process(device: str) -> torch.device:
             raise ConfigError(f"{torch.cuda.device_count()} GPUs for more processes: start fewer, or --device cpu.")
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
+        # The first process scores and draws while the others wait for it, longer than the default of 10 minutes.
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=1))
     return chosen
+
+
+def leave_processes() -> None:
+    """Leave the group, once all is done. A process that fails does not: it would wait for the others, and the launcher
+    ends them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -94,6 +101,14 @@ def gather_objects(x) -> list:
     if size() > 1:
         dist.all_gather_object(everything, x)
     return everything
+
+
+def from_first_rank(compute: Callable[[], object]) -> object:
+    """What `compute` returns in the first process, in all of them; the others do not call it."""
+    result = [compute() if rank() == 0 else None]
+    if size() > 1:
+        dist.broadcast_object_list(result, src=0)
+    return result[0]
 
 
 def wait_for_all() -> None:

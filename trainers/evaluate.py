@@ -57,8 +57,8 @@ def predict(
             with autocast(device, precision):
                 logit = model(*(distributed.share(x) for x in (text, audio, vision))).output_logit
             predicted.append(distributed.gather(logit.float(), len(target)))
-            labels.append(target)
-            rows.append(batch["rows"])
+            labels.append(target.clone())  # as what a loader process sends keeps a file open as long as it is used
+            rows.append(batch["rows"].clone())
     everything = in_order(predicted, labels, rows)
     check_predictions(everything[0], loader.dataset.ids, description)
     size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(everything[0])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 from easydict import EasyDict
 
 from config import load_config
@@ -56,14 +57,19 @@ class RunOptions:
                 raise ConfigError(message)
 
         config = dict(self.config or {}) | ({} if self.epochs is None else {"max_epochs": self.epochs})
-        seeds = (self.seeds,) if isinstance(self.seeds, int) else tuple(self.seeds)
-        for name, value in {"config": config, "seeds": seeds, "name": self.name or self.model_name}.items():
+        seeds = np.atleast_1d(self.seeds).tolist()  # a number, a sequence or an array of them, as Python's
+        track = (self.track,) if isinstance(self.track, str) else tuple(self.track)
+        names = {"config": config, "seeds": tuple(seeds), "track": track, "name": self.name or self.model_name}
+        for name, value in names.items():
             object.__setattr__(self, name, value)
+        check(all(type(seed) is int for seed in seeds), f"--seeds: expected whole numbers, not {seeds}.")
         valid = len(set(seeds)) == len(seeds) > 0 and all(0 <= seed < 2**32 for seed in seeds)
         check(valid, f"--seeds: expected different numbers between 0 and {2**32 - 1}, not {list(seeds)}.")
         plain = Path(self.name).name == self.name and len(self.name.encode()) <= LONGEST_NAME
         check(plain, f"--name: expected a folder's name of at most {LONGEST_NAME} characters, not '{self.name}'.")
         check(not (self.resume and self.overwrite), "--resume continues a run, --overwrite replaces it: give one.")
+        unknown = sorted(set(track) - set(TRACKERS))
+        check(not unknown, f"--track: {', '.join(unknown)}: expected some of {', '.join(TRACKERS)}.")
         check(self.precision in PRECISIONS, f"precision: {self.precision!r} is not one of {PRECISIONS}.")
 
     def settings(self) -> EasyDict:

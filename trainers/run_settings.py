@@ -4,6 +4,7 @@ Imports neither PyTorch nor pandas, so that a command whose run is there already
 """
 
 import functools
+import glob
 import json
 import os
 import re
@@ -67,14 +68,32 @@ def read_description(folder: Path) -> dict | None:
         return None
 
 
-def earlier_runs(options: RunOptions, dataset: str) -> list[RunFiles]:
-    """What is there of the runs of a command. Raises RunError where --resume finds none of them; of several seeds,
-    those that have not begun will."""
+def run_files(options: RunOptions, dataset: str) -> list[RunFiles]:
+    """The runs of a command, one for each seed, whether they exist or not."""
     folders = (options.model_save_dir, options.res_save_dir)
-    runs = [RunFiles(options.name, dataset, seed, *folders) for seed in options.seeds]
-    if options.resume and not any(run.description for run in runs):
-        raise RunError(f"--resume: there is no run {runs[0].name} in {folders[0]} or {folders[1]}. See analysis.runs.")
-    return runs
+    return [RunFiles(options.name, dataset, seed, *folders) for seed in options.seeds]
+
+
+def similar_run(run: RunFiles) -> str:
+    """The name of a run of the same data set and seed whose --name differs in two letters at most; "" for none."""
+    suffix = run.name.removeprefix(run.prefix)
+    for folder in sorted(run.results.parent.glob(f"*{glob.escape(suffix)}")):
+        other = folder.name.removesuffix(suffix)
+        if other != run.prefix and edit_distance(other, run.prefix) <= 2 and read_description(folder):
+            return folder.name
+    return ""
+
+
+def edit_distance(a: str, b: str) -> int:
+    """How many letters must be inserted, removed or replaced to turn one text into the other (Levenshtein)."""
+    distances = list(range(len(b) + 1))  # of the empty beginning of a
+    for i, letter in enumerate(a, start=1):
+        row = [i]
+        for j, other in enumerate(b, start=1):
+            replaced = distances[j - 1] + (letter != other)
+            row.append(min(replaced, distances[j] + 1, row[j - 1] + 1))
+        distances = row
+    return distances[-1]
 
 
 def check_earlier_runs(runs: Iterable[RunFiles], options: RunOptions, now: dict | None = None) -> None:

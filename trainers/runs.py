@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 from accelerate.utils import recursively_apply
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import nn
 
 from trainers.checkpoint import load_weights, read_state, save_state
 from trainers.run_settings import INCONSEQUENTIAL, LIMITS, RunFiles, different_settings, is_longer
 from utils.errors import CheckpointError, RunError
-from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
+from utils.files import link_atomically, lock_folder, remove_leftovers, write_atomically, write_json
 from utils.interrupts import interrupts_held
 from utils.reading import read_json
 
@@ -58,21 +58,31 @@ class RunFolder(RunFiles):
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Make the folders and keep other processes out of them; on leaving, wait for the write under way, as the last
-        complete epoch counts whatever ends the run. Inside, what the disk refuses raises RunError."""
+        complete epoch counts whatever ends the run."""
         # The locks are taken in one order by all processes, and once where both are one folder.
         folders = sorted({self.checkpoints.resolve(), self.results.resolve()}) if self.writes else ()
-        try:
-            with contextlib.ExitStack() as stack:
-                for folder in folders:
+        with contextlib.ExitStack() as stack:
+            for folder in folders:
+                with self._writes_files():
                     folder.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(FileLock(folder / ".lock", timeout=0))
+                    self._lock(folder, stack)
                     remove_leftovers(folder)
-                stack.callback(lambda: wait(self._writing))  # before the locks are given back
-                yield
+            stack.callback(lambda: wait(self._writing))  # before the locks are given back
+            yield
+
+    def _lock(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        try:
+            stack.enter_context(lock_folder(folder, timeout=0))
         except Timeout as error:
             raise RunError(
                 f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
             ) from error
+
+    @contextlib.contextmanager
+    def _writes_files(self) -> Iterator[None]:
+        """Inside, where the run's own files are written, what the disk refuses raises RunError."""
+        try:
+            yield
         except OSError as error:
             raise RunError(
                 f"{error.filename or self.checkpoints}: cannot be written ({error.strerror}). Make room, then continue "
@@ -82,13 +92,13 @@ class RunFolder(RunFiles):
     def discard(self) -> None:
         """Make an earlier run of this name one that is neither finished nor can be continued."""
         if self.writes and self.description:
-            with self.open(), interrupts_held():
+            with self.open(), interrupts_held(), self._writes_files():
                 self._remove_all()
 
     def start(self, description: dict) -> None:
         """Remove what an earlier run of this name left, and write config.json to both folders."""
         if self.writes:
-            with interrupts_held():
+            with interrupts_held(), self._writes_files():
                 self._remove_all()
                 self._write_description(description)
 
@@ -127,7 +137,7 @@ class RunFolder(RunFiles):
         if self.writes:
             # A finished run that is continued is not finished until its new end; one that stopped within the writing
             # of an epoch may have left its best.pth and its row of history.csv.
-            with interrupts_held():
+            with interrupts_held(), self._writes_files():
                 self._remove_result()
                 link_atomically(best, self.best)
                 write_csv(self.history_file, pd.DataFrame(self.history))
@@ -168,15 +178,17 @@ class RunFolder(RunFiles):
 
     def finish_writing(self) -> None:
         """Wait until the last epoch's files are written. Raises what their writing met."""
-        for writing in self._writing:
-            writing.result()
+        with self._writes_files():
+            for writing in self._writing:
+                writing.result()
 
     def save_result(self, metrics: dict, ids: list[str], predictions) -> None:
         """Write the Predictions of TEST to predictions.csv, and the result of the run to metrics.json."""
         if self.writes:
             columns = {"id": ids, "label": predictions.labels, "prediction": predictions.predicted}
-            write_csv(self.results / "predictions.csv", pd.DataFrame(columns))
-            write_json(self.metrics_file, metrics)
+            with self._writes_files():
+                write_csv(self.results / "predictions.csv", pd.DataFrame(columns))
+                write_json(self.metrics_file, metrics)
 
 
 def remove_events(folder: Path) -> None:

@@ -7,10 +7,10 @@ import torch
 
 from dataset.features import FeatureSet, prepare_features
 from dataset.loaders import make_loaders
-from trainers.distributed import rank, size, start_process
+from trainers.distributed import from_first_rank, rank, size, start_process
 from trainers.losses import Objective
 from trainers.options import RunOptions
-from trainers.run_settings import check_earlier_runs, data_sha256
+from trainers.run_settings import check_earlier_runs, data_sha256, similar_run
 from trainers.runs import RunFolder
 from trainers.setup import build_model, warm_start
 from trainers.tracking import tracked
@@ -48,8 +48,15 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
     logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {args.featurePath}.")
     for split, part in features.splits.items():
         logger.info(f"{split} samples: {(len(part),)}")
-    description = options.describe(args) | {"data": data_sha256(args, options.replaced), "versions": versions()}
+    data = from_first_rank(lambda: data_sha256(args, options.replaced))
+    description = options.describe(args) | {"data": data, "versions": versions()}
     description |= {"device": describe_device(device), "ranks": size(), "made": features.made}
+
+    if options.resume and not any(run.description for run in runs.values()):
+        first = next(iter(runs.values()))
+        similar = similar_run(first)
+        hint = f" A run {similar} exists: to continue that one, correct --name." if similar else ""
+        logger.info(f"--resume: no run {first.name} exists, so it begins.{hint}")
 
     results = {}
     for number, (seed, run) in enumerate(runs.items(), start=1):
@@ -58,7 +65,8 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
             results[seed] = finished
             logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {finished['epoch']}.")
             continue
-        trainer = make_trainer(options, args, features, device, seed, number)
+        resumed = options.resume and run.state_file.exists()
+        trainer = make_trainer(options, args, features, device, seed, number, resumed)
         if options.overwrite and number == 1:
             # All at once: a command that is interrupted and resumed must not take them for its own results.
             for earlier in runs.values():
@@ -69,12 +77,13 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
 
 
 def make_trainer(
-    options: RunOptions, args, features: FeatureSet, device: torch.device, seed: int, number: int
+    options: RunOptions, args, features: FeatureSet, device: torch.device, seed: int, number: int, resumed: bool
 ) -> Trainer:
-    """A new model, its objective, and the loaders of one seed, the command's `number`th."""
+    """A new model, its objective, and the loaders of one seed, the command's `number`th; `resumed`: the state of a
+    run will be loaded into them."""
     set_seed(seed)
     model, objective = build_model(args, features), Objective(args)
-    if options.init:
+    if options.init and not resumed:  # whose weights are read later
         warm_start(model, options.init)
     if rank():  # the same weights in all processes, then draws of its own
         set_seed((seed + rank()) % 2**32)

@@ -1,5 +1,6 @@
 """From checked settings to features and a model that fits them."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,15 +73,25 @@ def warm_start(model: DMD, checkpoint: str | Path) -> None:
 
 
 def restore(
-    checkpoint: str | Path, args, replaced: dict[str, str], split: str, device: torch.device, to_predict: bool = False
+    checkpoint: str | Path,
+    args,
+    replaced: dict[str, str],
+    split: str,
+    device: torch.device,
+    to_predict: bool = False,
+    known: FeatureSet | None = None,
 ) -> tuple[DMD, FeatureSet, DataLoader]:
     """The model of a checkpoint, on the device, and one split in file order.
 
     to_predict: the features are other than in training, and may lack labels
+    known: the features, if they have been read
     """
     state = read_checkpoint(checkpoint)  # a wrong file is told before anything else is read
     set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
-    features = prepare_features(args, **replaced, splits=(split,), to_predict=to_predict)
+    if known is None:
+        features = prepare_features(args, **replaced, splits=(split,), to_predict=to_predict)
+    else:
+        features = dataclasses.replace(known, splits={split: known.splits[split]})
     widths, steps = sizes_of(state) or (features.feature_dims, features.seq_lens)  # of no DMD: load_weights says so
     inputs = slice(1 if args.use_bert else 0, None)  # with BERT the file has no text features
     if (features.feature_dims[inputs], features.seq_lens) != (widths[inputs], steps):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from config.variations import Suite, load_suite, resolve
-from dataset.features import DATA_SETTINGS, prepare_features
+from dataset.features import DATA_SETTINGS, FeatureSet, prepare_features
 from models.dmd import MODALITIES
 from trainers.distributed import start_process, wait_for_all
 from trainers.heads import HEADS, inspect
@@ -57,18 +57,21 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
         logger.info(f"Row {number} of {len(rows)}: {row}")
         results += [{"row": row, "seed": seed} | result for seed, result in train(of_row, features[row]).items()]
         if is_first_rank():
-            scores += _score_heads(suite, row, settings[row], runs[row], options) if suite.heads else []
+            if suite.heads:
+                scores += _score_heads(suite, row, settings[row], runs[row], options, features[row])
             _write(table, suite, settings, pd.DataFrame(results), pd.DataFrame(scores))
         wait_for_all()
     logger.info(f"The table of {len(rows)} rows is in {table}.")
     return table
 
 
-def _score_heads(suite: Suite, row: str, args, runs: dict[int, RunFolder], options: RunOptions) -> list[dict]:
+def _score_heads(
+    suite: Suite, row: str, args, runs: dict[int, RunFolder], options: RunOptions, features: FeatureSet
+) -> list[dict]:
     """Metrics of each head on test with each set of modalities, at the best epoch of each seed."""
     device, scores = choose_device(options.device), []
     for seed, run in runs.items():
-        model, _, loader = restore(run.best, args, options.replaced, "test", device)
+        model, _, loader = restore(run.best, args, options.replaced, "test", device, known=features)
         for kept in suite.kept:
             metrics = inspect(model, loader, device, options.precision, kept).head_metrics()
             scores += [{"row": row, "kept": kept, "head": h, "seed": seed} | metrics[h] for h in suite.heads]

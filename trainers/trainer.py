@@ -139,7 +139,8 @@ class Trainer:
         run.finish_writing()
         distributed.wait_for_all()
         logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
-        load_weights(self.model, run.best)
+        # The epoch's own file: on a network's file system, another process may still see an older best.pth.
+        load_weights(self.model, run.checkpoints / f"{best_epoch}.pth")
         predictions = self.evaluate("test")
         return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | predictions.metrics(), predictions
 
@@ -233,7 +234,9 @@ class Trainer:
             nn.utils.clip_grad_value_(self.parameters, self.args.grad_clip)
         losses = torch.stack(list(terms.values())).detach()
         edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")])
-        return Step(predicted.detach().clone(), labels, batch["rows"], list(terms), losses, edges, norm)
+        # Copies: what a loader process sends keeps a file open as long as it is used, and a step is kept for an epoch.
+        labels, rows = labels.clone(), batch["rows"].clone()
+        return Step(predicted.detach().clone(), labels, rows, list(terms), losses, edges, norm)
 
     def forward(self, text, audio, vision, labels) -> tuple[torch.Tensor, LossTerms]:
         """-> prediction (B, 1), loss terms"""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from filelock import FileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +21,7 @@ from trainers.run_settings import INCONSEQUENTIAL, data_sha256
 from trainers.runs import write_csv
 from trainers.session import train
 from utils.errors import ConfigError, NumericalError, RunError
+from utils.files import lock_folder
 from utils.interrupts import Interrupted, interrupts_held
 from utils.log import logger, number_of_processes, start_log
 from utils.metrics import LOWER_IS_BETTER
@@ -56,7 +56,7 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
             parent.mkdir(parents=True, exist_ok=True)
         # A signal waits while the storage is used: in the middle of a transaction it would leave the database locked.
         with interrupts_held():
-            with FileLock(folder / ".lock"):  # the tables of a database are made once
+            with lock_folder(folder):  # the tables of a database are made once
                 storage = storage or f"sqlite:///{folder / name}.db"
                 study = _open_study(name, storage, args.KeyEval, _comparable(options, args, space))
             optuna.storages.fail_stale_trials(study)  # of processes that were killed
@@ -138,7 +138,7 @@ def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
 
 
 def _write_table(study: optuna.Study, trial: optuna.Trial | None = None, *, file: Path, key_eval: str) -> None:
-    with FileLock(file.with_name(".lock")):  # else an older state of the study could replace a newer one
+    with lock_folder(file.parent):  # else an older state of the study could replace a newer one
         trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
         write_csv(file, trials.rename(columns={"value": f"valid_{key_eval}"}))
 

@@ -38,12 +38,15 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def keep_freed_memory() -> None:
     """Let glibc reuse what large tensors free and never hand it back: a training step frees and asks for the same
     gigabytes again, and getting them from the system page by page can double its time."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+    with contextlib.suppress(OSError, AttributeError):  # with another C library there is nothing to tune
+        set_thresholds(ctypes.CDLL("libc.so.6"))
+
+
+def set_thresholds(libc) -> None:
+    """See keep_freed_memory. An older glibc refuses so large a threshold (mallopt gives 0). It must then be left as it
+    is: once one threshold is set, it no longer adapts the others to the program, which is slower than before."""
+    if libc.mallopt(M_MMAP_THRESHOLD, 2**30):
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # no limit
-    except (OSError, AttributeError):
-        pass  # another C library: nothing to tune
 
 
 @functools.cache  # the code that was imported, whatever is edited while rows or trials follow

@@ -1,12 +1,15 @@
 """Files that are either whole or not there."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock
 
 TEMPORARY = ".{}.{}.dmd-tmp"  # name of a file while the process of that number writes it
 
@@ -30,7 +33,7 @@ def link_atomically(source: Path, path: Path) -> None:
         write_atomically(path, lambda file: file.write(source.read_bytes()))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Inside, fill the yielded file; at the end it takes the place of `path`, which is brought to the disk."""
     temporary = path.with_name(TEMPORARY.format(path.name, os.getpid()))
@@ -42,9 +45,28 @@ def _replacing(path: Path) -> Iterator[Path]:
     if os.name != "nt":  # Windows opens no folders
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with contextlib.suppress(OSError):  # some file systems refuse it; the file itself is on the disk
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, timeout: float = -1) -> Iterator[None]:
+    """Inside, keep other processes that ask for the same out of a folder.
+
+    Raises Timeout where another process has it for longer than `timeout` seconds (-1: no limit), OSError where the
+    file system has no locks.
+    """
+    lock = FileLock(folder / ".lock", timeout=timeout)
+    try:
+        lock.acquire()
+    except NotImplementedError as error:
+        raise OSError(errno.ENOTSUP, "the file system has no file locks", str(folder)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +16,7 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.exit_status = 128 + number
+        self.number, self.exit_status = number, 128 + number
 
 
 @contextmanager
@@ -29,10 +31,21 @@ def orderly_interrupts() -> Iterator[None]:
             _waiting.append(number)
             _raise_waiting()
 
+    def send_again(unraisable):
+        """Python ignores what is raised in a __del__ or another callback: the signal comes again, a little later."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            hook_before(unraisable)
+            return
+        for s in before:
+            signal.signal(s, interrupt)
+        threading.Timer(0.01, os.kill, (main, unraisable.exc_value.number)).start()
+
     before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    hook_before, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook_before
         for s, handler in before.items():
             signal.signal(s, handler)
 

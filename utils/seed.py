@@ -5,6 +5,8 @@ import random
 import numpy as np
 import torch
 
+from utils.log import logger
+
 
 def set_seed(seed: int) -> None:
     """Seed every generator that training draws from; the loaders have one of their own."""
@@ -27,9 +29,16 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Continue from what `random_state` gave; the GPUs' generators only where there are as many GPUs."""
+    """Continue from what `random_state` gave; the GPUs' generators only where there are as many GPUs , else warn."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+    if not state["cuda"]:
+        return
+    if torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+    else:
+        logger.warning(
+            f"The random state of {len(state['cuda'])} GPUs was saved, and {torch.cuda.device_count()} are here: their "
+            "generators start from the seed, so that dropout draws other numbers than in an uninterrupted run."
+        )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -19,6 +20,18 @@ def test_a_held_signal_comes_where_signals_are_next_let_in(number):
             passed.append("let in")
     assert passed == ["held"]
     assert interruption.value.exit_status == 128 + number
+
+
+def test_a_signal_within_a_destructor_is_not_lost():
+    class Slow:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(100):  # the signal is handled here, and what is raised ignored
+                pass
+
+    with pytest.raises(Interrupted), orderly_interrupts():
+        Slow()
+        time.sleep(5)
 
 
 def test_a_held_signal_comes_once_also_after_a_failure():
