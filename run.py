@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import parse_overrides
-from trainers.options import RunOptions, add_flags
-from trainers.run_settings import check_earlier_runs, run_files
+from experiments.options import RunOptions, add_flags
+from experiments.run_config import check_earlier_runs, run_files
 from utils.cli import ArgumentParser, run_command
 from utils.log import is_first_rank, logger, number_of_processes
 
@@ -39,7 +39,7 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
     from analysis.published import course
     from analysis.record import RunRecord
     from analysis.tables import append_results
-    from trainers.session import run_folders, train
+    from experiments.train import run_folders, train
     from utils.device import choose_device
 
     per_seed = train(options, features)
@@ -74,7 +74,7 @@ def read_command(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace,
 def main(argv: Sequence[str] | None = None) -> None:
     flags, options = read_command(argv)
     if flags.tune is not None or flags.search or flags.storage:
-        from trainers.tune import tune
+        from experiments.tune import tune
 
         best = tune(options, flags.tune, flags.search, flags.storage)
         if best is not None:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             command = ["python", SCRIPT, *words, "--set", *settings, "--name", f"{options.name}-best"]
             logger.info(f"To train it as an ordinary run: {shlex.join(command)}")
     elif flags.suite:
-        from trainers.suite import run_suite
+        from experiments.suite import run_suite
 
         run_suite(options, flags.suite)
     else:

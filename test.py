@@ -43,8 +43,8 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     import pandas as pd
 
     from trainers.evaluate import predict
-    from trainers.runs import write_csv
-    from trainers.setup import differences, restore, settings_of
+    from experiments.run_folder import write_csv
+    from experiments.restore import differences, restore, settings_of
     from trainers.trainer import log_metrics
     from utils.device import choose_device, keep_freed_memory
 

@@ -14,8 +14,8 @@ import pandas as pd
 from analysis.record import RunRecord
 from analysis.statistics import RESAMPLES, compare, over_seeds
 from analysis.tables import append, as_text
-from trainers.run_settings import INCONSEQUENTIAL, different_settings
-from trainers.runs import write_csv
+from experiments.run_config import INCONSEQUENTIAL, different_settings
+from experiments.run_folder import write_csv
 from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DMDError, RunError
 from utils.log import logger

@@ -17,9 +17,9 @@ from analysis.record import RunRecord
 from config import config_from_resolved
 from dataset.features import SPLITS, FeatureSet
 from trainers.heads import Inspection, inspect
-from trainers.run_settings import read_description
-from trainers.runs import RunFolder
-from trainers.setup import differences, restore
+from experiments.run_config import read_description
+from experiments.run_folder import RunFolder
+from experiments.restore import differences, restore
 from utils.cli import ArgumentParser, log_traceback, run_command
 from utils.device import choose_device, keep_freed_memory
 from utils.errors import CheckpointError, DMDError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trainers.run_settings import read_description
+from experiments.run_config import read_description
 from utils.errors import RunError
 from utils.reading import printable, read_json
 

@@ -13,8 +13,8 @@ import pandas as pd
 
 from analysis.record import RunRecord
 from analysis.tables import as_text
-from trainers.run_settings import INCONSEQUENTIAL
-from trainers.runs import write_csv
+from experiments.run_config import INCONSEQUENTIAL
+from experiments.run_folder import write_csv
 from utils.cli import ArgumentParser, run_command
 from utils.errors import DMDError, RunError
 from utils.metrics import LOWER_IS_BETTER, METRICS, WIDER_METRICS

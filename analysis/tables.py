@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from trainers.runs import write_csv
+from experiments.run_folder import write_csv
 from utils.errors import RunError
 from utils.files import lock_folder
 from utils.metrics import CORE_METRICS, WIDER_METRICS

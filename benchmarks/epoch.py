@@ -23,8 +23,8 @@ from dataset.features import SPLITS, prepare_features
 from dataset.loaders import make_loaders
 from models.dmd import DMD
 from trainers.losses import Objective
-from trainers.options import PRECISIONS
-from trainers.runs import RunFolder
+from experiments.options import PRECISIONS
+from experiments.run_folder import RunFolder
 from trainers.trainer import Trainer
 from utils.device import choose_device, keep_freed_memory
 from utils.seed import set_seed

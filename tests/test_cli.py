@@ -24,7 +24,7 @@ from tests.commands import (
     train,
     write_pickle,
 )
-from trainers.setup import load_model
+from experiments.restore import load_model
 from utils.errors import ConfigError
 
 BEST = "pt/dmd-synthetic-1111/best.pth"

@@ -10,7 +10,7 @@ import pytest
 
 import run
 from tests.commands import CONFIG, metrics_of, refused, timeless, train, write_pickle
-from trainers.options import RunOptions
+from experiments.options import RunOptions
 from utils.errors import ConfigError
 
 RUN = "dmd-synthetic-1111"

@@ -15,7 +15,7 @@ from trainers import distributed
 from trainers.checkpoint import load_weights
 from trainers.evaluate import Predictions, in_order, predict, to_device
 from trainers.losses import LossTerms, Objective
-from trainers.runs import RunFolder
+from experiments.run_folder import RunFolder
 from utils.device import autocast, choose_tf32
 from utils.errors import NumericalError
 from utils.log import logger, progress

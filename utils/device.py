@@ -52,7 +52,7 @@ def set_thresholds(libc) -> None:
 @functools.cache  # the code that was imported, whatever is edited while rows or trials follow
 def versions() -> dict[str, str]:
     """The versions that a result depends on; `code` is a hash of this program's sources."""
-    folders = [Path(__file__).parents[1] / name for name in ("config", "dataset", "models", "trainers", "utils")]
+    folders = [Path(__file__).parents[1] / name for name in ("config", "dataset", "models", "trainers", "experiments", "utils")]
     code = b"".join(path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.py")))
     described = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
     described |= {"python": platform.python_version(), "platform": platform.platform()}

@@ -19,7 +19,7 @@ from analysis.published import published_runs
 from analysis.record import RunRecord
 from tests.commands import ROOT, TINY, call, files, refused
 from trainers.heads import HEADS, Inspection, embed
-from trainers.runs import FIGURES, RunFolder
+from experiments.run_folder import FIGURES, RunFolder
 from utils.log import start_log
 
 NAME = "a<b>&'c' $x$"  # of a run; a file's name may hold all of it

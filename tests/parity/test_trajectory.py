@@ -8,7 +8,7 @@ import torch
 from dataset.loaders import UtteranceDataset
 from tests.reference import CASES, Reference, make_loader, relative_difference
 from trainers.evaluate import predict
-from trainers.runs import RunFolder
+from experiments.run_folder import RunFolder
 from trainers.trainer import Trainer
 from utils.log import start_log
 from utils.metrics import CORE_METRICS

@@ -13,7 +13,7 @@ from tests.dataset.hostile import SHELL, Call
 from tests.models.test_dmd import build
 from tests.reference import Reference
 from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_state
-from trainers.run_settings import read_description
+from experiments.run_config import read_description
 from utils.errors import CheckpointError
 
 

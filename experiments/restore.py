@@ -14,7 +14,7 @@ from dataset.loaders import make_loaders
 from models.dmd import DMD
 from models.text_encoder import most_tokens
 from trainers.checkpoint import load_weights, read_checkpoint, sizes_of
-from trainers.run_settings import data_sha256, different_settings, read_description
+from experiments.run_config import data_sha256, different_settings, read_description
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.log import logger
 from utils.seed import set_seed

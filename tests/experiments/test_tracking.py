@@ -7,7 +7,7 @@ from accelerate.tracking import get_available_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.commands import rows_of, train
-from trainers.options import TRACKERS
+from experiments.options import TRACKERS
 
 RUN = Path("result/dmd-synthetic-1111")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from zlib import crc32
 
 from config.schema import IGNORED_KEYS, PRESETS, DMDConfig
-from trainers.options import RunOptions
+from experiments.options import RunOptions
 from utils.errors import RunError
 from utils.files import sha256_of
 from utils.reading import read_json

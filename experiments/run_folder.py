@@ -11,7 +11,7 @@ from filelock import Timeout
 from torch import nn
 
 from trainers.checkpoint import load_weights, read_state, save_state
-from trainers.run_settings import INCONSEQUENTIAL, LIMITS, RunFiles, different_settings, is_longer
+from experiments.run_config import INCONSEQUENTIAL, LIMITS, RunFiles, different_settings, is_longer
 from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, lock_folder, remove_leftovers, write_atomically, write_json
 from utils.interrupts import interrupts_held

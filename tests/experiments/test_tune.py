@@ -16,8 +16,8 @@ import pytest
 
 import run
 from tests.commands import ROOT, SMALL, call, metrics_of, refused, train, write_pickle
-from trainers.options import RunOptions
-from trainers.tune import tune
+from experiments.options import RunOptions
+from experiments.tune import tune
 from utils.errors import NumericalError
 
 
@@ -40,7 +40,7 @@ def states() -> list[str]:
 def tune_with(monkeypatch, train_on, trials: int, **config) -> dict | None:
     """A sweep over gamma whose trainings are `train_on(gamma, after_epoch)`."""
     Path("gamma.json").write_text('{"gamma": {"type": "float", "low": 0, "high": 1}}')
-    monkeypatch.setattr("trainers.tune.train", lambda o, features: {1111: train_on(o.config["gamma"], o.after_epoch)})
+    monkeypatch.setattr("experiments.tune.train", lambda o, features: {1111: train_on(o.config["gamma"], o.after_epoch)})
     return tune(RunOptions(dataset_name="synthetic", config=config), trials, "gamma.json")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from trainers.runs import TENSORBOARD, RunFolder, remove_events
+from experiments.run_folder import TENSORBOARD, RunFolder, remove_events
 from utils.log import logger
 from utils.seed import random_state, set_random_state
 

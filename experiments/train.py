@@ -9,11 +9,11 @@ from dataset.features import FeatureSet, prepare_features
 from dataset.loaders import make_loaders
 from trainers.distributed import from_first_rank, rank, size, start_process
 from trainers.losses import Objective
-from trainers.options import RunOptions
-from trainers.run_settings import check_earlier_runs, data_sha256, similar_run
-from trainers.runs import RunFolder
-from trainers.setup import build_model, warm_start
-from trainers.tracking import tracked
+from experiments.options import RunOptions
+from experiments.run_config import check_earlier_runs, data_sha256, similar_run
+from experiments.run_folder import RunFolder
+from experiments.restore import build_model, warm_start
+from experiments.tracking import tracked
 from trainers.trainer import Trainer
 from utils.device import describe_device, keep_freed_memory, versions
 from utils.log import is_first_rank, logger, start_log

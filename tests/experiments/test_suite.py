@@ -9,7 +9,7 @@ import pytest
 from config.variations import DEFAULT_SPACE, SUITES, load_search_space, load_suite, resolve
 from tests.commands import metrics_of, refused, train
 from trainers.heads import HEADS
-from trainers.options import RunOptions
+from experiments.options import RunOptions
 
 TABLE, PAGE = Path("result/suites/dmd-own-synthetic.csv"), Path("result/suites/dmd-own-synthetic.md")
 

@@ -16,10 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from config.variations import DEFAULT_SPACE, load_search_space
 from dataset.features import DATA_SETTINGS, FeatureSet, prepare_features
-from trainers.options import RunOptions
-from trainers.run_settings import INCONSEQUENTIAL, data_sha256
-from trainers.runs import write_csv
-from trainers.session import train
+from experiments.options import RunOptions
+from experiments.run_config import INCONSEQUENTIAL, data_sha256
+from experiments.run_folder import write_csv
+from experiments.train import train
 from utils.errors import ConfigError, NumericalError, RunError
 from utils.files import lock_folder
 from utils.interrupts import Interrupted, interrupts_held

@@ -10,11 +10,11 @@ from dataset.features import DATA_SETTINGS, FeatureSet, prepare_features
 from models.dmd import MODALITIES
 from trainers.distributed import start_process, wait_for_all
 from trainers.heads import HEADS, inspect
-from trainers.options import RunOptions
-from trainers.run_settings import check_earlier_runs
-from trainers.runs import RunFolder, write_csv
-from trainers.session import run_folders, train
-from trainers.setup import build_model, restore
+from experiments.options import RunOptions
+from experiments.run_config import check_earlier_runs
+from experiments.run_folder import RunFolder, write_csv
+from experiments.train import run_folders, train
+from experiments.restore import build_model, restore
 from utils.device import choose_device
 from utils.errors import ConfigError, RunError
 from utils.files import write_atomically
