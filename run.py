@@ -1,106 +1,170 @@
-"""Train DMD over one or more seeds and write checkpoints, histories and result tables.
+"""Train DMD over one or more seeds, and write checkpoints, histories and result tables.
 
 python run.py --dataset mosi
 """
 
-import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from config import parse_overrides
-from experiments.options import RunOptions, add_flags
-from experiments.run_config import check_earlier_runs, run_files
+from experiments.options import RunOptions, parse_flags
 from utils.cli import ArgumentParser, run_command
-from utils.log import is_first_rank, logger, number_of_processes
+from utils.log import logger
+from utils.ranks import is_first_rank, world_size
 
-# What loads PyTorch is imported where it is used: options, settings and earlier runs are checked, and answered, before.
+# Modules that load PyTorch are imported where they are used, so that -h and a wrong setting answer at once.
 SCRIPT = "run.py" if Path.cwd() == Path(__file__).resolve().parent else __file__  # as in a command
 
 
 def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA know)
-    model_name: str = "dmd", dataset_name: str = "mosi", config_file: str | Path = "", **options
+    model_name: str = "dmd",
+    dataset_name: str = "mosi",
+    config_file: str | Path = "",
+    config: dict | None = None,
+    seeds: int | Sequence[int] = (1111,),
+    feature_T: str | Path = "",  # noqa: N803
+    feature_A: str | Path = "",  # noqa: N803
+    feature_V: str | Path = "",  # noqa: N803
+    num_workers: int = 0,
+    verbose_level: int = 1,
+    model_save_dir: str | Path = "pt",
+    res_save_dir: str | Path = "result",
+    log_dir: str | Path = "log",
+    device: str = "auto",
+    name: str = "",
+    epochs: int | None = None,
+    init_from: str | Path = "",
+    precision: str = "fp32",
+    compile: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    deterministic: bool = False,
+    track: str | Sequence[str] = (),
+    figures: bool = True,
+    after_epoch: Callable[[dict], None] | None = None,
 ) -> dict[int, dict[str, float]]:
-    """Train and evaluate DMD once for each seed, append to the tables, and draw; options: the fields of RunOptions.
+    """Train and evaluate DMD once for each seed, append to the result tables, and draw the runs.
 
-    -> {seed: TEST metrics of its best epoch}. Raises a DMDError, or an OSError, for what the caller can fix.
+    Args:
+        model_name: "dmd".
+        dataset_name: mosi, mosei, synthetic, or a data set of your own in the config.
+        config_file: JSON config; by default config/config.json.
+        config: Settings by key that override the config file (documented in config/schema.py).
+        seeds: One run for each seed.
+        feature_T, feature_A, feature_V: Pickles whose features replace text, audio or vision.
+        num_workers: Data loader processes.
+        verbose_level: 0 logs errors, 1 also metrics, 2 also every loss term.
+        model_save_dir, res_save_dir, log_dir: Folders of checkpoints, results and logs.
+        device: auto, cpu, cuda or cuda:N.
+        name: Prefix of the run's folders; by default `model_name`.
+        epochs: Maximum number of epochs; by default the setting `max_epochs`.
+        init_from: Checkpoint whose weights initialize those that match by name and shape.
+        precision: fp32, tf32 (CUDA) or bf16.
+        compile: Use torch.compile for the forward pass and the losses.
+        resume: Continue the runs of this name, or begin them.
+        overwrite: Replace the runs of this name.
+        deterministic: Reproducible bits on CUDA too.
+        track: Experiment trackers: tensorboard, wandb, mlflow.
+        figures: Draw each run at its end.
+        after_epoch: Called with every epoch's row of history.csv; what it raises ends the training.
+
+    Returns:
+        For each seed the content of its metrics.json: the TEST metrics of its best epoch.
+
+    Raises:
+        DMDError, OSError: For whatever the caller can fix.
     """
-    options = RunOptions(model_name, dataset_name, config_file, **options)
-    settings = options.settings()
-    dataset = settings.dataset_name
-    check_earlier_runs(run_files(options, dataset), options, options.describe(settings))
-    from dataset.features import prepare_features
+    options = RunOptions(
+        model_name=model_name,
+        dataset_name=dataset_name,
+        config_file=config_file,
+        config=config,
+        seeds=seeds,
+        feature_T=feature_T,
+        feature_A=feature_A,
+        feature_V=feature_V,
+        num_workers=num_workers,
+        verbose_level=verbose_level,
+        model_save_dir=model_save_dir,
+        res_save_dir=res_save_dir,
+        log_dir=log_dir,
+        device=device,
+        name=name,
+        epochs=epochs,
+        init_from=init_from,
+        precision=precision,
+        compile=compile,
+        resume=resume,
+        overwrite=overwrite,
+        deterministic=deterministic,
+        track=track,
+        figures=figures,
+        after_epoch=after_epoch,
+    )
+    return train(options)
 
-    features = prepare_features(settings, **options.replaced)
-    from analysis.compare import report_seeds
-    from analysis.figures import draw_after_training
-    from analysis.published import course
-    from analysis.record import RunRecord
-    from analysis.tables import append_results
-    from experiments.train import run_folders, train
-    from utils.device import choose_device
 
-    per_seed = train(options, features)
+def train(options: RunOptions) -> dict[int, dict[str, float]]:
+    """Train all seeds and report them; see DMD_run."""
+    settings = options.load_settings()
+
+    from analysis.summary import report_runs
+    from experiments.train import train_seeds
+
+    trained = train_seeds(options, settings)
     if is_first_rank():
-        names, runs = (options.res_save_dir, dataset, options.name), run_folders(options, dataset)
-        logger.info(f"Results saved to {append_results(*names, per_seed)}.")
-        if len(runs) > 1:
-            report_seeds({seed: run.results for seed, run in runs.items()}, *names)
-        for run in runs.values():
-            if line := course(RunRecord(run.results)):
-                logger.info(line)
-            if options.figures:
-                draw_after_training(run, choose_device(options.device), features)
-    return per_seed
+        report_runs(trained, options)
+    return trained.metrics
 
 
-def read_command(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, RunOptions]:
-    """-> the flags that are no options of a run, and the options"""
-    # Without abbreviations: the command that resumes is made of these words.
-    parser = ArgumentParser(description="Train and evaluate DMD.", allow_abbrev=False)
-    add_flags(parser)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--suite", default="", metavar="NAME", help="train the rows of table3, losses, heads or a JSON")
-    what.add_argument("--tune", type=int, metavar="N", help="search settings until the study has N trials")
-    parser.add_argument("--search", default="", metavar="FILE.json", help="which settings --tune varies")
-    parser.add_argument("--storage", default="", metavar="URL", help="database of the study (default: an SQLite file)")
-    flags = parser.parse_args(argv)
-    options = {key: value for key, value in vars(flags).items() if key in RunOptions.__dataclass_fields__}
-    return flags, RunOptions(**options | {"config": parse_overrides(flags.config or [])})
+def search(options: RunOptions, trials: int | None, search_file: str, storage: str, argv: Sequence[str]) -> None:
+    """Search settings, and log the command that trains the best ones as an ordinary run."""
+    options.load_settings()
+
+    from experiments.tune import tune
+
+    best = tune(options, trials, search_file, storage)
+    if best is None:
+        return
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", action="store_true")
+    for flag in ("--tune", "--search", "--storage"):
+        parser.add_argument(flag)
+    _, words = parser.parse_known_args(argv)  # the other flags
+    settings = [f"{key}={json.dumps(value)}" for key, value in best.items()]
+    command = ["python", SCRIPT, *words, "--set", *settings, "--name", f"{options.name}-best"]
+    logger.info(f"To train it as an ordinary run: {shlex.join(command)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags, options = read_command(argv)
-    if flags.tune is not None or flags.search or flags.storage:
-        from experiments.tune import tune
+    """Run the command.
 
-        best = tune(options, flags.tune, flags.search, flags.storage)
-        if best is not None:
-            sweep = ArgumentParser(add_help=False, allow_abbrev=False)
-            sweep.add_argument("--resume", action="store_true")
-            for flag in ("--tune", "--search", "--storage"):
-                sweep.add_argument(flag)
-            words, settings = sweep.parse_known_args(argv)[1], [f"{k}={json.dumps(v)}" for k, v in best.items()]
-            command = ["python", SCRIPT, *words, "--set", *settings, "--name", f"{options.name}-best"]
-            logger.info(f"To train it as an ordinary run: {shlex.join(command)}")
+    Args:
+        argv: The words after `run.py`; by default those of this process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    flags, options = parse_flags(argv)
+    if flags.tune is not None or flags.search or flags.storage:
+        search(options, flags.tune, flags.search, flags.storage, argv)
     elif flags.suite:
         from experiments.suite import run_suite
 
         run_suite(options, flags.suite)
     else:
-        DMD_run(**vars(options))
-    if number_of_processes() > 1:
-        from trainers.distributed import leave_processes
+        train(options)
+    if world_size() > 1:
+        from trainers.distributed import destroy_processes
 
-        leave_processes()
+        destroy_processes()
 
 
 def resuming_command() -> str:
-    """The last word of a command that was interrupted: the command line that continues it, or begins it."""
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")] + ["--resume"]
-    return f"To continue: {'python' if number_of_processes() == 1 else 'torchrun …'} {shlex.join([SCRIPT, *words])}"
+    """The last line of an interrupted command: the command that continues it."""
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    launcher = "python" if world_size() == 1 else "torchrun …"
+    return f"To continue: {launcher} {shlex.join([SCRIPT, *words, '--resume'])}"
 
 
 if __name__ == "__main__":

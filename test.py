@@ -10,10 +10,9 @@ from pathlib import Path
 
 from config import parse_overrides
 from utils.cli import ArgumentParser, run_command
-from utils.errors import CheckpointError, ConfigError, DataError
-from utils.log import logger, start_log
+from utils.errors import CheckpointError, ConfigError
 
-# What loads PyTorch is imported where it is used, as in run.py.
+# Modules that load PyTorch are imported where they are used, as in run.py.
 
 
 def DMD_test(  # noqa: N802  (the sister of DMD_run)
@@ -28,67 +27,70 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     features: str | Path = "",
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Score a checkpoint on one split; with `predictions`, write id, raw_text, label, prediction to that CSV.
+    """Score a checkpoint on one split, and write its predictions.
 
-    With `features`, the split is of that pickle, which may lack labels: then there is nothing to score. Settings and
-    data set come from config.json beside the checkpoint, unless `dataset_name` or `config_file` says otherwise; a
-    checkpoint that stands alone needs `dataset_name`. `config` overrides by key.
+    Args:
+        checkpoint: The .pth file.
+        dataset_name: A data set of the config; by default the one of the training. A checkpoint without run.json next
+            to it needs it.
+        config_file: JSON config; by default the settings of the training.
+        config: Settings by key that override the others.
+        split: train, valid or test.
+        device: auto, cpu, cuda or cuda:N.
+        predictions: CSV to write with the columns id, raw_text, label, prediction; "" for none.
+        log_dir: Folder of logs.
+        features: Feature pickle to predict on, which may lack labels; by default the data of the training.
+        overwrite: Replace the file `predictions`.
 
-    -> the metrics; {} without labels. Raises a DMDError, or an OSError, for what the caller can fix.
+    Returns:
+        The metrics; {} where there are no labels.
+
+    Raises:
+        DMDError, OSError: For whatever the caller can fix.
     """
     if not os.path.isfile(checkpoint):
         raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
     if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
-        raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
-    import pandas as pd
+        raise ConfigError(
+            f"--predictions: {predictions} already exists. Choose another file, or replace it with --overwrite."
+        )
 
-    from trainers.evaluate import predict
-    from experiments.run_folder import write_csv
-    from experiments.restore import differences, restore, settings_of
-    from trainers.trainer import log_metrics
-    from utils.device import choose_device, keep_freed_memory
+    from experiments.score import score_checkpoint
 
-    keep_freed_memory()
-    args, replaced, trained = settings_of(checkpoint, dataset_name, config_file, config)
-    if features:
-        args.featurePath, replaced = str(features), {}
-    chosen = choose_device(device)
-    model, data, loader = restore(checkpoint, args, replaced, split, chosen, to_predict=bool(features))
-    part = data.splits[split]
-    if not part.labelled and not predictions:
-        raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
-    if features and data.made and trained.get("made", "") not in ("", data.made):
-        raise DataError(f"{features}: made with {data.made}; but what was trained on, with {trained['made']}.")
-    start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
-    for difference in differences(trained, args, replaced, to_predict=bool(features)):
-        logger.warning(difference)
-    scored = predict(model, loader, chosen, split, trained.get("precision", "fp32"))
-    metrics = scored.metrics() if part.labelled else {}
-    if metrics:
-        log_metrics(split, args.model_name, metrics)
-    else:
-        logger.info(f"{features}: no labels, so nothing is scored; the column 'label' of {predictions} is empty.")
-    if predictions:
-        columns = {"id": part.ids, "raw_text": part.raw_text, "label": part.labels, "prediction": scored.predicted}
-        write_csv(Path(predictions), pd.DataFrame(columns))
-    return metrics
+    return score_checkpoint(
+        checkpoint=checkpoint,
+        dataset_name=dataset_name,
+        config_file=config_file,
+        config=config,
+        split=split,
+        device=device,
+        predictions=predictions,
+        log_dir=log_dir,
+        features=features,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: The words after `test.py`; by default those of this process.
+    """
     parser = ArgumentParser(description="Score a DMD checkpoint.")
     add = parser.add_argument
-    add("checkpoint")
+    add("checkpoint", help="a .pth file, such as pt/dmd-mosi-1111/best.pth")
     add("-d", "--dataset", default="", dest="dataset_name", help="a data set of the config (default: as trained)")
     add("-c", "--config", default="", dest="config_file", help="JSON config (default: as trained)")
-    add("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labelled or not")
-    add("--split", choices=("train", "valid", "test"), default="test")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labeled or not")
+    add("--split", choices=("train", "valid", "test"), default="test", help="default: test")
+    add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings")
     add("--predictions", default="", metavar="FILE.csv", help="write id, raw_text, label, prediction")
     add("--overwrite", action="store_true", help="replace the file of --predictions")
-    add("--log-dir", default="log")
+    add("--log-dir", default="log", help="folder of logs (default: log)")
     options = vars(parser.parse_args(argv))
-    DMD_test(config=parse_overrides(options.pop("set")), **options)
+    options["config"] = parse_overrides(options.pop("set"))
+    DMD_test(**options)
 
 
 if __name__ == "__main__":

@@ -1,96 +1,202 @@
-"""The options of a run, for the command line, DMD_run, suites and sweeps. Imports neither PyTorch nor transformers."""
+"""The options of a run: fields for Python, flags for the command line. Does not import PyTorch."""
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from easydict import EasyDict
 
-from config import load_config
+from config import load_config, parse_overrides
+from config.loading import COMMAND_LINE
+from utils.cli import ArgumentParser
 from utils.errors import ConfigError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-LONGEST_NAME = 100  # bytes: data set and seed make it longer, and file systems allow 255
+MAX_NAME_BYTES = 100  # data set and seed are appended, and file systems allow 255
+MAX_SEED = 2**32 - 1
 
 
-def option(flags: str, default, text: str = "", **argument):
-    """A field of RunOptions that is a flag of run.py too; `argument` is what else argparse is told of it."""
-    return field(default=default, metadata={"flags": flags.split(), "help": text, **argument})
-
-
-@dataclass(frozen=True)
+@dataclass
 class RunOptions:
-    """What to train, on what, and where to put it. Raises ConfigError for a value that none of these can have."""
+    """What to train, on which data, and where to write the results.
+
+    The fields are the arguments of `run.DMD_run`, where they are documented, and the flags of run.py (`add_flags`).
+
+    Raises:
+        ConfigError: A value that no configuration can make valid.
+    """
 
     model_name: str = "dmd"
-    dataset_name: str = option("-d --dataset", "mosi", "mosi, mosei, synthetic, or one of your own", required=True)
-    config_file: str | Path = option("-c --config", "", "JSON config (default: config/config.json)")
-    config: dict = option("--set", None, "override settings", nargs="+", action="extend", metavar="KEY=VALUE")
-    seeds: Sequence[int] | int = option("-s --seeds", (1111,), "one run each (default: 1111)", nargs="+", type=int)
-    feature_T: str | Path = option("-Ft --feature-T", "", "pickle with other text features")
-    feature_A: str | Path = option("-Fa --feature-A", "", "pickle with other audio features")
-    feature_V: str | Path = option("-Fv --feature-V", "", "pickle with other vision features")
-    num_workers: int = option("-n --num-workers", 0, "loader processes", type=int)
-    verbose_level: int = option("-v --verbose", 1, "errors, info, debug with loss terms", type=int, choices=(0, 1, 2))
-    model_save_dir: str | Path = option("--model-save-dir", "pt")
-    res_save_dir: str | Path = option("--res-save-dir", "result")
-    log_dir: str | Path = option("--log-dir", "log")
-    device: str = option("--device", "auto", "auto, cpu, cuda or cuda:N")
-    name: str = option("--name", "", "prefix of the run's folders (default: dmd)")
-    epochs: int | None = option("--epochs", None, "stop after so many epochs at the latest", type=int)
-    init: str | Path = option("--init", "", "start from those weights of a checkpoint that fit", metavar="FILE.pth")
-    precision: str = option("--precision", "fp32", "tf32 (CUDA), bf16: faster, not exact", choices=PRECISIONS)
-    compile: bool = option("--compile", False, "torch.compile forward and losses", action="store_true")
-    resume: bool = option("--resume", False, "continue the run of this name where it stopped", action="store_true")
-    overwrite: bool = option("--overwrite", False, "replace the run of this name", action="store_true")
-    deterministic: bool = option("--deterministic", False, "the same bits every time on CUDA too", action="store_true")
-    track: Sequence[str] = option("--track", (), "send every epoch's numbers there", nargs="+", choices=TRACKERS)
-    figures: bool = option("--no-figures", True, "do not draw the run at its end", action="store_false")
-    after_epoch: Callable[[dict], None] | None = None  # called with every epoch's row of history.csv; may raise
+    dataset_name: str = "mosi"
+    config_file: str | Path = ""
+    config: dict | None = None
+    seeds: int | Sequence[int] = (1111,)
+    feature_T: str | Path = ""
+    feature_A: str | Path = ""
+    feature_V: str | Path = ""
+    num_workers: int = 0
+    verbose_level: int = 1
+    model_save_dir: str | Path = "pt"
+    res_save_dir: str | Path = "result"
+    log_dir: str | Path = "log"
+    device: str = "auto"
+    name: str = ""
+    epochs: int | None = None
+    init_from: str | Path = ""
+    precision: str = "fp32"
+    compile: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    deterministic: bool = False
+    track: str | Sequence[str] = ()
+    figures: bool = True
+    after_epoch: Callable[[dict], None] | None = None
 
     def __post_init__(self):
-        def check(holds: bool, message: str) -> None:
-            if not holds:
-                raise ConfigError(message)
+        self.config = dict(self.config or {})
+        if self.epochs is not None:
+            self.config["max_epochs"] = self.epochs
+        self.seeds = tuple(np.atleast_1d(self.seeds).tolist())  # a number, a sequence or an array
+        if isinstance(self.track, str):
+            self.track = (self.track,)
+        self.name = self.name or self.model_name
+        self._check()
 
-        config = dict(self.config or {}) | ({} if self.epochs is None else {"max_epochs": self.epochs})
-        seeds = np.atleast_1d(self.seeds).tolist()  # a number, a sequence or an array of them, as Python's
-        track = (self.track,) if isinstance(self.track, str) else tuple(self.track)
-        names = {"config": config, "seeds": tuple(seeds), "track": track, "name": self.name or self.model_name}
-        for name, value in names.items():
-            object.__setattr__(self, name, value)
-        check(all(type(seed) is int for seed in seeds), f"--seeds: expected whole numbers, not {seeds}.")
-        valid = len(set(seeds)) == len(seeds) > 0 and all(0 <= seed < 2**32 for seed in seeds)
-        check(valid, f"--seeds: expected different numbers between 0 and {2**32 - 1}, not {list(seeds)}.")
-        plain = Path(self.name).name == self.name and len(self.name.encode()) <= LONGEST_NAME
-        check(plain, f"--name: expected a folder's name of at most {LONGEST_NAME} characters, not '{self.name}'.")
-        check(not (self.resume and self.overwrite), "--resume continues a run, --overwrite replaces it: give one.")
-        unknown = sorted(set(track) - set(TRACKERS))
-        check(not unknown, f"--track: {', '.join(unknown)}: expected some of {', '.join(TRACKERS)}.")
-        check(self.precision in PRECISIONS, f"precision: {self.precision!r} is not one of {PRECISIONS}.")
+    def _check(self) -> None:
+        """Raise ConfigError for the first option that is invalid."""
+        for seed in self.seeds:
+            if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+                raise ConfigError(f"--seeds: {seed} is not an integer between 0 and {MAX_SEED}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"--seeds: {list(self.seeds)}; expected one or more different seeds.")
+        if Path(self.name).name != self.name or len(self.name.encode()) > MAX_NAME_BYTES:
+            raise ConfigError(
+                f"--name: '{self.name}' cannot name a folder; expected at most {MAX_NAME_BYTES} "
+                "characters and no slash."
+            )
+        if self.resume and self.overwrite:
+            raise ConfigError("--resume continues a run and --overwrite replaces it: give only one.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"--precision: '{self.precision}' is unknown; expected one of {', '.join(PRECISIONS)}."
+            )
+        for tracker in self.track:
+            if tracker not in TRACKERS:
+                raise ConfigError(
+                    f"--track: '{tracker}' is unknown; expected some of {', '.join(TRACKERS)}."
+                )
 
-    def settings(self) -> EasyDict:
-        """The resolved settings. Raises ConfigError where config file or overrides are wrong."""
+    def load_settings(self) -> EasyDict:
+        """Resolve the hyper-parameters: defaults < config file < overrides.
+
+        Returns:
+            Every setting of `config.schema.DMDConfig`, with `model_name` and `dataset_name`.
+
+        Raises:
+            ConfigError: Config file or overrides are invalid.
+        """
         return load_config(self.model_name, self.dataset_name, self.config_file, self.config)
 
-    @property
-    def replaced(self) -> dict[str, str]:
-        """The feature files that replace a modality's, as config.json names them."""
-        return {key: str(getattr(self, key)) for key in ("feature_T", "feature_A", "feature_V")}
+    def with_overrides(self, where: str, overrides: dict, **changes) -> "RunOptions":
+        """Copy the options, with overrides that a file defines on top of those of the command line.
 
-    def describe(self, settings: dict) -> dict:
-        """What config.json says of a run with these options, as far as it is known before the data are read."""
-        described = {"settings": dict(settings), "features": self.replaced, "seeds": list(self.seeds)}
-        described |= {"precision": self.precision, "init": str(self.init)}
-        return described | {"compile": self.compile, "deterministic": self.deterministic}
+        Args:
+            where: The file, and the place in it, for error messages.
+            overrides: Settings by key.
+            **changes: Other fields that the copy should have.
+
+        Raises:
+            ConfigError: An override is invalid, or the command line sets the same key.
+        """
+        for key in overrides:
+            if key in self.config:
+                raise ConfigError(f"{where}: {key} is set on the command line too. Remove one of the two.")
+        options = replace(self, config={**self.config, **overrides}, **changes)
+        try:
+            options.load_settings()
+        except ConfigError as error:
+            message = str(error).removeprefix(f"{COMMAND_LINE}: ")
+            raise ConfigError(f"{where}: {message}") from error
+        return options
+
+    @property
+    def feature_overrides(self) -> dict[str, str]:
+        """The feature files that replace a modality, by the names that run.json has for them."""
+        return {
+            "feature_T": str(self.feature_T),
+            "feature_A": str(self.feature_A),
+            "feature_V": str(self.feature_V),
+        }
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the flags of RunOptions; their destinations are its fields."""
-    for one in fields(RunOptions):
-        if one.metadata:
-            argument = dict(one.metadata)
-            parser.add_argument(*argument.pop("flags"), dest=one.name, default=one.default, **argument)
+    """Add the flags of RunOptions; those that are not given leave its default.
+
+    Args:
+        parser: A parser whose `argument_default` is argparse.SUPPRESS.
+    """
+    add = parser.add_argument
+    # fmt: off
+    add("-d", "--dataset", dest="dataset_name", required=True, metavar="NAME",
+        help="mosi, mosei, synthetic, or a data set of your own in the config")
+    add("-c", "--config", dest="config_file", metavar="FILE.json",
+        help="JSON config (default: config/config.json)")
+    add("--set", dest="config", nargs="+", action="extend", metavar="KEY=VALUE",
+        help="override settings; config/schema.py documents the keys")
+    add("-s", "--seeds", nargs="+", type=int, metavar="N", help="one run for each seed (default: 1111)")
+    add("-Ft", "--feature-T", metavar="FILE.pkl", help="pickle whose text features replace the text")
+    add("-Fa", "--feature-A", metavar="FILE.pkl", help="pickle whose audio features replace the audio")
+    add("-Fv", "--feature-V", metavar="FILE.pkl", help="pickle whose vision features replace the vision")
+    add("-n", "--num-workers", type=int, metavar="N", help="data loader processes (default: 0)")
+    add("-v", "--verbose", dest="verbose_level", type=int, choices=(0, 1, 2),
+        help="log errors only, info (default), or also every loss term")
+    add("--model-save-dir", metavar="DIR", help="folder of checkpoints (default: pt)")
+    add("--res-save-dir", metavar="DIR", help="folder of results (default: result)")
+    add("--log-dir", metavar="DIR", help="folder of logs (default: log)")
+    add("--device", help="auto (default), cpu, cuda or cuda:N")
+    add("--name", help="prefix of the run's folders (default: dmd)")
+    add("--epochs", type=int, metavar="N", help="maximum number of epochs")
+    add("--init-from", metavar="FILE.pth",
+        help="initialize from the weights of a checkpoint that match by name and shape")
+    add("--precision", choices=PRECISIONS,
+        help="fp32 (default), tf32 (CUDA) or bf16 (faster, less exact)")
+    add("--compile", action="store_true", help="torch.compile the forward pass and the losses")
+    add("--resume", action="store_true", help="continue the run of this name, or begin it")
+    add("--overwrite", action="store_true", help="replace the run of this name")
+    add("--deterministic", action="store_true", help="reproducible bits on CUDA too")
+    add("--track", nargs="+", choices=TRACKERS, help="log every epoch to experiment trackers")
+    add("--no-figures", dest="figures", action="store_false", help="do not draw the run at its end")
+    # fmt: on
+
+
+def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunOptions]:
+    """Parse the command line of run.py.
+
+    Args:
+        argv: The words after `run.py`; None for those of this process.
+
+    Returns:
+        The flags that choose what run.py does (`suite`, `tune`, `search`, `storage`), and the options of the run.
+    """
+    # No abbreviations: the command that resumes a run is made of these words.
+    parser = ArgumentParser(
+        description="Train and evaluate DMD.", allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    add_flags(parser)
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--suite", default="", metavar="NAME",
+                        help="train the rows of table3, losses, heads or a JSON file")  # fmt: skip
+    action.add_argument("--tune", type=int, default=None, metavar="N",
+                        help="search settings until the study has N trials")  # fmt: skip
+    parser.add_argument("--search", default="", metavar="FILE.json", help="the settings that --tune searches")
+    parser.add_argument("--storage", default="", metavar="URL",
+                        help="database of the study (default: an SQLite file)")  # fmt: skip
+    flags = parser.parse_args(argv)
+    chosen = vars(flags).copy()
+    for name in ("suite", "tune", "search", "storage"):
+        del chosen[name]
+    chosen["config"] = parse_overrides(chosen.get("config", []))
+    return flags, RunOptions(**chosen)

@@ -1,7 +1,7 @@
-"""From checked settings to features and a model that fits them."""
+"""Models from settings, data and checkpoints."""
 
 import dataclasses
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,107 +9,239 @@ from easydict import EasyDict
 from torch.utils.data import DataLoader
 
 from config import config_from_resolved, load_config
-from dataset.features import FIELDS, FeatureSet, prepare_features
+from dataset.features import FIELDS, FeatureSet, Split, prepare_features
 from dataset.loaders import make_loaders
+from experiments.run_config import describe_differences, hash_features, read_run_config
 from models.dmd import DMD
 from models.text_encoder import most_tokens
-from trainers.checkpoint import load_weights, read_checkpoint, sizes_of
-from experiments.run_config import data_sha256, different_settings, read_description
+from trainers.checkpoint import infer_sizes, load_weights, read_checkpoint
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.log import logger
 from utils.seed import set_seed
 
 
-def build_model(args, features: FeatureSet) -> DMD:
-    """A DMD that fits the features. Raises ConfigError or DataError where config and features do not fit."""
-    model = DMD(EasyDict(args, feature_dims=features.feature_dims, seq_lens=features.seq_lens))
-    if args.use_bert:
-        bert = model.text_model.model.config
-        highest = max(int(part.text[:, 0].max()) for part in features.splits.values())
-        if highest >= bert.vocab_size or features.seq_lens[0] > most_tokens(bert):
-            raise DataError(
-                f"{features.path}: 'text_bert' has the token id {highest} and {features.seq_lens[0]} steps, but "
-                f"'{args.pretrained}' takes less than {bert.vocab_size} and at most {most_tokens(bert)}. "
-                "Use the BERT that the text was tokenised for, or truncate the text."
-            )
+@dataclass
+class CheckpointSettings:
+    """How a checkpoint was trained.
+
+    Attributes:
+        settings: The hyper-parameters.
+        feature_overrides: Feature files that replaced a modality, by role, "" for none.
+        run_config: The run.json next to the checkpoint; {} where none exists.
+    """
+
+    settings: EasyDict
+    feature_overrides: dict[str, str]
+    run_config: dict
+
+    @property
+    def precision(self) -> str:
+        """The precision of the training."""
+        return self.run_config.get("precision", "fp32")
+
+
+@dataclass
+class LoadedRun:
+    """The model of a checkpoint with a split to run it on.
+
+    Attributes:
+        model: In eval mode, on the device.
+        settings: Its hyper-parameters.
+        features: The feature file, with the split alone.
+        split: The utterances of the split.
+        loader: Its loader, in file order.
+        device: The device of the model.
+        precision: The precision of the training.
+    """
+
+    model: DMD
+    settings: EasyDict
+    features: FeatureSet
+    split: Split
+    loader: DataLoader
+    device: torch.device
+    precision: str
+
+
+def build_model(settings, features: FeatureSet) -> DMD:
+    """Build a DMD that is sized by the features.
+
+    Raises:
+        ConfigError: The settings do not fit the data.
+        DataError: The tokens do not fit the text encoder.
+    """
+    sizes = {"feature_dims": features.feature_dims, "seq_lens": features.seq_lens}
+    model = DMD(EasyDict(settings, **sizes))
+    if settings.use_bert:
+        _check_token_ids(model, settings, features)
     return model
 
 
+def _check_token_ids(model: DMD, settings, features: FeatureSet) -> None:
+    encoder = model.text_model.model.config
+    largest = max(int(split.text[:, 0].max()) for split in features.splits.values())
+    steps = features.seq_lens[0]
+    if largest >= encoder.vocab_size or steps > most_tokens(encoder):
+        raise DataError(
+            f"{features.path}: 'text_bert' has token ids up to {largest} and {steps} steps, but "
+            f"'{settings.pretrained}' takes ids below {encoder.vocab_size} and at most {most_tokens(encoder)} steps. "
+            "Use the text encoder that the text was tokenized for, or truncate the text."
+        )
+
+
+def load_initial_weights(model: DMD, checkpoint: str | Path) -> None:
+    """Initialize a model from those weights of a checkpoint that match by name and shape, and log the others.
+
+    Raises:
+        CheckpointError: The file is unreadable, or no parameter matches.
+    """
+    parameters = model.state_dict()
+    matching = {}
+    for name, value in read_checkpoint(checkpoint).items():
+        if name in parameters and value.shape == parameters[name].shape:
+            matching[name] = value
+    if not matching:
+        raise CheckpointError(f"--init-from: {checkpoint}: no parameter matches the model by name and shape.")
+    model.load_state_dict(matching, strict=False)
+    others = {name.partition(".")[0] for name in parameters.keys() - matching.keys()}
+    logger.info(
+        f"{len(matching)} of {len(parameters)} tensors start from {checkpoint}; modules with tensors that are "
+        f"initialized as usual: {', '.join(sorted(others)) or 'none'}."
+    )
+
+
+def load_settings(
+    checkpoint: str | Path, dataset_name: str = "", config_file: str | Path = "", config: dict | None = None
+) -> CheckpointSettings:
+    """Load the settings that a checkpoint was trained with.
+
+    Args:
+        checkpoint: The .pth file.
+        dataset_name: A data set of the config; by default the one in run.json.
+        config_file: A config file; by default run.json, or config/config.json where `dataset_name` is given.
+        config: Overrides by key.
+
+    Raises:
+        ConfigError: A setting is invalid, or the checkpoint has no run.json and no `dataset_name` is given.
+    """
+    run_config = read_run_config(Path(checkpoint).parent) or {}
+    if run_config and not dataset_name and not config_file:
+        settings = config_from_resolved(run_config["settings"], config)
+        return CheckpointSettings(settings, run_config["features"], run_config)
+    if not dataset_name and not run_config:
+        read_checkpoint(checkpoint)  # a file that is not a checkpoint is the more important news
+        raise ConfigError(
+            f"{checkpoint}: no run.json next to it names its data set. Give it with -d mosi or -d mosei."
+        )
+    dataset_name = dataset_name or run_config["settings"]["dataset_name"]
+    settings = load_config("dmd", dataset_name, config_file, config)
+    return CheckpointSettings(settings, {}, run_config)
+
+
 def load_model(
-    checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
+    checkpoint: str | Path, dataset_name: str = "", config_file: str | Path = "", config: dict | None = None
 ) -> tuple[DMD, EasyDict]:
-    """A trained model in eval mode on the CPU, and the settings that it is made of; the arguments are DMD_test's."""
-    state, (settings, *_) = read_checkpoint(checkpoint), settings_of(checkpoint, dataset, config_file, config)
-    if (sizes := sizes_of(state)) is None:
+    """Load a trained model, without any data.
+
+    Args:
+        checkpoint: The .pth file.
+        dataset_name, config_file, config: As for `load_settings`.
+
+    Returns:
+        The model in eval mode on the CPU, and its settings with `feature_dims` and `seq_lens`.
+
+    Raises:
+        CheckpointError: The file is unreadable, or does not fit the settings.
+    """
+    state = read_checkpoint(checkpoint)
+    settings = load_settings(checkpoint, dataset_name, config_file, config).settings
+    sizes = infer_sizes(state)
+    if sizes is None:
         raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
-    model = DMD(EasyDict(settings, feature_dims=sizes[0], seq_lens=sizes[1]))
+    widths, steps = sizes
+    model = DMD(EasyDict(settings, feature_dims=widths, seq_lens=steps))
     load_weights(model, checkpoint, state)
     return model.eval(), model.args
 
 
-def settings_of(
-    checkpoint: str | Path, dataset: str = "", config_file: str | Path = "", config: dict | None = None
-) -> tuple[EasyDict, dict[str, str], dict]:
-    """The settings of a checkpoint, as DMD_test takes them; the feature files that replaced a modality's; and the
-    config.json beside it, {} where there is none."""
-    beside = read_description(Path(checkpoint).parent) or {}
-    if beside and not dataset and not config_file:
-        return config_from_resolved(beside["settings"], config), beside["features"], beside
-    if not dataset and not beside:
-        read_checkpoint(checkpoint)  # what is none is told first
-        raise ConfigError(f"{checkpoint}: no run's config.json beside it names its data set: -d mosi or -d mosei.")
-    return load_config("dmd", dataset or beside["settings"]["dataset_name"], config_file, config), {}, beside
-
-
-def warm_start(model: DMD, checkpoint: str | Path) -> None:
-    """Load those weights of a checkpoint that fit the model by name and shape, and log which do not."""
-    new, state = model.state_dict(), read_checkpoint(checkpoint)
-    fit = {name: value for name, value in state.items() if name in new and value.shape == new[name].shape}
-    if not fit:
-        raise CheckpointError(f"--init: {checkpoint}: none of its weights fits the model.")
-    model.load_state_dict(fit, strict=False)
-    rest = ", ".join(sorted({name.partition(".")[0] for name in new.keys() - fit.keys()})) or "none"
-    logger.info(f"{len(fit)} of {len(new)} tensors start from {checkpoint}; modules with others, as always: {rest}.")
-
-
 def restore(
     checkpoint: str | Path,
-    args,
-    replaced: dict[str, str],
+    trained: CheckpointSettings,
     split: str,
     device: torch.device,
+    features: FeatureSet | None = None,
     to_predict: bool = False,
-    known: FeatureSet | None = None,
-) -> tuple[DMD, FeatureSet, DataLoader]:
-    """The model of a checkpoint, on the device, and one split in file order.
+) -> LoadedRun:
+    """Load a trained model, and a split of its data.
 
-    to_predict: the features are other than in training, and may lack labels
-    known: the features, if they have been read
+    Args:
+        checkpoint: The .pth file.
+        trained: Its settings, as `load_settings` returns them.
+        split: train, valid or test.
+        device: Where the model is to run.
+        features: The features, where they have been read.
+        to_predict: The features are not those of the training, and may lack labels.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: Checkpoint, settings and data do not fit together.
     """
-    state = read_checkpoint(checkpoint)  # a wrong file is told before anything else is read
-    set_seed(0)  # nothing random is left in the result; this keeps what BERT's construction draws the same
-    if known is None:
-        features = prepare_features(args, **replaced, splits=(split,), to_predict=to_predict)
+    state = read_checkpoint(checkpoint)  # first: nothing else matters if it is unreadable
+    set_seed(0)  # the text encoder's construction draws numbers, which the checkpoint replaces
+    settings = trained.settings
+    if features is None:
+        overrides = trained.feature_overrides
+        features = prepare_features(settings, **overrides, splits=(split,), to_predict=to_predict)
     else:
-        features = dataclasses.replace(known, splits={split: known.splits[split]})
-    widths, steps = sizes_of(state) or (features.feature_dims, features.seq_lens)  # of no DMD: load_weights says so
-    inputs = slice(1 if args.use_bert else 0, None)  # with BERT the file has no text features
-    if (features.feature_dims[inputs], features.seq_lens) != (widths[inputs], steps):
-        flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
-        raise DataError(
-            f"{features.path}: {', '.join(FIELDS[inputs])} are {features.feature_dims[inputs]} wide and have "
-            f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}: another data set (-d), "
-            f"or not made as for its training (python -m dataset.build … {flags}, or --average)."
-        )
-    model = build_model(args, features)
+        features = dataclasses.replace(features, splits={split: features.splits[split]})
+    _check_sizes(features, state, settings.use_bert, checkpoint)
+    model = build_model(settings, features)
     load_weights(model, checkpoint, state)
-    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed=0, device=device)
-    return model.to(device), features, loaders[split]
+    loaders = make_loaders(features, settings.batch_size, settings.eval_batch_size, seed=0, device=device)
+    return LoadedRun(
+        model=model.to(device).eval(),
+        settings=settings,
+        features=features,
+        split=features.splits[split],
+        loader=loaders[split],
+        device=device,
+        precision=trained.precision,
+    )
 
 
-def differences(trained: dict, args, replaced: dict[str, str], to_predict: bool = False) -> Iterator[str]:
-    """A line for each way in which settings and data are not those of the training that config.json describes; of the
-    data nothing where they are other ones, `to_predict` on."""
-    now = {"settings": dict(args)} | ({} if to_predict else {"data": data_sha256(args, replaced)})
-    for key, was, here in different_settings(trained, now, ("featurePath",)) if trained else ():
-        yield f"{key} is {here!r} here, but was {was!r} in training."
+def _check_sizes(features: FeatureSet, state: dict, use_bert: bool, checkpoint: str | Path) -> None:
+    """Raise DataError where a checkpoint is for data of other widths or steps."""
+    sizes = infer_sizes(state)
+    if sizes is None:
+        return  # load_weights reports what the checkpoint lacks
+    first = 1 if use_bert else 0  # with BERT the file has no text features
+    widths, steps = sizes[0][first:], sizes[1]
+    actual_widths, actual_steps = features.feature_dims[first:], features.seq_lens
+    if (actual_widths, actual_steps) == (widths, steps):
+        return
+    flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
+    raise DataError(
+        f"{features.path}: {', '.join(FIELDS[first:])} are {actual_widths} wide and have {actual_steps} steps, but "
+        f"{checkpoint} is for {widths} and {steps}. Give its data set (-d), or build the file as for its training "
+        f"(python -m dataset.build … {flags}, or --pool-to)."
+    )
+
+
+def describe_changes(trained: CheckpointSettings, to_predict: bool = False) -> list[str]:
+    """Describe how the present settings and data differ from those that run.json has.
+
+    Args:
+        trained: The present settings, and run.json.
+        to_predict: The data are not those of the training, and are not compared.
+
+    Returns:
+        A line for each difference.
+    """
+    if not trained.run_config:
+        return []
+    present = {"settings": dict(trained.settings)}
+    if not to_predict:
+        present["data"] = hash_features(trained.settings, trained.feature_overrides)
+    lines = []
+    for difference in describe_differences(trained.run_config, present, ignore=("featurePath",)):
+        lines.append(f"{difference.key} is {difference.second!r} now, but was {difference.first!r} in training.")
+    return lines

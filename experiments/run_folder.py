@@ -1,86 +1,189 @@
-"""Where a run leaves its files."""
+"""The files of a run: where they are, how they are written, and how they are read back."""
 
 import contextlib
-from collections.abc import Iterator
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cached_property
 from pathlib import Path
+from zlib import crc32
 
+import numpy as np
 import pandas as pd
 from accelerate.utils import recursively_apply
 from filelock import Timeout
-from torch import nn
+from torch import Tensor, nn
 
+from experiments.options import RunOptions
+from experiments.run_config import (
+    FILE_NAME,
+    LIMITS,
+    NEUTRAL,
+    NOT_COMPARED,
+    Difference,
+    describe_differences,
+    read_run_config,
+)
 from trainers.checkpoint import load_weights, read_state, save_state
-from experiments.run_config import INCONSEQUENTIAL, LIMITS, RunFiles, different_settings, is_longer
+from trainers.evaluate import Predictions
 from utils.errors import CheckpointError, RunError
-from utils.files import link_atomically, lock_folder, remove_leftovers, write_atomically, write_json
-from utils.interrupts import interrupts_held
-from utils.reading import read_json
+from utils.files import link_atomically, lock_folder, remove_leftovers, write_csv, write_json
+from utils.reading import printable, read_json
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
-FIGURES = ("training", "edges", "features", "predictions", "heads")  # the names of what analysis draws
+FIGURES = ("training", "edges", "features", "predictions", "heads", "robustness")
+MAX_SUGGESTED_NAME = 40  # characters
 
 
-class RunFolder(RunFiles):
-    """Reads and, but for `writes` False, writes the files of one seed.
+class RunFolder:
+    """The files of one run, that is, of one seed.
 
-    An epoch is complete once training-state.pt tells of it, which is written last: weights, best weights and
-    history come before. A run that stops anywhere resumes from the epoch which that file names.
+    `result/<name>-<dataset>-<seed>/` holds run.json, history.csv, metrics.json, predictions.csv, figures/ and
+    report.html; `pt/<name>-<dataset>-<seed>/` holds run.json, `<epoch>.pth`, best.pth and training-state.pt.
+
+    An epoch is complete once training-state.pt names it, which is written last: weights, best weights and history
+    come before. A run that stops at any moment resumes from the epoch that training-state.pt names.
+
+    Args:
+        results: The run's folder of results.
+        checkpoints: The run's folder of checkpoints; by default the one in `pt/`, next to `result/`.
+        writable: False for a process that must not write, such as the second rank of several.
     """
 
-    def __init__(self, *names, writes: bool = True):
-        super().__init__(*names)
-        self.writes = writes
-        self.history: list[dict] = []
+    def __init__(self, results: str | Path, checkpoints: str | Path | None = None, writable: bool = True):
+        self.results = Path(results)
+        self.name = self.results.resolve().name
+        if checkpoints is None:
+            checkpoints = self.results.resolve().parents[1] / "pt" / self.name
+        self.checkpoints = Path(checkpoints)
+        self.writable = writable
+        self.best_file = self.checkpoints / "best.pth"
+        self.state_file = self.checkpoints / "training-state.pt"
+        self.history_file = self.results / "history.csv"
+        self.metrics_file = self.results / "metrics.json"
+        self.predictions_file = self.results / "predictions.csv"
+        self.rows: list[dict] = []  # of history.csv, while training
         self._writer = ThreadPoolExecutor(max_workers=1)
-        self._writing: set[Future] = set()  # of the last epoch's files
+        self._write: Future | None = None  # of the last epoch's files
 
-    def finished(self, description: dict) -> dict | None:
-        """The content of metrics.json; None where the run is not at its end, or may train longer by the limits
-        described. Raises RunError where it is of other settings or data."""
-        earlier = self.description
-        if not earlier:
+    # What exists
+
+    def existing_run_config(self) -> dict | None:
+        """Read the run.json of an earlier run; None where no run exists."""
+        return read_run_config(self.checkpoints) or read_run_config(self.results)
+
+    def checkpoint_files(self) -> dict[int, Path]:
+        """The checkpoints by their epoch."""
+        files = {}
+        for path in self.checkpoints.glob("*.pth"):
+            if re.fullmatch(r"[1-9]\d*", path.stem):
+                files[int(path.stem)] = path
+        return files
+
+    def has_epoch(self) -> bool:
+        """Whether an epoch is complete, from which the run can be resumed."""
+        return self.state_file.exists()
+
+    def foreign_files(self) -> list[Path]:
+        """List files that no run created, and that a run might replace or delete.
+
+        These are all files of a folder without run.json, and checkpoints of later epochs than history.csv has.
+        """
+        found = set()
+        for folder in (self.checkpoints, self.results):
+            if read_run_config(folder) is None:
+                found.update(folder.glob("[!.]*"))
+        epochs = 0
+        if self.history_file.exists():
+            epochs = self.history_file.read_bytes().count(b"\n") - 1
+        elif self.state_file.exists():
+            return sorted(found)  # the history was deleted; it will be written again
+        for epoch, path in self.checkpoint_files().items():
+            if epoch > epochs + 1:  # a checkpoint is written before its row
+                found.add(path)
+        return sorted(found)
+
+    # Reading a run, as analysis does
+
+    @cached_property
+    def run_config(self) -> dict:
+        """The content of run.json in the folder of results. Raises RunError where no run is."""
+        content = read_run_config(self.results)
+        if content is None:
+            raise RunError(
+                f"{self.results / FILE_NAME}: missing, or not from this program. Name the result folder of a run, "
+                "such as result/dmd-mosi-1111."
+            )
+        return content
+
+    @cached_property
+    def metrics(self) -> dict | None:
+        """The content of metrics.json; None where the run has not finished."""
+        if not self.metrics_file.exists():
             return None
-        for key, there, here in different_settings(earlier, description, INCONSEQUENTIAL):
-            if not is_longer(key, there, here):
-                raise RunError(
-                    f"{self.name}: --resume with {key} {here!r}, but the run was started with {there!r}. Give it the "
-                    f"same settings and data ({' and '.join(LIMITS)} may be larger), or choose another --name."
-                )
-        started, limits = earlier["settings"], description["settings"]
-        if not self.metrics_file.exists() or any(started.get(key) != limits[key] for key in LIMITS):
-            return None
-        with self.continuing_from(self.metrics_file):
-            metrics = read_json(self.metrics_file)
-            return metrics | {"epoch": int(metrics["epoch"])}
+        return self._read(self.metrics_file, read_metrics)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """history.csv, a row an epoch."""
+        return self._read(self.history_file, pd.read_csv)
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """predictions.csv: id, label and prediction of each utterance of test, float32 as they were scored."""
+        return self._read(self.predictions_file, _read_predictions)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights are in best.pth."""
+        return int(self.history["best_epoch"].iloc[-1])
+
+    def _read(self, path: Path, read: Callable[[Path], object]):
+        try:
+            return read(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = printable(getattr(error, "strerror", None) or error)
+            raise RunError(
+                f"{path}: cannot be read ({reason}). Name the result folder of a run, or --resume the run."
+            ) from error
+
+    # Writing a run
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Make the folders and keep other processes out of them; on leaving, wait for the write under way, as the last
-        complete epoch counts whatever ends the run."""
-        # The locks are taken in one order by all processes, and once where both are one folder.
-        folders = sorted({self.checkpoints.resolve(), self.results.resolve()}) if self.writes else ()
+        """Create the folders, lock them against other processes, and on leaving wait for the write under way.
+
+        Raises:
+            RunError: Another process writes this run, or the folders cannot be written.
+        """
         with contextlib.ExitStack() as stack:
-            for folder in folders:
-                with self._writes_files():
-                    folder.mkdir(parents=True, exist_ok=True)
+            # All processes lock in one order, and once where both are one folder.
+            for folder in sorted({self.checkpoints.resolve(), self.results.resolve()}):
+                if self.writable:
                     self._lock(folder, stack)
-                    remove_leftovers(folder)
-            stack.callback(lambda: wait(self._writing))  # before the locks are given back
+            stack.callback(self._wait_for_write)  # before the locks are released
             yield
 
     def _lock(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        try:
-            stack.enter_context(lock_folder(folder, timeout=0))
-        except Timeout as error:
-            raise RunError(
-                f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
-            ) from error
+        with self._reporting_write_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock_folder(folder, timeout=0))
+            except Timeout as error:
+                raise RunError(
+                    f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
+                ) from error
+            remove_leftovers(folder)
+
+    def _wait_for_write(self) -> None:
+        if self._write is not None:
+            wait([self._write])
 
     @contextlib.contextmanager
-    def _writes_files(self) -> Iterator[None]:
-        """Inside, where the run's own files are written, what the disk refuses raises RunError."""
+    def _reporting_write_errors(self) -> Iterator[None]:
+        """Inside, where the run's own files are written, an OSError becomes a RunError."""
         try:
             yield
         except OSError as error:
@@ -89,114 +192,288 @@ class RunFolder(RunFiles):
                 "with --resume; or choose other folders with --model-save-dir and --res-save-dir."
             ) from error
 
+    def start(self, run_config: dict) -> None:
+        """Delete what an earlier run of this name left, and write run.json to both folders."""
+        if self.writable:
+            with self._reporting_write_errors():
+                self._delete_run()
+                self._write_run_config(run_config)
+
     def discard(self) -> None:
-        """Make an earlier run of this name one that is neither finished nor can be continued."""
-        if self.writes and self.description:
-            with self.open(), interrupts_held(), self._writes_files():
-                self._remove_all()
+        """Delete an earlier run of this name, so that it is neither finished nor can be resumed."""
+        if self.writable and self.existing_run_config():
+            with self.open(), self._reporting_write_errors():
+                self._delete_run()
 
-    def start(self, description: dict) -> None:
-        """Remove what an earlier run of this name left, and write config.json to both folders."""
-        if self.writes:
-            with interrupts_held(), self._writes_files():
-                self._remove_all()
-                self._write_description(description)
-
-    def _remove_all(self) -> None:
-        # The result goes first: what is half removed must not look finished.
-        self._remove_result()
-        for file in (self.state_file, self.best, *self.epochs().values(), self.history_file):
+    def _delete_run(self) -> None:
+        self._delete_results()  # first: what is half deleted must not look finished
+        for file in (self.state_file, self.best_file, *self.checkpoint_files().values(), self.history_file):
             file.unlink(missing_ok=True)
-        remove_events(self.results / TENSORBOARD)
+        delete_events(self.results / TENSORBOARD)
 
-    def _remove_result(self) -> None:
-        figures = [f"figures/{name}.{kind}" for name in FIGURES for kind in ("png", "svg")]
-        for name in ("metrics.json", "predictions.csv", "report.html", *figures):
+    def _delete_results(self) -> None:
+        names = ["metrics.json", "predictions.csv", "report.html"]
+        for figure in FIGURES:
+            names += [f"figures/{figure}.png", f"figures/{figure}.svg"]
+        for name in names:
             (self.results / name).unlink(missing_ok=True)
 
-    def _write_description(self, description: dict) -> None:
-        # Beside the checkpoints too: test.py finds there what they were trained with.
+    def _write_run_config(self, run_config: dict) -> None:
+        # Next to the checkpoints too, where test.py finds what they were trained with.
         for folder in (self.checkpoints, self.results):
-            write_json(folder / "config.json", description)
+            write_json(folder / FILE_NAME, run_config)
 
-    def resume(self, model: nn.Module, description: dict) -> dict | None:
-        """Load the weights of the last complete epoch.  -> the training state as `save_epoch` was given it, or None
-        where no epoch is complete. Raises RunError for other settings or data, CheckpointError for damaged files."""
-        # A run that was stopped in its first epoch has config.json, and 1.pth at most.
-        further = self.metrics_file.exists() or self.epochs().keys() - {1}
-        elsewhere = self.description and not (self.checkpoints / "config.json").exists()
-        if not (self.state_file.exists() or further or elsewhere):
-            self.start(description)
+    def resume(self, model: nn.Module, run_config: dict) -> dict | None:
+        """Load the weights of the last complete epoch into the model.
+
+        Args:
+            model: The model of this run.
+            run_config: What run.json shall say from now on.
+
+        Returns:
+            The training state that `save_epoch` saved; None where no epoch is complete, and the run starts.
+
+        Raises:
+            CheckpointError: A file of the run is missing or damaged.
+        """
+        # A run that was stopped in its first epoch has run.json, and 1.pth at most.
+        has_more = self.metrics_file.exists() or bool(self.checkpoint_files().keys() - {1})
+        lost_checkpoints = self.existing_run_config() and not (self.checkpoints / FILE_NAME).exists()
+        if not (self.has_epoch() or has_more or lost_checkpoints):
+            self.start(run_config)
             return None
-        with self.continuing_from(self.state_file):
+        with self.resuming_from(self.state_file):
             state = read_state(self.state_file)
-            self.history = state["history"]
+            self.rows = state.pop("history")
             load_weights(model, self.checkpoints / f"{state['epoch']}.pth")
             best = self.checkpoints / f"{state['best_epoch']}.pth"
             best.stat()
-        if self.writes:
-            # A finished run that is continued is not finished until its new end; one that stopped within the writing
-            # of an epoch may have left its best.pth and its row of history.csv.
-            with interrupts_held(), self._writes_files():
-                self._remove_result()
-                link_atomically(best, self.best)
-                write_csv(self.history_file, pd.DataFrame(self.history))
-                self._write_description(description)
+        if self.writable:
+            # A run that is resumed is not finished before its new end; one that stopped while it wrote an epoch may
+            # have left that epoch's best.pth and row of history.csv.
+            with self._reporting_write_errors():
+                self._delete_results()
+                link_atomically(best, self.best_file)
+                write_csv(self.history_file, pd.DataFrame(self.rows))
+                self._write_run_config(run_config)
         return state
 
     @contextlib.contextmanager
-    def continuing_from(self, file: Path) -> Iterator[None]:
-        """Inside, a file of the run that is missing, damaged or of another model raises CheckpointError."""
+    def resuming_from(self, file: Path) -> Iterator[None]:
+        """Inside, a missing, damaged or foreign file of the run raises CheckpointError."""
         try:
             yield
         except (CheckpointError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.name} cannot be continued from {file} ({type(error).__name__}: {error}). Restore the file, "
-                "name another folder with --model-save-dir, or start over with --overwrite."
+                f"{self.name} cannot be resumed from {file} ({type(error).__name__}: {error}). Restore the file, "
+                "give its folder with --model-save-dir, or start again with --overwrite."
             ) from error
 
-    def save_epoch(self, model: nn.Module, state: dict, row: dict, best_epoch: int, keep: int | None) -> None:
-        """Start to write what an epoch leaves, and return at once. Raises what the last write met."""
-        if self.writes:
-            self.history.append(row)
-            now = model.state_dict(), state | {"history": self.history}
-            # Copies, which the next epoch does not change.
-            weights, state = recursively_apply(lambda x: x.detach().to("cpu", copy=True), now)
-            self.finish_writing()
-            self._writing = {self._writer.submit(self._write_epoch, weights, state, best_epoch, keep)}
+    def save_epoch(self, row: dict, weights: dict[str, Tensor], state: dict, keep: int | None) -> None:
+        """Save an epoch asynchronously; re-raises the error of the previous write.
 
-    def _write_epoch(self, weights: dict, state: dict, best_epoch: int, keep: int | None) -> None:
-        path = self.checkpoints / f"{state['epoch']}.pth"
+        Args:
+            row: The epoch's row of history.csv.
+            weights: The state_dict of the model.
+            state: The state_dict of the trainer, with `epoch` and `best_epoch`.
+            keep: Number of recent checkpoints to keep, next to the best one; None for all.
+        """
+        if not self.writable:
+            return
+        self.rows.append(row)
+        # Copies, which the next epoch does not change.
+        weights = recursively_apply(_copy_to_cpu, dict(weights))
+        state = recursively_apply(_copy_to_cpu, {**state, "history": list(self.rows)})
+        self.finish_writing()
+        self._write = self._writer.submit(self._write_epoch, weights, state, keep)
+
+    def _write_epoch(self, weights: dict, state: dict, keep: int | None) -> None:
+        epoch, best_epoch = state["epoch"], state["best_epoch"]
+        path = self.checkpoints / f"{epoch}.pth"
         save_state(weights, path)
-        if state["epoch"] == best_epoch:
-            link_atomically(path, self.best)
+        if epoch == best_epoch:
+            link_atomically(path, self.best_file)
         write_csv(self.history_file, pd.DataFrame(state["history"]))
         save_state(state, self.state_file)
-        for epoch, old in self.epochs().items() if keep is not None else ():
-            if epoch <= state["epoch"] - keep and epoch != best_epoch:
-                old.unlink()
+        if keep is not None:
+            for old_epoch, old_path in self.checkpoint_files().items():
+                if old_epoch <= epoch - keep and old_epoch != best_epoch:
+                    old_path.unlink()
 
     def finish_writing(self) -> None:
-        """Wait until the last epoch's files are written. Raises what their writing met."""
-        with self._writes_files():
-            for writing in self._writing:
-                writing.result()
+        """Wait until the last epoch is written; raises the error of its write."""
+        if self._write is not None:
+            with self._reporting_write_errors():
+                self._write.result()
 
-    def save_result(self, metrics: dict, ids: list[str], predictions) -> None:
-        """Write the Predictions of TEST to predictions.csv, and the result of the run to metrics.json."""
-        if self.writes:
-            columns = {"id": ids, "label": predictions.labels, "prediction": predictions.predicted}
-            with self._writes_files():
-                write_csv(self.results / "predictions.csv", pd.DataFrame(columns))
-                write_json(self.metrics_file, metrics)
+    def load_best(self, model: nn.Module, best_epoch: int) -> None:
+        """Load the weights of the best epoch into the model."""
+        # Its own file: on a network file system, another process may still see an older best.pth.
+        load_weights(model, self.checkpoints / f"{best_epoch}.pth")
+
+    def save_result(self, metrics: dict, ids: list[str], predictions: Predictions) -> None:
+        """Write predictions.csv and metrics.json, which ends the run.
+
+        Args:
+            metrics: The content of metrics.json.
+            ids: Ids of the test utterances, in file order.
+            predictions: Their predictions at the best epoch.
+        """
+        if not self.writable:
+            return
+        columns = {"id": ids, "label": predictions.labels, "prediction": predictions.predicted}
+        with self._reporting_write_errors():
+            write_csv(self.predictions_file, pd.DataFrame(columns))
+            write_json(self.metrics_file, metrics)
+
+    def finished(self, run_config: dict) -> dict | None:
+        """Look whether a run to be resumed is at its end.
+
+        Args:
+            run_config: What run.json would say of the run with the present command.
+
+        Returns:
+            The content of metrics.json; None where the run has not finished, or may train longer now.
+
+        Raises:
+            RunError: Settings or data differ from those that the run was started with.
+        """
+        earlier = self.existing_run_config()
+        if earlier is None:
+            return None
+        for difference in describe_differences(earlier, run_config, NOT_COMPARED):
+            if not difference.is_longer():
+                raise RunError(
+                    f"{self.name}: --resume with {difference.key} {difference.second!r}, but the run was started with "
+                    f"{difference.first!r}. Use the same settings and data ({' and '.join(LIMITS)} may be larger), or "
+                    "choose another --name."
+                )
+        if not self.metrics_file.exists():
+            return None
+        for key in LIMITS:
+            if earlier["settings"].get(key) != run_config["settings"][key]:
+                return None
+        with self.resuming_from(self.metrics_file):
+            metrics = read_metrics(self.metrics_file)
+            metrics["epoch"] = int(metrics["epoch"])
+            return metrics
 
 
-def remove_events(folder: Path) -> None:
-    """Remove the event files of TensorBoard below a folder."""
-    for file in (file for pattern in EVENT_FILES for file in folder.rglob(pattern)):
-        file.unlink()
+def run_folders(options: RunOptions, dataset_name: str, writable: bool = True) -> dict[int, RunFolder]:
+    """The folder of each seed's run."""
+    folders = {}
+    for seed in options.seeds:
+        name = f"{options.name}-{dataset_name}-{seed}"
+        results, checkpoints = Path(options.res_save_dir) / name, Path(options.model_save_dir) / name
+        folders[seed] = RunFolder(results, checkpoints, writable)
+    return folders
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index."""
-    write_atomically(path, lambda file: table.to_csv(file, index=False))
+def check_existing_runs(folders: Iterable[RunFolder], options: RunOptions, run_config: dict | None = None) -> None:
+    """Check that a command may write to the folders of its runs.
+
+    Args:
+        folders: The folders of all runs of the command.
+        options: Its options.
+        run_config: What run.json would say, as far as it is known, to report which settings differ.
+
+    Raises:
+        RunError: Files are in the way that no run created; or a run exists, and neither --resume nor --overwrite is
+            given.
+    """
+    for folder in folders:
+        foreign = folder.foreign_files()
+        if foreign:
+            names = ", ".join(path.name for path in foreign[:5])
+            raise RunError(
+                f"{foreign[0].parent}: contains files that no run created ({names}), and a run might replace them. "
+                "Move them to another folder, or choose another --name."
+            )
+        existing = folder.existing_run_config()
+        if existing and not (options.resume or options.overwrite):
+            raise RunError(_existing_run_message(folder, options.name, existing, run_config))
+
+
+def _existing_run_message(folder: RunFolder, prefix: str, existing: dict, run_config: dict | None) -> str:
+    """What exists, and the ways to go on."""
+    differences = describe_differences(existing, run_config) if run_config else []
+    settings = "; ".join(f"{d.key}: {d.first} -> {d.second}" for d in differences[:5])
+    with_settings = f" with other settings ({settings})" if settings else ""
+    may_resume = all(d.key in NEUTRAL or d.is_longer() for d in differences)
+    or_resume = " continue it with --resume," if may_resume else ""
+    return (
+        f"{folder.results}: a run of this name{with_settings} already exists. Replace it with --overwrite,{or_resume} "
+        f"or keep both with --name {_suggest_name(prefix, differences)}."
+    )
+
+
+def _suggest_name(prefix: str, differences: list[Difference]) -> str:
+    """A name for a run with other settings; short, as it becomes part of the names of folders."""
+    if not differences:
+        return "…"
+    words = [prefix]
+    for difference in differences:
+        value = difference.second
+        if isinstance(value, str):
+            value = Path(value).stem
+        words.append(f"{difference.key.replace('learning_rate', 'lr')}{value}")
+    name = re.sub(r"[^\w.+-]+", "_", "-".join(words))
+    if len(name) <= MAX_SUGGESTED_NAME:
+        return name
+    beginning = name[:31].rpartition("-")[0] or prefix
+    return f"{beginning}-{crc32(name.encode()):08x}"
+
+
+def find_similar_run(folder: RunFolder, prefix: str) -> str:
+    """Find a run that was probably meant by a misspelled --name.
+
+    Args:
+        folder: The folder of a run that does not exist.
+        prefix: The --name.
+
+    Returns:
+        The name of a run of the same data set and seed whose --name differs in one or two letters; "" for none.
+    """
+    suffix = folder.name.removeprefix(prefix)
+    for other in sorted(folder.results.parent.glob(f"*{glob.escape(suffix)}")):
+        distance = edit_distance(other.name.removesuffix(suffix), prefix)
+        if 0 < distance <= 2 and read_run_config(other):
+            return other.name
+    return ""
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Levenshtein distance: letters to insert, delete or replace that turn one text into the other."""
+    previous = list(range(len(second) + 1))
+    for i, letter in enumerate(first, start=1):
+        current = [i]
+        for j, other in enumerate(second, start=1):
+            replaced = previous[j - 1] + (letter != other)
+            current.append(min(replaced, previous[j] + 1, current[j - 1] + 1))
+        previous = current
+    return previous[-1]
+
+
+def delete_events(folder: Path) -> None:
+    """Delete the event files of TensorBoard in a folder and below."""
+    for pattern in EVENT_FILES:
+        for file in folder.rglob(pattern):
+            file.unlink()
+
+
+def read_metrics(path: Path) -> dict:
+    """Read metrics.json, where null stands for a metric that is undefined (NaN)."""
+    metrics = read_json(path)
+    for name, value in metrics.items():
+        if value is None:
+            metrics[name] = float("nan")
+    return metrics
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    types = {"id": str, "label": np.float32, "prediction": np.float32}
+    return pd.read_csv(path, dtype=types, keep_default_na=False)
+
+
+def _copy_to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

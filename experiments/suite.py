@@ -1,125 +1,212 @@
-"""The command that trains the rows of a suite, and writes one table of them."""
+"""Suites: several configurations over several seeds, for one table."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from easydict import EasyDict
 
-from config.variations import Suite, load_suite, resolve
+from config.variations import Suite, load_suite
 from dataset.features import DATA_SETTINGS, FeatureSet, prepare_features
-from models.dmd import MODALITIES
-from trainers.distributed import start_process, wait_for_all
-from trainers.heads import HEADS, inspect
 from experiments.options import RunOptions
-from experiments.run_config import check_earlier_runs
-from experiments.run_folder import RunFolder, write_csv
-from experiments.train import run_folders, train
-from experiments.restore import build_model, restore
-from utils.device import choose_device
+from experiments.restore import CheckpointSettings, build_model, restore
+from experiments.run_folder import RunFolder, check_existing_runs, run_folders
+from experiments.train import train_seeds
+from models.dmd import MODALITIES
+from trainers.distributed import barrier, init_processes
+from trainers.evaluate import HEADS, inspect
 from utils.errors import ConfigError, RunError
-from utils.files import write_atomically
-from utils.log import is_first_rank, logger
+from utils.files import write_atomically, write_csv
+from utils.log import logger
 from utils.metrics import CORE_METRICS, METRICS
+from utils.ranks import is_first_rank
+
+
+@dataclass
+class Row:
+    """A row of a suite: one configuration, which is trained over all seeds.
+
+    Attributes:
+        name: Its name in the table.
+        options: The options of its runs.
+        settings: Its hyper-parameters.
+        folders: The folder of each seed's run.
+        features: Its data, once they have been read.
+    """
+
+    name: str
+    options: RunOptions
+    settings: EasyDict
+    folders: dict[int, RunFolder]
+    features: FeatureSet | None = None
 
 
 def run_suite(options: RunOptions, suite_name: str) -> Path:
-    """Train every row over the seeds, under the name `<name>-<suite>-<row>`, and write the table anew after each.
+    """Train every row of a suite over the seeds, as runs named `<name>-<suite>-<row>`.
 
-    -> the table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`; beside it the metrics of every run as CSV
+    Args:
+        options: The options of the command.
+        suite_name: A built-in suite, or the path of a JSON file.
+
+    Returns:
+        The table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`, which is written anew after every row; next to
+        it the metrics of every run as CSV.
+
+    Raises:
+        DMDError: For whatever the user can fix; no row is trained unless all of them are valid.
     """
-    suite, dataset = load_suite(suite_name), options.settings().dataset_name
-    if not set(suite.heads) <= set(HEADS):
-        raise ConfigError(f"{suite_name}: heads: expected some of {', '.join(HEADS)}.")
+    suite = load_suite(suite_name)
+    for head in suite.heads:
+        if head not in HEADS:
+            raise ConfigError(f"{suite_name}: heads: '{head}' is unknown; expected some of {', '.join(HEADS)}.")
     name = f"{options.name}-{Path(suite_name).stem}"
-    settings = {row: resolve(f"{suite_name}: rows.{row}", changes, options) for row, changes in suite.rows.items()}
-    rows = {
-        row: replace(options, config=options.config | changes, name=f"{name}-{row}")
-        for row, changes in suite.rows.items()
-    }
-    runs = {row: run_folders(of_row, dataset) for row, of_row in rows.items()}
-    every_run = [run for of_row in runs.values() for run in of_row.values()]
-    check_earlier_runs(every_run, options)
-    table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset}.md"
+    rows = _make_rows(options, suite, suite_name, name)
+    dataset_name = rows[0].settings.dataset_name
+    for row in rows:
+        check_existing_runs(row.folders.values(), row.options)
+    table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset_name}.md"
     if table.exists() and not (options.resume or options.overwrite):
-        raise RunError(f"{table}: exists. Replace it with --overwrite, continue with --resume, or take another --name.")
-    start_process(options.device)
-    features, read = {}, {}  # rows on the same data share what was read
-    for row, args in settings.items():
-        data = str([args[key] for key in DATA_SETTINGS])
-        features[row] = read[data] = read.get(data) or prepare_features(args, **options.replaced)
-        build_model(args, features[row])
-    if options.overwrite and is_first_rank():  # as for the seeds of a run
-        for run in every_run:
-            run.discard()
-    wait_for_all()
+        raise RunError(
+            f"{table}: already exists. Replace it with --overwrite, continue with --resume, or choose another --name."
+        )
+    device = init_processes(options.device)
+    _read_features(rows)
+    for row in rows:
+        build_model(row.settings, row.features)  # raises where settings and data do not fit
+    if options.overwrite and is_first_rank():
+        # All at once: a command that is interrupted and resumed must not take them for its own results.
+        for row in rows:
+            for folder in row.folders.values():
+                folder.discard()
+    barrier()
+
     results, scores = [], []
-    for number, (row, of_row) in enumerate(rows.items(), start=1):
-        logger.info(f"Row {number} of {len(rows)}: {row}")
-        results += [{"row": row, "seed": seed} | result for seed, result in train(of_row, features[row]).items()]
+    for number, row in enumerate(rows, start=1):
+        logger.info(f"Row {number} of {len(rows)}: {row.name}")
+        trained = train_seeds(row.options, row.settings, row.features)
+        for seed, metrics in trained.metrics.items():
+            results.append({"row": row.name, "seed": seed, **metrics})
         if is_first_rank():
             if suite.heads:
-                scores += _score_heads(suite, row, settings[row], runs[row], options, features[row])
-            _write(table, suite, settings, pd.DataFrame(results), pd.DataFrame(scores))
-        wait_for_all()
+                scores += _score_heads(suite, row, device)
+            _write_table(table, suite, rows, pd.DataFrame(results), pd.DataFrame(scores))
+        barrier()
     logger.info(f"The table of {len(rows)} rows is in {table}.")
     return table
 
 
-def _score_heads(
-    suite: Suite, row: str, args, runs: dict[int, RunFolder], options: RunOptions, features: FeatureSet
-) -> list[dict]:
-    """Metrics of each head on test with each set of modalities, at the best epoch of each seed."""
-    device, scores = choose_device(options.device), []
-    for seed, run in runs.items():
-        model, _, loader = restore(run.best, args, options.replaced, "test", device, known=features)
-        for kept in suite.kept:
-            metrics = inspect(model, loader, device, options.precision, kept).head_metrics()
-            scores += [{"row": row, "kept": kept, "head": h, "seed": seed} | metrics[h] for h in suite.heads]
+def _make_rows(options: RunOptions, suite: Suite, suite_name: str, name: str) -> list[Row]:
+    rows = []
+    for row_name, overrides in suite.rows.items():
+        where = f"{suite_name}: rows.{row_name}"
+        row_options = options.with_overrides(where, overrides, name=f"{name}-{row_name}")
+        settings = row_options.load_settings()
+        folders = run_folders(row_options, settings.dataset_name, writable=is_first_rank())
+        rows.append(Row(row_name, row_options, settings, folders))
+    return rows
+
+
+def _read_features(rows: list[Row]) -> None:
+    """Read the features of every row; rows on the same data share them."""
+    known: dict[str, FeatureSet] = {}
+    for row in rows:
+        key = str([row.settings[name] for name in DATA_SETTINGS])
+        if key not in known:
+            known[key] = prepare_features(row.settings, **row.options.feature_overrides)
+        row.features = known[key]
+
+
+def _score_heads(suite: Suite, row: Row, device) -> list[dict]:
+    """Score each head on test with each set of modalities, at the best epoch of each seed."""
+    trained = CheckpointSettings(row.settings, row.options.feature_overrides, {})
+    scores = []
+    for seed, folder in row.folders.items():
+        run = restore(folder.best_file, trained, "test", device, row.features)
+        for modalities in suite.modalities:
+            inspection = inspect(run.model, run.loader, device, row.options.precision, modalities)
+            metrics = inspection.head_metrics()
+            for head in suite.heads:
+                score = {"row": row.name, "modalities": modalities, "head": head, "seed": seed, **metrics[head]}
+                scores.append(score)
     return scores
 
 
-def _write(file: Path, suite: Suite, settings: dict[str, dict], results: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Write what is known so far to the Markdown file, and beside it to `.csv` and `-heads.csv`."""
-    published = [
-        {"row": row, "of": published.source} | numbers
-        for published in suite.published
-        for row, numbers in published.rows.items()
-        if row in results["row"].values and published.when.items() <= settings[row].items()
-    ]
-    published = pd.DataFrame(published, columns=["row", "of", *METRICS])
+def _write_table(
+    file: Path, suite: Suite, rows: list[Row], results: pd.DataFrame, scores: pd.DataFrame
+) -> None:
+    """Write what is known so far to the Markdown file, and next to it to `.csv` and `-heads.csv`."""
     write_csv(file.with_suffix(".csv"), results[["row", "seed", "epoch", *METRICS]])
-    seeds, done = results["seed"].unique(), results["row"].nunique()
-    settings = [", ".join(f"`{key}={value}`" for key, value in changes.items()) for changes in suite.rows.values()]
-    parts = [
-        f"# {file.stem}",
-        suite.description,
+    seeds = results["seed"].unique()
+    done = results["row"].nunique()
+    parts = [f"# {file.stem}"]
+    if suite.description:
+        parts.append(suite.description)
+    parts.append(
         "TEST metrics of the epoch that is best on *valid*: mean ± standard deviation over the seeds "
-        f"{', '.join(map(str, seeds))}.",
-        "One seed alone ranks nothing: another may turn the order round." * (len(seeds) == 1),
-        f"**{done} of {len(suite.rows)} rows so far.**" * (done < len(suite.rows)),
-        _markdown([results.assign(of="ours"), published], "row", "of"),
-        "## Settings of the rows",
-        pd.DataFrame({"row": list(suite.rows), "overrides": settings}).to_markdown(index=False),
-    ]
+        f"{', '.join(map(str, seeds))}."
+    )
+    if len(seeds) == 1:
+        parts.append("A single seed does not rank the rows.")
+    if done < len(rows):
+        parts.append(f"**{done} of {len(rows)} rows so far.**")
+    published = _published_rows(suite, rows, done_rows=set(results["row"]))
+    parts.append(_markdown([results.assign(of="this program"), published], "row", "of"))
+    parts.append("## Settings of the rows")
+    parts.append(_settings_table(suite))
     if not scores.empty:
         write_csv(file.with_name(f"{file.stem}-heads.csv"), scores)
-        all_kept, prediction = scores["kept"].map(len) == len(MODALITIES), scores["head"] == HEADS[0]
-        names = scores["kept"].map(lambda kept: " + ".join(MODALITIES[m] for m in kept))
-        if all_kept.any():
-            parts += ["## Each output by itself, with all modalities", _markdown([scores[all_kept]], "head", "row")]
-        if prediction.any():
-            shown = scores.assign(kept=names)[prediction]
-            parts += ["## The prediction with some modalities only", _markdown([shown], "kept", "row")]
-    write_atomically(file, lambda binary: binary.write(("\n\n".join(filter(None, parts)) + "\n").encode()))
+        parts += _head_tables(scores)
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(file, lambda binary: binary.write(text.encode()))
+
+
+def _published_rows(suite: Suite, rows: list[Row], done_rows: set[str]) -> pd.DataFrame:
+    """Published numbers of the rows that have been trained, where they are for the same settings."""
+    settings = {row.name: row.settings for row in rows}
+    lines = []
+    for published in suite.published:
+        for name, numbers in published.rows.items():
+            if name in done_rows and published.when.items() <= settings[name].items():
+                lines.append({"row": name, "of": published.source, **numbers})
+    return pd.DataFrame(lines, columns=["row", "of", *METRICS])
+
+
+def _settings_table(suite: Suite) -> str:
+    lines = []
+    for name, overrides in suite.rows.items():
+        words = [f"`{key}={value}`" for key, value in overrides.items()]
+        lines.append({"row": name, "overrides": ", ".join(words)})
+    return pd.DataFrame(lines).to_markdown(index=False)
+
+
+def _head_tables(scores: pd.DataFrame) -> list[str]:
+    """Two tables: every head with all modalities, and the prediction with each set of modalities."""
+    parts = []
+    all_modalities = scores[scores["modalities"].str.len() == len(MODALITIES)]
+    if not all_modalities.empty:
+        parts += ["## Each output, with all modalities", _markdown([all_modalities], "head", "row")]
+    prediction = scores[scores["head"] == HEADS[0]]
+    if not prediction.empty:
+        names = [" + ".join(MODALITIES[m] for m in letters) for letters in prediction["modalities"]]
+        prediction = prediction.assign(modalities=names)
+        parts += ["## The prediction with some modalities only", _markdown([prediction], "modalities", "row")]
+    return parts
 
 
 def _markdown(tables: list[pd.DataFrame], *columns: str) -> str:
-    """A line for each combination of values in the columns: '0.8147 ± 0.0120', or the number where there is one."""
-
-    def shown(values: pd.Series) -> str:
-        mean, std = values.mean(skipna=False), values.std(ddof=0)
-        return "-" if pd.isna(mean) else f"{mean:.4f} ± {std:.4f}" if len(values) > 1 else f"{mean:.4f}"
-
-    lines = pd.concat(tables).sort_values(columns[0], key=lambda values: pd.factorize(values)[0], kind="stable")
+    """A line for each combination of values in the columns, in the order in which the first one appears."""
+    lines = pd.concat(tables)
+    order = pd.Series(pd.factorize(lines[columns[0]])[0], index=lines.index)
+    lines = lines.iloc[order.to_numpy().argsort(kind="stable")]
     groups = lines.groupby(list(columns), sort=False, as_index=False)
-    return groups[list(CORE_METRICS)].agg(shown).to_markdown(index=False, disable_numparse=True)
+    return groups[list(CORE_METRICS)].agg(_mean_and_std).to_markdown(index=False, disable_numparse=True)
+
+
+def _mean_and_std(values: pd.Series) -> str:
+    """'0.8147 ± 0.0120', or the number where there is only one."""
+    mean = values.mean(skipna=False)
+    if pd.isna(mean):
+        return "-"
+    if len(values) == 1:
+        return f"{mean:.4f}"
+    return f"{mean:.4f} ± {values.std(ddof=0):.4f}"

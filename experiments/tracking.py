@@ -1,58 +1,88 @@
-"""Experiment trackers, through Accelerate: they show what history.csv holds, and can disturb nothing."""
+"""Experiment trackers, through Accelerate: they show what history.csv holds, and cannot disturb a run."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from experiments.run_folder import TENSORBOARD, RunFolder, remove_events
+from experiments.run_folder import TENSORBOARD, RunFolder, delete_events
 from utils.log import logger
 from utils.seed import random_state, set_random_state
 
+PROJECT = "dmd"
 
-@contextlib.contextmanager
-def tracked(names: Sequence[str], run: RunFolder, settings: dict) -> Iterator[Callable[[dict], None]]:
-    """Inside, the yielded function sends a row of history.csv to each of the trackers; those that the run has already
-    are sent first, so that a resumed run is shown whole.
 
-    A tracker that fails, or is not installed, is warned about and left out from there on.
+class Trackers:
+    """The trackers of a run, as a context.
+
+    Epochs that a resumed run already has are logged first, so that trackers show it whole. A tracker that fails, or
+    is not installed, is reported in the log and left out from there on.
+
+    Args:
+        names: Some of `experiments.options.TRACKERS`.
+        folder: The folder of the run; nothing is tracked where it is not writable.
+        settings: What the trackers show as the configuration of the run.
     """
-    trackers = dict.fromkeys(names)
 
-    def each(action: Callable[[str], None]) -> None:
-        for name in list(trackers):
-            state = random_state()  # numbers that a tracker draws are not missed in training
-            try:
-                action(name)
-            except Exception as error:
-                del trackers[name]
-                reason = " ".join(str(error).split())
-                logger.warning(f"--track {name}: stopped, as it failed ({type(error).__name__}: {reason}).")
-            finally:
-                set_random_state(state)
+    def __init__(self, names: Sequence[str], folder: RunFolder, settings: dict):
+        self.names = list(names) if folder.writable else []
+        self.folder = folder
+        self.settings = settings
+        self.trackers: dict[str, GeneralTracker] = {}
 
-    def log(row: dict) -> None:
-        values = {key: float(value) for key, value in row.items() if key != "epoch"}
-        each(lambda name: trackers[name].log(values, step=int(row["epoch"])))
+    def __enter__(self) -> "Trackers":
+        for name in self.names:
+            self._try(name, self._open)
+        for row in self.folder.rows:
+            self.log(row)
+        return self
 
-    each(lambda name: trackers.update({name: _open(name, run, settings)}))
-    for row in run.history:
-        log(row)
-    try:
-        yield log
-    finally:
-        each(lambda name: trackers[name].finish())
+    def __exit__(self, *exception) -> None:
+        for name in list(self.trackers):
+            self._try(name, self._finish)
+
+    def log(self, row: dict) -> None:
+        """Send a row of history.csv to every tracker."""
+
+        def send(name: str) -> None:
+            values = {key: float(value) for key, value in row.items() if key != "epoch"}
+            self.trackers[name].log(values, step=int(row["epoch"]))
+
+        for name in list(self.trackers):
+            self._try(name, send)
+
+    def _open(self, name: str) -> None:
+        tracker_class = LOGGER_TYPE_TO_CLASS[name]
+        if name == "tensorboard":
+            delete_events(self.folder.results / TENSORBOARD)
+            tracker = tracker_class(TENSORBOARD, logging_dir=self.folder.results)
+        elif name == "wandb":
+            tracker = tracker_class(PROJECT, name=self.folder.name)
+        else:
+            tracker = tracker_class(PROJECT, run_name=self.folder.name)
+        tracker.start()
+        tracker.store_init_configuration(_plain_settings(self.settings))
+        self.trackers[name] = tracker
+
+    def _finish(self, name: str) -> None:
+        self.trackers[name].finish()
+
+    def _try(self, name: str, action: Callable[[str], None]) -> None:
+        """Call an action on a tracker; drop the tracker where it fails."""
+        state = random_state()  # trackers must not advance the random state of training
+        try:
+            action(name)
+        except Exception as error:
+            self.trackers.pop(name, None)
+            reason = " ".join(str(error).split())
+            logger.warning(f"--track {name}: stopped, as it failed ({type(error).__name__}: {reason}).")
+        finally:
+            set_random_state(state)
 
 
-def _open(name: str, run: RunFolder, settings: dict) -> GeneralTracker:
-    """A tracker that has the settings; lists become texts, which all trackers take."""
-    if name == "tensorboard":
-        remove_events(run.results / TENSORBOARD)
-        tracker = LOGGER_TYPE_TO_CLASS[name](TENSORBOARD, logging_dir=run.results)
-    else:
-        tracker = LOGGER_TYPE_TO_CLASS[name]("dmd", **{"name" if name == "wandb" else "run_name": run.name})  # project
-    tracker.start()
-    plain = (bool, int, float, str)
-    tracker.store_init_configuration({k: v if isinstance(v, plain) else json.dumps(v) for k, v in settings.items()})
-    return tracker
+def _plain_settings(settings: dict) -> dict:
+    """Settings in types that all trackers accept: lists become texts."""
+    plain = {}
+    for key, value in settings.items():
+        plain[key] = value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+    return plain

@@ -1,115 +1,215 @@
-"""The training of all seeds of a command."""
+"""Training of one seed, and of all seeds of a command."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from easydict import EasyDict
 
 from dataset.features import FeatureSet, prepare_features
 from dataset.loaders import make_loaders
-from trainers.distributed import from_first_rank, rank, size, start_process
-from trainers.losses import Objective
 from experiments.options import RunOptions
-from experiments.run_config import check_earlier_runs, data_sha256, similar_run
-from experiments.run_folder import RunFolder
-from experiments.restore import build_model, warm_start
-from experiments.tracking import tracked
-from trainers.trainer import Trainer
+from experiments.restore import build_model, load_initial_weights
+from experiments.run_config import describe_features, hash_features, make_run_config
+from experiments.run_folder import RunFolder, check_existing_runs, find_similar_run, run_folders
+from experiments.tracking import Trackers
+from trainers.distributed import barrier, from_first_rank, init_processes
+from trainers.losses import Objective
+from trainers.trainer import EpochResult, Trainer
 from utils.device import describe_device, keep_freed_memory, versions
-from utils.log import is_first_rank, logger, start_log
+from utils.log import logger, start_log
+from utils.ranks import is_first_rank, rank, world_size
 from utils.seed import set_seed
 
 
-def run_folders(options: RunOptions, dataset: str, writes: bool = True) -> dict[int, RunFolder]:
-    """The run of each seed."""
-    folders = (options.model_save_dir, options.res_save_dir)
-    return {seed: RunFolder(options.name, dataset, seed, *folders, writes=writes) for seed in options.seeds}
+@dataclass
+class TrainedSeeds:
+    """What `train_seeds` leaves in memory.
 
-
-def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, dict[str, float]]:
-    """Train and score once for each seed.  -> {seed: TEST metrics of its best epoch, with seed and epoch}
-
-    features: what prepare_features reads, if that is done
-    Nothing is written before settings, data and model are known to fit.
+    Attributes:
+        settings: The hyper-parameters of all seeds.
+        features: The data that they were trained on.
+        folders: The folder of each seed's run.
+        metrics: The content of each seed's metrics.json: TEST metrics of its best epoch, with seed and epoch.
     """
-    args = options.settings()
-    keep_freed_memory()
-    device = start_process(options.device)
-    if options.compile:
-        torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
-    runs = run_folders(options, args.dataset_name, writes=is_first_rank())
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
-    torch.use_deterministic_algorithms(options.deterministic)
-    features = features or prepare_features(args, **options.replaced)
-    args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
 
-    start_log(Path(options.log_dir) / f"{options.name}-{args.dataset_name}.log", options.verbose_level)
-    logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {args.featurePath}.")
-    for split, part in features.splits.items():
-        logger.info(f"{split} samples: {(len(part),)}")
-    data = from_first_rank(lambda: data_sha256(args, options.replaced))
-    description = options.describe(args) | {"data": data, "versions": versions()}
-    description |= {"device": describe_device(device), "ranks": size(), "made": features.made}
+    settings: EasyDict
+    features: FeatureSet
+    folders: dict[int, RunFolder]
+    metrics: dict[int, dict]
 
-    if options.resume and not any(run.description for run in runs.values()):
-        first = next(iter(runs.values()))
-        similar = similar_run(first)
-        hint = f" A run {similar} exists: to continue that one, correct --name." if similar else ""
-        logger.info(f"--resume: no run {first.name} exists, so it begins.{hint}")
 
-    results = {}
-    for number, (seed, run) in enumerate(runs.items(), start=1):
-        described = {"seed": seed} | description
-        if options.resume and (finished := run.finished(described)):
-            results[seed] = finished
-            logger.info(f"Seed {seed}: {run.name} is finished, with its best epoch {finished['epoch']}.")
+def train_seeds(options: RunOptions, settings: EasyDict, features: FeatureSet | None = None) -> TrainedSeeds:
+    """Train and score a model once for each seed.
+
+    Nothing is written before settings, data and model are known to fit.
+
+    Args:
+        options: The options of the command.
+        settings: The hyper-parameters, as `options.load_settings` returns them.
+        features: The data, where they have been read.
+
+    Raises:
+        DMDError: For whatever the user can fix.
+    """
+    folders = run_folders(options, settings.dataset_name, writable=is_first_rank())
+    run_config = make_run_config(options, settings)
+    check_existing_runs(folders.values(), options, run_config)
+    if features is None:
+        features = prepare_features(settings, **options.feature_overrides)
+    device = prepare_process(options)
+    start_log(Path(options.log_dir) / f"{options.name}-{settings.dataset_name}.log", options.verbose_level)
+    _log_data(options, features, device)
+    run_config.update(describe_features(features))
+    run_config["data"] = from_first_rank(lambda: hash_features(settings, options.feature_overrides))
+    run_config["versions"] = versions()
+    run_config["device"] = describe_device(device)
+    run_config["world_size"] = world_size()
+    if options.resume:
+        _log_missing_run(options, folders)
+
+    metrics = {}
+    for number, (seed, folder) in enumerate(folders.items(), start=1):
+        seed_config = {"seed": seed, **run_config}
+        finished = folder.finished(seed_config) if options.resume else None
+        if finished:
+            logger.info(f"Seed {seed}: {folder.name} is finished, with its best epoch {finished['epoch']}.")
+            metrics[seed] = finished
             continue
-        resumed = options.resume and run.state_file.exists()
-        trainer = make_trainer(options, args, features, device, seed, number, resumed)
+        resumed = options.resume and folder.has_epoch()
+        trainer = make_trainer(options, settings, features, device, seed, number, resumed)
         if options.overwrite and number == 1:
             # All at once: a command that is interrupted and resumed must not take them for its own results.
-            for earlier in runs.values():
+            for earlier in folders.values():
                 earlier.discard()
-        results[seed] = train_seed(trainer, run, described, options, features.splits["test"].ids)
-        del trainer  # its memory is for the next one
-    return results
+        metrics[seed] = train_seed(trainer, folder, seed_config, options, features.splits["test"].ids)
+        del trainer  # its memory is needed by the next one
+    return TrainedSeeds(settings, features, folders, metrics)
+
+
+def prepare_process(options: RunOptions) -> torch.device:
+    """Join the processes of a launcher, and set what is global in PyTorch.
+
+    Returns:
+        The device of this process.
+    """
+    keep_freed_memory()
+    device = init_processes(options.device)
+    if options.compile:
+        torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs before its first use
+    torch.use_deterministic_algorithms(options.deterministic)
+    return device
+
+
+def _log_data(options: RunOptions, features: FeatureSet, device: torch.device) -> None:
+    logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {features.path}.")
+    for name, split in features.splits.items():
+        logger.info(f"{name} samples: {(len(split),)}")
+
+
+def _log_missing_run(options: RunOptions, folders: dict[int, RunFolder]) -> None:
+    """Log that --resume begins a run, and which existing run may have been meant."""
+    for folder in folders.values():
+        if folder.existing_run_config():
+            return
+    first = folders[options.seeds[0]]
+    similar = find_similar_run(first, options.name)
+    hint = f" A run {similar} exists: to resume that one, correct --name." if similar else ""
+    logger.info(f"--resume: no run {first.name} exists, so it begins.{hint}")
 
 
 def make_trainer(
-    options: RunOptions, args, features: FeatureSet, device: torch.device, seed: int, number: int, resumed: bool
+    options: RunOptions,
+    settings: EasyDict,
+    features: FeatureSet,
+    device: torch.device,
+    seed: int,
+    seed_number: int = 1,
+    resumed: bool = False,
 ) -> Trainer:
-    """A new model, its objective, and the loaders of one seed, the command's `number`th; `resumed`: the state of a
-    run will be loaded into them."""
+    """Make a new model, its objective, its loaders and their trainer.
+
+    Args:
+        options: The options of the command.
+        settings: The hyper-parameters.
+        features: The data.
+        device: Where to train.
+        seed: Of all random numbers.
+        seed_number: Number of the seed among those of the command.
+        resumed: Whether the weights of a run will be loaded, so that initial weights are not.
+    """
     set_seed(seed)
-    model, objective = build_model(args, features), Objective(args)
-    if options.init and not resumed:  # whose weights are read later
-        warm_start(model, options.init)
-    if rank():  # the same weights in all processes, then draws of its own
+    model = build_model(settings, features)
+    objective = Objective(settings)
+    if options.init_from and not resumed:
+        load_initial_weights(model, options.init_from)
+    if rank() > 0:  # the same weights in all processes, then random numbers of its own
         set_seed((seed + rank()) % 2**32)
-    loaders = make_loaders(features, args.batch_size, args.eval_batch_size, seed, options.num_workers, device)
-    return Trainer(args, model, objective, loaders, device, number, options.precision, options.compile)
+    loaders = make_loaders(
+        features, settings.batch_size, settings.eval_batch_size, seed, options.num_workers, device
+    )
+    return Trainer(
+        settings, model, objective, loaders, device, seed_number, options.precision, options.compile
+    )
 
 
-def train_seed(trainer: Trainer, run: RunFolder, description: dict, options: RunOptions, test_ids: list[str]) -> dict:
-    """Train with one seed, from the start or from where it has stopped.  -> seed, TEST metrics of the best epoch"""
-    seed = description["seed"]
-    with run.open():
-        if run.writes:  # another process may have finished it since the command began
-            check_earlier_runs([run], options, description)
-        state = run.resume(trainer.model, description) if options.resume else run.start(description)
-        mebibytes = sum(tensor.nbytes for tensor in trainer.model.state_dict().values()) / 2**20
-        logger.info(
-            f"Seed {seed}: {sum(p.numel() for p in trainer.parameters)} parameters, checkpoints in {run.checkpoints}: "
-            f"{mebibytes:.0f} MiB for each epoch, of which keep_checkpoints={trainer.args.keep_checkpoints} stay."
-        )
-        if state:
-            with run.continuing_from(run.state_file):
-                trainer.load_state(state)
-            logger.info(f"Seed {seed}: resumed after epoch {state['epoch']}.")
-        with tracked(options.track if run.writes else (), run, {"seed": seed} | description["settings"]) as send:
-            callbacks = [send] if options.after_epoch is None else [send, options.after_epoch]
-            metrics, predictions = trainer.fit(run, state, callbacks)
-        result = {"seed": seed} | metrics
-        run.save_result(result, test_ids, predictions)
-    return result
+def train_seed(
+    trainer: Trainer, folder: RunFolder, run_config: dict, options: RunOptions, test_ids: list[str]
+) -> dict[str, float]:
+    """Train with one seed, from the start or from where the run stopped; save every epoch, and score the best one.
+
+    Args:
+        trainer: A new trainer.
+        folder: The files of the run.
+        run_config: The content of its run.json.
+        options: The options of the command.
+        test_ids: Ids of the test utterances.
+
+    Returns:
+        The content of metrics.json: `seed`, `epoch`, `valid_<KeyEval>`, and the TEST metrics of the best epoch.
+    """
+    seed, settings = run_config["seed"], trainer.args
+    keep = None if settings.keep_checkpoints == "all" else settings.keep_checkpoints
+    with folder.open():
+        if folder.writable:  # another process may have finished it since the command began
+            check_existing_runs([folder], options, run_config)
+        if options.resume:
+            state = folder.resume(trainer.model, run_config)
+        else:
+            state = folder.start(run_config)
+        _log_size(trainer, folder, seed)
+        if state is not None:
+            with folder.resuming_from(folder.state_file):
+                trainer.load_state_dict(state)
+            logger.info(f"Seed {seed}: resumed after epoch {trainer.epoch}.")
+
+        with Trackers(options.track, folder, {"seed": seed, **settings}) as trackers:
+
+            def save_epoch(result: EpochResult) -> None:
+                row = result.to_row()
+                folder.save_epoch(row, trainer.model.state_dict(), trainer.state_dict(), keep)
+                trackers.log(row)
+                if options.after_epoch is not None:
+                    options.after_epoch(row)
+
+            trainer.fit(on_epoch_end=save_epoch)
+        folder.finish_writing()
+        barrier()  # the other processes read what the first one wrote
+        folder.load_best(trainer.model, trainer.best_epoch)
+        predictions = trainer.evaluate("test")
+        metrics = {"seed": seed, "epoch": trainer.best_epoch, f"valid_{settings.KeyEval}": trainer.best_value}
+        metrics.update(predictions.metrics())
+        folder.save_result(metrics, test_ids, predictions)
+    return metrics
+
+
+def _log_size(trainer: Trainer, folder: RunFolder, seed: int) -> None:
+    parameters = sum(parameter.numel() for parameter in trainer.all_parameters)
+    mebibytes = sum(tensor.nbytes for tensor in trainer.model.state_dict().values()) / 2**20
+    logger.info(
+        f"Seed {seed}: {parameters} parameters, checkpoints in {folder.checkpoints}: {mebibytes:.0f} MiB for each "
+        f"epoch, of which keep_checkpoints={trainer.args.keep_checkpoints} are kept."
+    )

@@ -1,73 +1,103 @@
-"""The command that searches settings: an Optuna study, whose trials are ordinary training runs in temporary folders."""
+"""Search settings: an Optuna study, whose trials are ordinary runs in temporary folders."""
 
 import json
 import math
 import tempfile
 import warnings
 from collections import Counter
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import optuna
+from easydict import EasyDict
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from config.variations import DEFAULT_SPACE, load_search_space
+from config.variations import DEFAULT_SPACE, extreme_values, load_search_space, suggest
 from dataset.features import DATA_SETTINGS, FeatureSet, prepare_features
 from experiments.options import RunOptions
-from experiments.run_config import INCONSEQUENTIAL, data_sha256
-from experiments.run_folder import write_csv
-from experiments.train import train
+from experiments.run_config import NOT_COMPARED, hash_features
+from experiments.train import train_seeds
 from utils.errors import ConfigError, NumericalError, RunError
-from utils.files import lock_folder
-from utils.interrupts import Interrupted, interrupts_held
-from utils.log import logger, number_of_processes, start_log
+from utils.files import lock_folder, write_csv
+from utils.interrupts import Interrupted, interrupts_allowed, interrupts_held
+from utils.log import logger, start_log
 from utils.metrics import LOWER_IS_BETTER
+from utils.ranks import world_size
 
-STARTUP_TRIALS, WARMUP_EPOCHS = 5, 2  # trials that are drawn at random and never pruned; epochs before any pruning
-HEARTBEAT_SECONDS = 60  # a trial that gives no sign for twice as long counts as failed
+STARTUP_TRIALS = 5  # drawn at random, and never pruned
+WARMUP_EPOCHS = 2  # before any pruning
+HEARTBEAT_SECONDS = 60  # a trial without a sign of life for twice as long counts as failed
+SQLITE_TIMEOUT_SECONDS = 60  # for which processes on one SQLite file wait for each other
+
+
+@dataclass
+class Sweep:
+    """A study, and what its trials need.
+
+    Attributes:
+        study: Optuna's study.
+        options: The options of the command.
+        key_eval: The metric of valid that is optimized.
+        space: The distribution of each searched setting.
+        features: The data; None where the searched settings decide what is read.
+        table: The CSV of all trials.
+        dataset_name: The data set of all trials.
+    """
+
+    study: optuna.Study
+    options: RunOptions
+    key_eval: str
+    space: dict[str, BaseDistribution]
+    features: FeatureSet | None
+    table: Path
+    dataset_name: str
 
 
 def tune(options: RunOptions, trials: int | None, search_file: str = "", storage: str = "") -> dict | None:
-    """Bring the study `<name>-<dataset>` to so many trials that are complete or pruned, over all its processes.
+    """Run trials until the study `<name>-<dataset>` has enough that are complete or pruned, over all its processes.
 
-    search_file says which settings to vary, storage is the URL of the study's database; both have defaults.
-    -> the searched settings of the best trial by KeyEval on valid, None where no trial is complete
+    Args:
+        options: The options of the command.
+        trials: Number of trials that the study shall have.
+        search_file: JSON file of the settings to search; by default config/search/default.json.
+        storage: URL of the study's database; by default an SQLite file in `<res_save_dir>/tune/`.
+
+    Returns:
+        The searched settings of the best trial by KeyEval on valid; None where no trial is complete.
+
+    Raises:
+        DMDError: For whatever the user can fix.
     """
-    alone = number_of_processes() == 1 and len(options.seeds) == 1
-    if (trials or 0) < 1 or not alone or options.overwrite or options.track:
-        raise ConfigError(
-            "--tune: a sweep needs the number of its trials and one seed (--seeds), has its own processes instead of "
-            "a launcher's, and a table of its own (no --track); it continues its study, and has no --overwrite."
-        )
-    args, space = options.settings(), load_search_space(search_file or DEFAULT_SPACE, options)
-    features = prepare_features(args, **options.replaced)
-    args.feature_dims, args.seq_lens = features.feature_dims, features.seq_lens
-    name, folder = f"{options.name}-{args.dataset_name}", Path(options.res_save_dir) / "tune"
+    _check_options(options, trials)
+    settings = options.load_settings()
+    search_file = str(search_file or DEFAULT_SPACE)
+    space = load_search_space(search_file)
+    for key, distribution in space.items():
+        for value in extreme_values(distribution):
+            options.with_overrides(search_file, {key: value})  # raises where it is not allowed
+    features = prepare_features(settings, **options.feature_overrides)
+    name = f"{options.name}-{settings.dataset_name}"
+    folder = Path(options.res_save_dir) / "tune"
     start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
-    known = None if space.keys() & set(DATA_SETTINGS) else features  # else each trial reads its own
-    objective = partial(_objective, options=options, space=space, features=known, key_eval=args.KeyEval)
-    table = folder / f"{name}.csv"
-    write_table = partial(_write_table, file=table, key_eval=args.KeyEval)
     try:
-        for parent in (folder, Path(options.model_save_dir)):
-            parent.mkdir(parents=True, exist_ok=True)
-        # A signal waits while the storage is used: in the middle of a transaction it would leave the database locked.
+        folder.mkdir(parents=True, exist_ok=True)
+        Path(options.model_save_dir).mkdir(parents=True, exist_ok=True)
+        # A signal waits while the database is used: amid a transaction it would leave the database locked.
         with interrupts_held():
-            with lock_folder(folder):  # the tables of a database are made once
+            comparable = _comparable_values(options, settings, space)
+            with lock_folder(folder):  # the tables of a database are created once
                 storage = storage or f"sqlite:///{folder / name}.db"
-                study = _open_study(name, storage, args.KeyEval, _comparable(options, args, space))
-            optuna.storages.fail_stale_trials(study)  # of processes that were killed
-            try:
-                # Those that run, or ended without being interrupted, count.
-                while (number := sum(t.state != TrialState.FAIL for t in study.get_trials(deepcopy=False))) < trials:
-                    logger.info(f"Trial {number + 1} of {trials}:")
-                    study.optimize(objective, n_trials=1, callbacks=[write_table])
-            finally:
-                write_table(study)
-            return _report(study, table)
+                study = _open_study(name, storage, settings.KeyEval, comparable)
+            if space.keys() & set(DATA_SETTINGS):
+                features = None
+            sweep = Sweep(
+                study, options, settings.KeyEval, space, features, folder / f"{name}.csv", settings.dataset_name
+            )
+            _run_trials(sweep, trials)
+            return _report(sweep)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise RunError(
@@ -75,20 +105,40 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
         ) from error
 
 
-def _comparable(options: RunOptions, args, space: dict) -> dict:
-    """What must be the same for the trials of a study to be compared."""
-    fixed = {key: value for key, value in args.items() if key not in (*space, *INCONSEQUENTIAL)}
-    fixed |= {"data": data_sha256(args, options.replaced), "precision": options.precision, "seed": options.seeds[0]}
-    return fixed | {"init": str(options.init), "search": {key: choice.model_dump() for key, choice in space.items()}}
+def _check_options(options: RunOptions, trials: int | None) -> None:
+    if trials is None or trials < 1:
+        raise ConfigError("--tune: expected the number of trials, at least 1; --search and --storage need it.")
+    if len(options.seeds) > 1:
+        raise ConfigError("--tune: the trials of a study share one seed; give one with --seeds.")
+    if world_size() > 1:
+        raise ConfigError("--tune: start several commands on one study instead of a launcher's processes.")
+    if options.overwrite:
+        raise ConfigError("--tune continues its study, and cannot --overwrite it: choose another --name.")
+    if options.track:
+        raise ConfigError("--tune writes a table of its own: leave out --track.")
+
+
+def _comparable_values(options: RunOptions, settings: EasyDict, space: dict[str, BaseDistribution]) -> dict:
+    """What must be the same in all processes of a study, for its trials to be comparable."""
+    values = {}
+    for key, value in settings.items():
+        if key not in space and key not in NOT_COMPARED:
+            values[key] = value
+    values["data"] = hash_features(settings, options.feature_overrides)
+    values["precision"] = options.precision
+    values["seed"] = options.seeds[0]
+    values["init_from"] = str(options.init_from)
+    values["search"] = {key: distribution_to_json(distribution) for key, distribution in space.items()}
+    return values
 
 
 def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> optuna.Study:
+    """Open a study, or create it. Raises RunError where it was started with other settings."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    # SQLite's processes wait for each other, by default 5 seconds at most.
-    patient = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}
+    engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}} if storage.startswith("sqlite") else {}
     study = optuna.create_study(
-        storage=optuna.storages.RDBStorage(storage, patient, heartbeat_interval=HEARTBEAT_SECONDS),
+        storage=optuna.storages.RDBStorage(storage, engine, heartbeat_interval=HEARTBEAT_SECONDS),
         study_name=name,
         direction="minimize" if key_eval in LOWER_IS_BETTER else "maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS),
@@ -97,38 +147,80 @@ def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> opt
     if not study.trials:
         study.set_user_attr("comparable", comparable)
     started = study.user_attrs.get("comparable", {})
-    if different := [key for key in comparable | started if comparable.get(key) != started.get(key)]:
+    different = []
+    for key in sorted(comparable.keys() | started.keys()):
+        if comparable.get(key) != started.get(key):
+            different.append(key)
+    if different:
         raise RunError(f"The study {name} was started with other {', '.join(different)}. Choose another --name.")
     return study
 
 
-def _objective(
-    trial: optuna.Trial, options: RunOptions, space: dict, features: FeatureSet | None, key_eval: str
-) -> float:
-    """Draw settings and train with them.  -> KeyEval of the best epoch on valid"""
-    # A generator for each trial: else processes on one study would draw the same trials, and a study that continues
-    # would draw those it began with.
-    draws = int(np.random.SeedSequence([*options.seeds, trial.number]).generate_state(1)[0])
-    trial.study.sampler = optuna.samplers.TPESampler(seed=draws, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
-    settings = {name: dimension.suggest(trial, name) for name, dimension in space.items()}
-    logger.info(f"Number {trial.number}: {json.dumps(settings)}")
-    work = tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir)
+def _run_trials(sweep: Sweep, trials: int) -> None:
+    """Run one trial after another until the study has enough, counting those of other processes."""
+
+    def objective(trial: optuna.Trial) -> float:
+        return _run_trial(sweep, trial)
+
+    optuna.storages.fail_stale_trials(sweep.study)  # of processes that were killed
     try:
-        with work, interrupts_held(False):
-            folders = {"model_save_dir": Path(work.name) / "pt", "res_save_dir": Path(work.name) / "result"}
-            config = options.config | settings | {"keep_checkpoints": 1}
-            report = partial(_report_epoch, trial, key_eval)
-            of_trial = replace(options, config=config, after_epoch=report, resume=False, **folders)
-            return train(of_trial, features)[options.seeds[0]][f"valid_{key_eval}"]
-    except NumericalError as error:  # a bad choice of settings, which the sampler learns from
+        count = _count_trials(sweep.study)
+        while count < trials:
+            logger.info(f"Trial {count + 1} of {trials}:")
+            sweep.study.optimize(objective, n_trials=1)
+            _write_table(sweep)
+            count = _count_trials(sweep.study)
+    finally:
+        _write_table(sweep)
+
+
+def _count_trials(study: optuna.Study) -> int:
+    """The trials that run, or ended without being interrupted."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state != TrialState.FAIL for trial in trials)
+
+
+def _run_trial(sweep: Sweep, trial: optuna.Trial) -> float:
+    """Draw settings and train with them.
+
+    Returns:
+        KeyEval of the best epoch on valid.
+    """
+    options = sweep.options
+    seed = options.seeds[0]
+    # A sampler for each trial: otherwise processes on one study would draw the same trials, and a study that is
+    # continued would draw those that it began with.
+    draws = int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0])
+    sweep.study.sampler = optuna.samplers.TPESampler(
+        seed=draws, n_startup_trials=STARTUP_TRIALS, constant_liar=True
+    )
+    overrides = {key: suggest(trial, key, distribution) for key, distribution in sweep.space.items()}
+    logger.info(f"Number {trial.number}: {json.dumps(overrides)}")
+
+    def report_epoch(row: dict) -> None:
+        _report_epoch(trial, sweep.key_eval, row)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir) as work, interrupts_allowed():
+            trial_options = replace(
+                options,
+                config={**options.config, **overrides, "keep_checkpoints": 1},
+                model_save_dir=Path(work) / "pt",
+                res_save_dir=Path(work) / "result",
+                after_epoch=report_epoch,
+                resume=False,
+            )
+            trained = train_seeds(trial_options, trial_options.load_settings(), sweep.features)
+            return trained.metrics[seed][f"valid_{sweep.key_eval}"]
+    except NumericalError as error:  # a bad choice of settings, from which the sampler learns
         raise optuna.TrialPruned from error
-    except Interrupted:  # Optuna itself marks what an Exception ends; a signal is none
-        trial.study.tell(trial, state=TrialState.FAIL)
+    except Interrupted:  # which is no Exception: Optuna itself would leave the trial running
+        sweep.study.tell(trial, state=TrialState.FAIL)
         raise
 
 
 def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
-    """Tell the study of an epoch, by its row of history.csv. Raises TrialPruned where others were better by then."""
+    """Report an epoch to the study. Raises TrialPruned where other trials were better by then."""
     with interrupts_held():
         value = row[f"valid/{key_eval}"]
         trial.report(value, step=row["epoch"])
@@ -137,18 +229,30 @@ def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
             raise optuna.TrialPruned
 
 
-def _write_table(study: optuna.Study, trial: optuna.Trial | None = None, *, file: Path, key_eval: str) -> None:
-    with lock_folder(file.parent):  # else an older state of the study could replace a newer one
-        trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
-        write_csv(file, trials.rename(columns={"value": f"valid_{key_eval}"}))
+def _write_table(sweep: Sweep) -> None:
+    """Write a row for each trial, as Optuna's `trials_dataframe`, after the name of the data set."""
+    with lock_folder(sweep.table.parent):  # otherwise an older state of the study could replace a newer one
+        trials = sweep.study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
+        # Study and data set may both contain hyphens, so that the name of the file does not tell them apart.
+        trials.insert(0, "dataset", sweep.dataset_name)
+        write_csv(sweep.table, trials.rename(columns={"value": f"valid_{sweep.key_eval}"}))
 
 
-def _report(study: optuna.Study, table: Path) -> dict | None:
-    """Log how the study stands.  -> the settings of the best trial, if any is complete"""
+def _report(sweep: Sweep) -> dict | None:
+    """Log the state of the study.
+
+    Returns:
+        The settings of the best trial; None where no trial is complete.
+    """
+    study = sweep.study
     states = Counter(trial.state.name.lower() for trial in study.trials)
-    logger.info(f"{states.total()} trials: {dict(states)}. All of them are in {table}.")
+    logger.info(f"{states.total()} trials: {dict(states)}. All of them are in {sweep.table}.")
     if not states["complete"]:
         return None
     best = study.best_trial
-    logger.info(f"The best is number {best.number}: {best.value} on valid in epoch {best.user_attrs['best_epoch']}.")
-    return {key: json.loads(value) if isinstance(value, str) else value for key, value in best.params.items()}
+    epoch = best.user_attrs["best_epoch"]
+    logger.info(f"The best trial is number {best.number}: {best.value} on valid in epoch {epoch}.")
+    settings = {}
+    for key, value in best.params.items():
+        settings[key] = json.loads(value) if isinstance(value, str) else value  # choices are JSON texts
+    return settings

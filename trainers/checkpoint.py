@@ -17,59 +17,94 @@ OBSOLETE = "text_model.model.embeddings.position_ids"
 
 
 def save_state(state: dict, path: Path) -> None:
-    """Write a state_dict, or any nest of dicts and lists that holds tensors, numbers and strings. Raises OSError."""
+    """Write a state_dict, or nested dicts and lists of tensors, numbers and strings, atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     try:
         write_atomically(path, lambda file: torch.save(state, file))
-    except RuntimeError as error:  # so torch.save reports a full disk
+    except RuntimeError as error:  # as which torch.save reports a full disk
         raise OSError(errno.EIO, str(error).splitlines()[0]) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a state_dict, ours or a published one; also as Lightning and DataParallel write it.
+    """Read a state_dict, of this program or a published one; also as Lightning and DataParallel write it.
 
-    Raises CheckpointError if the file is missing, unreadable, or something else than a state_dict.
+    Raises:
+        CheckpointError: The file is missing, unreadable, or not a state_dict.
     """
     state = read_state(path)
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]
+    if not _is_state_dict(state):
         raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
     consume_prefix_in_state_dict_if_present(state, "module.")
     state.pop(OBSOLETE, None)
     return state
 
 
+def _is_state_dict(state: object) -> bool:
+    if not isinstance(state, dict):
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+
+
 def read_state(path: str | Path):
-    """Read what `save_state` wrote, without running anything the file might contain. Raises CheckpointError."""
+    """Read what `save_state` wrote, without executing code that the file might contain.
+
+    Raises:
+        CheckpointError: The file is missing or unreadable.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
-        reason = f"{type(error).__name__}: {printable(str(error).partition(' In PyTorch')[0], 120)}"
+        message = str(error).partition(" In PyTorch")[0]
+        reason = f"{type(error).__name__}: {printable(message, 120)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
 
 
 def load_weights(model: nn.Module, path: str | Path, state: dict[str, Tensor] | None = None) -> None:
-    """Load a checkpoint strictly; state: what it holds, if it is read. Raises CheckpointError that says how another
-    model differs."""
+    """Load a checkpoint strictly.
+
+    Args:
+        model: The model.
+        path: The file.
+        state: Its content, where it has been read.
+
+    Raises:
+        CheckpointError: The file is unreadable, or of another model; the message gives the first difference.
+    """
+    if state is None:
+        state = read_checkpoint(path)
     try:
-        model.load_state_dict(read_checkpoint(path) if state is None else state)
+        model.load_state_dict(state)
     except RuntimeError as error:
+        difference = printable(str(error).partition(":")[2], 160)
         raise CheckpointError(
-            f"{path}: not a checkpoint of this model: {printable(str(error).partition(':')[2], 160)} Name the "
-            "data set and settings that it was trained with (-d, -c, --set), or leave them out where config.json is "
-            "beside it."
+            f"{path}: not a checkpoint of this model: {difference} Give the data set and settings that it was trained "
+            "with (-d, -c, --set); with run.json next to it, give none of these."
         ) from error
 
 
-def sizes_of(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
-    """Widths and steps of the text, audio and vision that a DMD was trained on, from the shapes of its weights alone.
+def infer_sizes(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
+    """Infer the data that a DMD was trained on from the shapes of its weights.
 
-    None where these are not the weights of a DMD.
+    Args:
+        state: A state_dict.
+
+    Returns:
+        Widths and steps, [text, audio, vision] each; None where these are not the weights of a DMD.
     """
-    try:
-        convolutions = [state[f"proj_{m}.weight"].shape for m in "lav"]  # (d, width, kernel)
-        after = [state[f"align_c_{m}.weight"].shape[1] // d for m, (d, _, _) in zip("lav", convolutions, strict=True)]
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        return None
-    before = [n + (size - 1 if width != d else 0) for n, (d, width, size) in zip(after, convolutions, strict=True)]
-    return [width for _, width, _ in convolutions], before
+    widths, steps = [], []
+    for m in "lav":
+        projection, alignment = state.get(f"proj_{m}.weight"), state.get(f"align_c_{m}.weight")
+        if projection is None or alignment is None or projection.dim() != 3 or alignment.dim() != 2:
+            return None
+        d, width, kernel = projection.shape
+        steps_after = alignment.shape[1] // max(d, 1)
+        convolved = width != d  # a modality that is already d wide is not projected
+        widths.append(width)
+        steps.append(steps_after + kernel - 1 if convolved else steps_after)
+    return widths, steps

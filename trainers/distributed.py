@@ -1,7 +1,7 @@
 """Several processes that train one model exactly as one process does, started by `torchrun` or `accelerate launch`.
 
-Margin, orthogonality and mean edges couple the utterances of a batch, so that an average of losses over shares of it
-would be another objective. Hence every process runs the model on its share of each batch, gathers the outputs of all,
+Margin, orthogonality and mean edges couple the utterances of a batch, so that an average of losses over shards of it
+would be another objective. Hence every process runs the model on its shard of each batch, gathers the outputs of all,
 and computes the objective of the whole batch; gradients are averaged after each backward pass, before the clipping.
 """
 
@@ -15,102 +15,132 @@ from torch import Tensor
 
 from utils.device import choose_device
 from utils.errors import ConfigError
-from utils.log import number_of_processes
+from utils.ranks import rank, world_size
 
 
-def start_process(device: str) -> torch.device:
-    """Join the processes that a launcher has started, if any.  -> the device of this one; device: as --device names it
+def init_processes(device: str) -> torch.device:
+    """Join the processes that a launcher has started, if any.
 
-    Raises ConfigError where there are fewer GPUs than processes.
+    Args:
+        device: As --device names it.
+
+    Returns:
+        The device of this process.
+
+    Raises:
+        ConfigError: The device does not exist, or there are fewer GPUs than processes.
     """
     chosen = choose_device(device)
-    if number_of_processes() == 1:
+    if world_size() == 1:
         return chosen
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if chosen.index >= torch.cuda.device_count():
-            raise ConfigError(f"{torch.cuda.device_count()} GPUs for more processes: start fewer, or --device cpu.")
+            raise ConfigError(
+                f"{torch.cuda.device_count()} GPUs for more processes: start fewer, or use --device cpu."
+            )
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
-        # The first process scores and draws while the others wait for it, longer than the default of 10 minutes.
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        # The others wait while the first process scores and draws, longer than the default of 10 minutes.
+        dist.init_process_group(backend, timeout=timedelta(days=1))
     return chosen
 
 
-def leave_processes() -> None:
-    """Leave the group, once all is done. A process that fails does not: it would wait for the others, and the launcher
-    ends them."""
+def destroy_processes() -> None:
+    """Leave the group at the end of a command.
+
+    A process that fails must not call this: it would wait for the others, which the launcher ends.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def rank() -> int:
-    """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+def shard(x: Tensor) -> Tensor:
+    """Take this process's shard of a batch: every `world_size()`th utterance, from number `rank()` on.
 
+    The first utterances are repeated where shards would differ in length; `all_gather` drops them.
 
-def size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    Args:
+        x: (B, ·), the whole batch.
 
-
-def share(x: Tensor) -> Tensor:
-    """This process's share of a batch: every `size()`th utterance. The first ones are repeated where shares would
-    differ in length; `gather` drops them.  (B, ·) -> (⌈B / size()⌉, ·)"""
-    if size() == 1:
+    Returns:
+        (⌈B / world_size⌉, ·)
+    """
+    if world_size() == 1:
         return x
-    each = -(-len(x) // size())
-    return x[torch.arange(each, device=x.device).mul_(size()).add_(rank()) % len(x)]
+    length = -(-len(x) // world_size())
+    indices = torch.arange(length, device=x.device) * world_size() + rank()
+    return x[indices % len(x)]
 
 
-def gather(x: Tensor, batch: int) -> Tensor:
-    """What all processes have of a batch of that many utterances, in its order.  (⌈B / size()⌉, ·) -> (B, ·)"""
-    return x if size() == 1 else _gather(x)[:batch]
+def all_gather(x: Tensor, batch: int) -> Tensor:
+    """Gather the shards of all processes, differentiably.
+
+    Args:
+        x: (⌈B / world_size⌉, ·), this process's shard.
+        batch: B, the size of the batch.
+
+    Returns:
+        (B, ·), in the order of the batch.
+    """
+    if world_size() == 1:
+        return x
+    return _all_gather(x)[:batch]
 
 
-class _Gather(torch.autograd.Function):
-    """As every process computes the whole objective, each has the gradient of its share without communication."""
+class _AllGather(torch.autograd.Function):
+    """As every process computes the whole objective, each has the gradient of its shard without communication."""
 
     @staticmethod
     def forward(ctx, x):
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.stack(parts, dim=1).flatten(0, 1)
+        shards = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(shards, x.contiguous())
+        return torch.stack(shards, dim=1).flatten(0, 1)
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient[rank() :: size()] * size()  # average_gradients divides it again
+        return gradient[rank() :: world_size()] * world_size()  # average_gradients divides it again
 
 
-_gather = torch.compiler.disable(_Gather.apply)
+_all_gather = torch.compiler.disable(_AllGather.apply)
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Over the processes, in place."""
+    """Average gradients over the processes, in place.
+
+    Those of earlier batches, which are averages already, stay the same.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if size() == 1 or not gradients:
+    if world_size() == 1 or not gradients:
         return
-    flat = torch.cat([g.flatten() for g in gradients])
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    parts = flat.div_(size()).split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+    flat /= world_size()
+    start = 0
+    for gradient in gradients:
+        end = start + gradient.numel()
+        gradient.copy_(flat[start:end].view_as(gradient))
+        start = end
 
 
-def gather_objects(x) -> list:
-    """What each process has, in the order of their numbers."""
-    everything = [x] * size()
-    if size() > 1:
-        dist.all_gather_object(everything, x)
-    return everything
+def all_gather_objects(x: object) -> list:
+    """Gather an object of each process, in the order of their ranks."""
+    if world_size() == 1:
+        return [x]
+    objects = [None] * world_size()
+    dist.all_gather_object(objects, x)
+    return objects
 
 
 def from_first_rank(compute: Callable[[], object]) -> object:
-    """What `compute` returns in the first process, in all of them; the others do not call it."""
+    """Call a function in the first process only, and return its result in all of them."""
     result = [compute() if rank() == 0 else None]
-    if size() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(result, src=0)
     return result[0]
 
 
-def wait_for_all() -> None:
-    """Until all processes are here."""
-    gather_objects(None)
+def barrier() -> None:
+    """Wait for all processes."""
+    all_gather_objects(None)

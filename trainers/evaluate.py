@@ -1,5 +1,6 @@
-"""Predictions of a model over a split, and their metrics."""
+"""Predictions of a model over a split: their metrics, and what each part of the model computes."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,30 +10,55 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.dmd import DMD
+from models.dmd import ARGUMENT_ORDER, DMD, STACK_ORDER, DMDOutput
 from trainers import distributed
 from utils.device import autocast, choose_tf32
 from utils.errors import NumericalError
-from utils.log import progress
-from utils.metrics import regression_metrics
+from utils.log import logger, progress
+from utils.metrics import CORE_METRICS, format_metrics, regression_metrics
+
+# The model's predictions of the sentiment, by their published names: the final one, that of the common features, and
+# one for each node of the two graphs.
+HEADS = (
+    "output_logit",
+    "logits_c",
+    "logits_l_homo",
+    "logits_v_homo",
+    "logits_a_homo",
+    "logits_l_hetero",
+    "logits_v_hetero",
+    "logits_a_hetero",
+)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted and true sentiment (N,) of a split in file order, and its Loss."""
+    """Predicted and true sentiment of a split.
+
+    Attributes:
+        predicted: (N,), in file order.
+        labels: (N,); NaN where the file has no labels.
+        loss: The `Loss` of the split, see `predict`.
+    """
 
     predicted: np.ndarray
     labels: np.ndarray
     loss: float
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of utils.metrics, and `Loss`."""
-        return regression_metrics(self.predicted, self.labels) | {"Loss": round(self.loss, 4)}
+        """Compute the metrics of utils.metrics, and `Loss`."""
+        metrics = regression_metrics(self.predicted, self.labels)
+        metrics["Loss"] = round(self.loss, 4)
+        return metrics
 
 
-def to_device(batch: dict, device: torch.device) -> tuple[Tensor, ...]:
-    """text, audio, vision, labels of a batch, on the device."""
-    return tuple(batch[name].to(device, non_blocking=True) for name in ("text", "audio", "vision", "labels"))
+def to_device(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Move text, audio, vision and labels of a batch to the device."""
+    text = batch["text"].to(device, non_blocking=True)
+    audio = batch["audio"].to(device, non_blocking=True)
+    vision = batch["vision"].to(device, non_blocking=True)
+    labels = batch["labels"].to(device, non_blocking=True)
+    return text, audio, vision, labels
 
 
 def predict(
@@ -44,9 +70,22 @@ def predict(
 ) -> Predictions:
     """Run the model over a split in eval mode.
 
-    Parity: Loss is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
-    last, smaller batch weigh more, whatever the loader's batches; with `valid_loss` sample_mean all weigh the same.
-    Raises NumericalError where a prediction is not finite.
+    Parity: `Loss` is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
+    last, smaller batch weigh more; the batches of the loader do not matter. With `valid_loss` sample_mean all
+    utterances weigh the same.
+
+    Args:
+        model: On the device.
+        loader: Loader of the split.
+        device: Where to compute.
+        description: Name of the split, for the progress bar and error messages.
+        precision: fp32, tf32 or bf16.
+
+    Returns:
+        Predictions in file order.
+
+    Raises:
+        NumericalError: A prediction is not finite.
     """
     model.eval()
     choose_tf32(precision)
@@ -55,31 +94,149 @@ def predict(
         for batch in progress(loader, description):
             text, audio, vision, target = to_device(batch, device)
             with autocast(device, precision):
-                logit = model(*(distributed.share(x) for x in (text, audio, vision))).output_logit
-            predicted.append(distributed.gather(logit.float(), len(target)))
-            labels.append(target.clone())  # as what a loader process sends keeps a file open as long as it is used
+                shards = distributed.shard(text), distributed.shard(audio), distributed.shard(vision)
+                logit = model(*shards).output_logit
+            predicted.append(distributed.all_gather(logit.float(), len(target)))
+            # Copies: what a loader process sends keeps a file open as long as it is used.
+            labels.append(target.clone())
             rows.append(batch["rows"].clone())
-    everything = in_order(predicted, labels, rows)
-    check_predictions(everything[0], loader.dataset.ids, description)
-    size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(everything[0])
-    pairs = zip(*(x.split(size) for x in everything), strict=True)
-    loss = torch.stack([F.l1_loss(*pair) for pair in pairs]).double().mean().item()
-    return Predictions(*(x.numpy() for x in everything), loss)
+    predicted, labels = in_file_order(predicted, labels, rows)
+    check_finite(predicted, loader.dataset.ids, description)
+    batch_size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(labels)
+    losses = []
+    for predicted_batch, label_batch in zip(predicted.split(batch_size), labels.split(batch_size), strict=True):
+        losses.append(F.l1_loss(predicted_batch, label_batch))
+    loss = torch.stack(losses).double().mean().item()
+    return Predictions(predicted.numpy(), labels.numpy(), loss)
 
 
-def in_order(predicted: Sequence[Tensor], labels: Sequence[Tensor], rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Predictions and labels (B, 1) of batches of these rows (B), as (N,) in the order of the rows."""
-    predicted, labels, rows = (torch.cat(list(parts)).cpu() for parts in (predicted, labels, rows))
-    order = rows.argsort()
-    return predicted[order, 0].float(), labels[order, 0]
+def in_file_order(
+    predicted: Sequence[Tensor], labels: Sequence[Tensor], rows: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Join batches in the order of the file.
+
+    Args:
+        predicted, labels: (B, 1) for each batch.
+        rows: (B,) for each batch: numbers of the utterances in the file.
+
+    Returns:
+        Predictions and labels (N,), on the CPU.
+    """
+    order = torch.cat(list(rows)).cpu().argsort()
+    predicted = torch.cat(list(predicted)).cpu().float().squeeze(1)
+    labels = torch.cat(list(labels)).cpu().squeeze(1)
+    return predicted[order], labels[order]
 
 
-def check_predictions(predicted: Tensor, ids: Sequence[str], split: str) -> None:
-    """Raise NumericalError, with the utterances, where a prediction (N,) of the split is not finite."""
+def check_finite(predicted: Tensor, ids: Sequence[str], split: str) -> None:
+    """Check the predictions (N,) of a split.
+
+    Raises:
+        NumericalError: A prediction is not finite; names the utterances.
+    """
     bad = (~predicted.isfinite()).nonzero().flatten().tolist()
     if bad:
+        names = ", ".join(ids[i] for i in bad[:3])
         raise NumericalError(
-            f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "
-            f"{', '.join(ids[i] for i in bad[:3])}. The weights or the features of these are out of range: where this "
-            "is in training, lower the learning_rate."
+            f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: {names}. The weights "
+            "or the features of these are out of range; during training, lower the learning_rate."
         )
+
+
+def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
+    """Log the VAL or TEST line of the release, and a line with further metrics."""
+    name = {"train": "TRAIN", "valid": "VAL", "test": "TEST"}[split]
+    logger.info(f"{name}-({model_name}) >> {format_metrics(metrics, (*CORE_METRICS, 'Loss'))}")
+    logger.info(f"{name}: {format_metrics(metrics, ('Corr', 'Acc_5', 'Has0_Acc_2'))}")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What each part of a model computes for the N utterances of a split, in file order.
+
+    Attributes:
+        labels: (N,)
+        heads: (N,) predicted sentiment of each of HEADS, by name.
+        specific: (N, d) mean over the steps, by modality letter.
+        common: (N, d) mean over the steps, by modality letter.
+    """
+
+    labels: np.ndarray
+    heads: dict[str, np.ndarray]
+    specific: dict[str, np.ndarray]
+    common: dict[str, np.ndarray]
+
+    def head_metrics(self) -> dict[str, dict[str, float]]:
+        """Compute the metrics of utils.metrics for each head."""
+        return {name: regression_metrics(predicted, self.labels) for name, predicted in self.heads.items()}
+
+
+@torch.inference_mode()
+def inspect(
+    model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32", modalities: str = "lva"
+) -> Inspection:
+    """Run the whole model over a split in eval mode.
+
+    Args:
+        model: On the device.
+        loader: Loader of the split, in file order.
+        device: Where to compute.
+        precision: fp32, tf32 or bf16.
+        modalities: Letters of the modalities to use; those not listed are replaced by zeros.
+
+    Raises:
+        NumericalError: A prediction is not finite.
+    """
+    model.eval()
+    choose_tf32(precision)
+    labels, outputs = [], []
+    with without_modalities(model, modalities):
+        for batch in loader:
+            *inputs, target = to_device(batch, device)
+            with autocast(device, precision):
+                output = model(*keep_modalities(inputs, modalities))
+            outputs.append(_summarize(output))
+            labels.append(target.squeeze(1))
+    joined = {}
+    for name in outputs[0]:
+        joined[name] = torch.cat([output[name] for output in outputs]).cpu()
+    check_finite(joined["output_logit"], loader.dataset.ids, "test")
+    return Inspection(
+        labels=torch.cat(labels).cpu().numpy(),
+        heads={name: joined[name].numpy() for name in HEADS},
+        specific={m: joined[f"specific_{m}"].numpy() for m in STACK_ORDER},
+        common={m: joined[f"common_{m}"].numpy() for m in STACK_ORDER},
+    )
+
+
+def _summarize(output: DMDOutput) -> dict[str, Tensor]:
+    """The heads (B,), and the decoupled features (B, d) as means over the steps."""
+    summary = {}
+    published = output.flat()
+    for name in HEADS:
+        summary[name] = published[name].float().squeeze(1)
+    for m in STACK_ORDER:
+        summary[f"specific_{m}"] = output.specific[m].float().mean(dim=1)
+        summary[f"common_{m}"] = output.common[m].float().mean(dim=1)
+    return summary
+
+
+def keep_modalities(inputs: Sequence[Tensor], modalities: str) -> list[Tensor]:
+    """Replace the inputs (text, audio, vision) of modalities that are not listed by zeros."""
+    kept = []
+    for m, x in zip(ARGUMENT_ORDER, inputs, strict=True):
+        kept.append(x if m in modalities else torch.zeros_like(x))
+    return kept
+
+
+@contextlib.contextmanager
+def without_modalities(model: DMD, modalities: str):
+    """Inside, replace what the text encoder computes by zeros where text is not listed: a token 0 is a word too."""
+    if "l" in modalities or not model.args.use_bert:
+        yield
+        return
+    hook = model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features))
+    try:
+        yield
+    finally:
+        hook.remove()

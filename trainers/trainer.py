@@ -3,40 +3,54 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from models.distillation import EDGE_NAMES
 from models.dmd import DMD
 from trainers import distributed
-from trainers.checkpoint import load_weights
-from trainers.evaluate import Predictions, in_order, predict, to_device
+from trainers.evaluate import Predictions, in_file_order, log_metrics, predict, to_device
 from trainers.losses import LossTerms, Objective
-from experiments.run_folder import RunFolder
 from utils.device import autocast, choose_tf32
 from utils.errors import NumericalError
 from utils.log import logger, progress
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, format_metrics
+from utils.ranks import rank
 from utils.seed import random_state, set_random_state
 
-
-class Step(NamedTuple):
-    """Tensors on the device, without gradients. Reading a value makes the host wait for the device, so that this is
-    done for many steps at once."""
-
-    predicted: torch.Tensor  # (B, 1)
-    labels: torch.Tensor  # (B, 1)
-    rows: torch.Tensor  # (B) of the train split
-    names: list[str]  # of the loss terms
-    losses: torch.Tensor  # (number of names)
-    edges: torch.Tensor  # (12) batch means
-    gradient_norm: torch.Tensor  # () of all parameters' accumulated gradients; finite if they are (up to 1e19)
+GRAPHS = ("homo", "hetero")
 
 
-class TrainedEpoch(NamedTuple):
+@dataclass
+class Step:
+    """What is kept of a batch: tensors on the device, without gradients.
+
+    Reading a value makes the host wait for the device, so that this is done for many steps at once.
+
+    Attributes:
+        predicted: (B, 1)
+        labels: (B, 1)
+        rows: (B,) numbers of the utterances in the train split.
+        loss_names: Names of the loss terms.
+        losses: (number of terms,)
+        edges: (12,) means over the batch, of the homogeneous graph, then of the heterogeneous one.
+        gradient_norm: () of the accumulated gradients; finite if they are (up to 1e19).
+    """
+
+    predicted: Tensor
+    labels: Tensor
+    rows: Tensor
+    loss_names: list[str]
+    losses: Tensor
+    edges: Tensor
+    gradient_norm: Tensor
+
+
+@dataclass
+class TrainedEpoch:
     """Means over the batches of an epoch, and the predictions made while training."""
 
     losses: dict[str, float]
@@ -44,11 +58,62 @@ class TrainedEpoch(NamedTuple):
     predictions: Predictions
 
 
+@dataclass
+class EpochResult:
+    """What `Trainer.fit` reports at the end of an epoch.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        best_epoch: The best epoch so far.
+        learning_rate: The one that the epoch was trained with.
+        train_seconds: Seconds of training.
+        seconds: Seconds of training and evaluation.
+        losses: Mean of each loss term over the batches.
+        edges: Mean of each edge weight over the batches.
+        metrics: Metrics by split: train, valid, test.
+    """
+
+    epoch: int
+    best_epoch: int
+    learning_rate: float
+    train_seconds: float
+    seconds: float
+    losses: dict[str, float]
+    edges: dict[str, float]
+    metrics: dict[str, dict[str, float]]
+
+    def to_row(self) -> dict[str, float]:
+        """The epoch as a row of history.csv, with columns such as `loss/total`, `edge/homo_V2L`, `test/MAE`."""
+        row = {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "learning_rate": self.learning_rate,
+            "train_seconds": self.train_seconds,
+            "seconds": self.seconds,
+        }
+        for group, values in {"loss": self.losses, "edge": self.edges, **self.metrics}.items():
+            for name, value in values.items():
+                row[f"{group}/{name}"] = value
+        return row
+
+
 class Trainer:
     """Trains one model with one seed.
 
-    `seed_number` counts the seeds of a command, for the log. `precision` is fp32, tf32 (on CUDA) or bf16 (autocast of
-    the model; losses and metrics stay in fp32); `compiled` runs forward and losses through torch.compile.
+    Args:
+        args: The settings.
+        model: The model; it is moved to the device.
+        objective: The objective, with the two graphs that are trained along; it is moved to the device.
+        loaders: Loaders of train, valid and test.
+        device: Where to compute.
+        seed_number: Number of the seed among those of a command, for the log.
+        precision: fp32, tf32 (on CUDA) or bf16 (autocast of the model; losses and metrics stay in fp32).
+        compile: Run the forward pass and the losses through torch.compile.
+
+    Attributes:
+        epoch: The last epoch that was trained; 0 before the first.
+        best_epoch: The best epoch so far by `KeyEval` on valid; 0 before the first.
+        best_value: Its `KeyEval`.
     """
 
     def __init__(
@@ -60,12 +125,19 @@ class Trainer:
         device: torch.device,
         seed_number: int = 1,
         precision: str = "fp32",
-        compiled: bool = False,
+        compile: bool = False,
     ):
-        self.args, self.device, self.loaders, self.seed_number = args, device, loaders, seed_number
+        self.args = args
+        self.device = device
+        self.loaders = loaders
+        self.seed_number = seed_number
         self.precision = precision
-        self.model, self.objective = model.to(device), objective.to(device)
-        self.parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.model = model.to(device)
+        self.objective = objective.to(device)
+        self.all_parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.epoch = 0
+        self.best_epoch = 0
+        self.best_value = math.nan
         # Parity: weight_decay is in the release's config and never given to Adam.
         self.optimizer = torch.optim.Adam(
             self._parameter_groups(),
@@ -78,192 +150,237 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
         )
-        # Without CUDA graphs, whose next replay would overwrite the gradients that a group of batches adds up; and not
-        # bound to this object, which could then not be freed before Python's collector runs, with all that is on a GPU.
-        self.compiled = torch.compile(type(self).forward, dynamic=False) if compiled else None
-        batches = len(loaders["train"])
-        steps_leftover = args.leftover_batches == "step" and batches % args.update_epochs > 0
-        self.steps_at_epoch_end = steps_leftover or batches < args.update_epochs
-        if self.steps_at_epoch_end and not steps_leftover:
-            logger.warning(f"{batches} batches are fewer than update_epochs {args.update_epochs}: one step an epoch.")
+        # The function, not the bound method: a reference to this object would keep it, and all that it has on a GPU,
+        # until Python's collector runs. Without CUDA graphs, whose next replay would overwrite accumulated gradients.
+        self.compiled_forward = torch.compile(type(self).forward, dynamic=False) if compile else None
+        self.steps_at_epoch_end = self._steps_at_epoch_end()
 
     def _parameter_groups(self) -> list[dict]:
-        """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is one of its own."""
+        """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is a group of its own."""
         if self.args.learning_rate_bert is None or not self.args.use_bert:
-            return [{"params": self.parameters}]
+            return [{"params": self.all_parameters}]
         bert = list(self.model.text_model.parameters())
-        rest = [p for p in self.parameters if all(p is not q for q in bert)]
+        bert_ids = {id(parameter) for parameter in bert}
+        rest = [parameter for parameter in self.all_parameters if id(parameter) not in bert_ids]
         return [{"params": rest}, {"params": bert, "lr": self.args.learning_rate_bert}]
 
-    def fit(
-        self, run: RunFolder, resumed: dict | None = None, after_epoch: Sequence[Callable[[dict], None]] = ()
-    ) -> tuple[dict[str, float], Predictions]:
-        """Train until `early_stop` epochs bring nothing better (or `max_epochs`); leave the best weights loaded.
-
-        resumed: the training state of the last complete epoch, which model and trainer have loaded
-        after_epoch: each is called with the epoch's row of history.csv; what one raises ends the training
-        -> TEST metrics of the best epoch, with `epoch` and its `valid_<KeyEval>`; its TEST predictions
-        """
-        args = self.args
-        keep = None if args.keep_checkpoints == "all" else args.keep_checkpoints
-        first = {"epoch": 0, "best_epoch": 0, "best_value": math.nan}
-        epoch, best_epoch, best_value = ((resumed or first)[key] for key in first)
-        while epoch - best_epoch < args.early_stop and (args.max_epochs is None or epoch < args.max_epochs):
-            epoch += 1
-            started = time.perf_counter()
-            trained = self.train_epoch(epoch)
-            train_seconds = time.perf_counter() - started
-            train = trained.predictions.metrics()
-            logger.info(
-                f">> Epoch: {epoch} TRAIN-({args.model_name}) [{epoch - best_epoch}/{epoch}/{self.seed_number}] "
-                f">> total_loss: {round(trained.losses['total'], 4)} {format_metrics(train, CORE_METRICS)}"
+    def _steps_at_epoch_end(self) -> bool:
+        """Whether the last, incomplete group of batches of an epoch gets a step."""
+        batches = len(self.loaders["train"])
+        if self.args.leftover_batches == "step":
+            return batches % self.args.update_epochs > 0
+        if batches < self.args.update_epochs:
+            logger.warning(
+                f"{batches} batches are fewer than update_epochs={self.args.update_epochs}: one step an epoch."
             )
-            logger.debug(f"Loss terms: {format_metrics(trained.losses, tuple(trained.losses))}")
-            metrics = {"train": train} | {split: self.evaluate(split).metrics() for split in ("valid", "test")}
-            learning_rate = self.optimizer.param_groups[0]["lr"]
-            self.scheduler.step(metrics["valid"]["Loss"])
+            return True
+        return False
 
-            value = metrics["valid"][args.KeyEval]
-            improvement = best_value - value if args.KeyEval in LOWER_IS_BETTER else value - best_value
-            # The first epoch is the best so far, whatever it is.
-            if best_epoch == 0 or improvement >= args.min_improvement:
-                best_epoch, best_value = epoch, value
-            seconds = {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
-            row = {"epoch": epoch, "best_epoch": best_epoch, "learning_rate": learning_rate} | seconds
-            groups = {"loss": trained.losses, "edge": trained.edges} | metrics
-            row |= {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
-            state = {"epoch": epoch, "best_epoch": best_epoch, "best_value": best_value} | self.state()
-            run.save_epoch(self.model, state, row, best_epoch, keep)  # returns at once; the next epoch trains meanwhile
-            for call in after_epoch:
-                call(row)
-        run.finish_writing()
-        distributed.wait_for_all()
-        logger.info(f"Stopped after epoch {epoch}. The best, by {args.KeyEval} on valid, is epoch {best_epoch}:")
-        # The epoch's own file: on a network's file system, another process may still see an older best.pth.
-        load_weights(self.model, run.checkpoints / f"{best_epoch}.pth")
-        predictions = self.evaluate("test")
-        return {"epoch": best_epoch, f"valid_{args.KeyEval}": best_value} | predictions.metrics(), predictions
+    def fit(self, on_epoch_end: Callable[[EpochResult], None] | None = None) -> None:
+        """Train until `early_stop` epochs bring nothing better, or until `max_epochs`.
 
-    def state(self) -> dict:
-        """What decides how training continues, besides the weights of the model."""
-        return {
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "order": self.loaders["train"].generator.get_state(),
-            "random": distributed.gather_objects(random_state()),
-        }
+        A trainer that has loaded the state of another continues where that one stopped.
 
-    def load_state(self, state: dict) -> None:
-        """Continue from what `state` told. Raises whatever PyTorch says where it belongs to another model."""
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.loaders["train"].generator.set_state(state["order"])
-        if distributed.rank() < len(state["random"]):  # else there were fewer processes: this one draws from its seed
-            set_random_state(state["random"][distributed.rank()])
+        Args:
+            on_epoch_end: Called after every epoch; what it raises ends the training.
+        """
+        while not self.is_finished():
+            result = self.run_epoch()
+            if on_epoch_end is not None:
+                on_epoch_end(result)
+        logger.info(
+            f"Stopped after epoch {self.epoch}. The best, by {self.args.KeyEval} on valid, is epoch {self.best_epoch}:"
+        )
 
-    def train_epoch(self, epoch: int = 1) -> TrainedEpoch:
-        """One pass over the train split. Raises NumericalError before a step with a loss or gradient that is infinite.
+    def is_finished(self) -> bool:
+        """Whether training has reached its end."""
+        if self.args.max_epochs is not None and self.epoch >= self.args.max_epochs:
+            return True
+        return self.epoch - self.best_epoch >= self.args.early_stop
 
-        Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward; the
-        batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained
-        that way. With `leftover_batches` step they get a step of their own, unscaled too.
+    def run_epoch(self) -> EpochResult:
+        """Train for one epoch, evaluate on valid and test, and adapt the learning rate."""
+        self.epoch += 1
+        started = time.perf_counter()
+        trained = self.train_epoch()
+        train_seconds = time.perf_counter() - started
+        train_metrics = trained.predictions.metrics()
+        self._log_training(trained.losses, train_metrics)
+        valid_metrics = self.evaluate("valid").metrics()
+        test_metrics = self.evaluate("test").metrics()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step(valid_metrics["Loss"])
+        self._update_best(valid_metrics[self.args.KeyEval])
+        return EpochResult(
+            epoch=self.epoch,
+            best_epoch=self.best_epoch,
+            learning_rate=learning_rate,
+            train_seconds=train_seconds,
+            seconds=time.perf_counter() - started,
+            losses=trained.losses,
+            edges=trained.edges,
+            metrics={"train": train_metrics, "valid": valid_metrics, "test": test_metrics},
+        )
+
+    def _log_training(self, losses: dict[str, float], metrics: dict[str, float]) -> None:
+        """Log the TRAIN line of the release: epochs since the best one, epoch, number of the seed."""
+        counts = f"[{self.epoch - self.best_epoch}/{self.epoch}/{self.seed_number}]"
+        logger.info(
+            f">> Epoch: {self.epoch} TRAIN-({self.args.model_name}) {counts} "
+            f">> total_loss: {round(losses['total'], 4)} {format_metrics(metrics, CORE_METRICS)}"
+        )
+        logger.debug(f"Loss terms: {format_metrics(losses, tuple(losses))}")
+
+    def _update_best(self, value: float) -> None:
+        """Note the epoch as the best one where its KeyEval improves by `min_improvement`; the first always is."""
+        if self.args.KeyEval in LOWER_IS_BETTER:
+            improvement = self.best_value - value
+        else:
+            improvement = value - self.best_value
+        if self.best_epoch == 0 or improvement >= self.args.min_improvement:
+            self.best_epoch = self.epoch
+            self.best_value = value
+
+    def train_epoch(self) -> TrainedEpoch:
+        """Train on every batch of the train split once.
+
+        Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward pass; the
+        batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained that
+        way. With `leftover_batches` step they get a step of their own, unscaled too.
+
+        Raises:
+            NumericalError: A loss or gradient is not finite; raised before the optimizer takes a step with it.
         """
         self.model.train()
         self.objective.train()
-        loader = self.loaders["train"]
         steps: list[Step] = []
-        checked = 0
-        for index, batch in enumerate(progress(loader, "train")):
-            if index % self.args.update_epochs == 0:
+        group: list[Step] = []  # batches since the last step of the optimizer
+        for batch in progress(self.loaders["train"], "train"):
+            if not group:
                 self.optimizer.zero_grad()
-            steps.append(self.training_step(batch))
-            if (index + 1) % self.args.update_epochs == 0:
-                self._check_finite(steps[checked:], epoch)
-                checked = len(steps)
+            group.append(self.training_step(batch))
+            if len(group) == self.args.update_epochs:
+                self._check_finite(group)
                 self.optimizer.step()
-        self._check_finite(steps[checked:], epoch)
-        if self.steps_at_epoch_end:
-            self.optimizer.step()
-        losses, edges = (
-            torch.stack([getattr(step, what) for step in steps]).double().mean(dim=0).tolist()
-            for what in ("losses", "edges")
-        )
-        by_name = dict(zip(steps[0].names, losses, strict=True))
-        edge_names = [f"{graph}_{name}" for graph in ("homo", "hetero") for name in EDGE_NAMES]
-        predicted, labels = in_order(*zip(*(step[:3] for step in steps), strict=True))
-        predictions = Predictions(predicted.numpy(), labels.numpy(), by_name["task/all"])
-        return TrainedEpoch(by_name, dict(zip(edge_names, edges, strict=True)), predictions)
+                steps += group
+                group = []
+        if group:
+            self._check_finite(group)
+            steps += group
+            if self.steps_at_epoch_end:
+                self.optimizer.step()
+        return self._summarize(steps)
 
-    def _check_finite(self, steps: Sequence[Step], epoch: int) -> None:
-        """Raise NumericalError where losses or gradients of these batches are not finite."""
-        totals = [torch.stack([step.losses[step.names.index("total")], step.gradient_norm]) for step in steps]
-        finite = torch.stack(totals).isfinite().all(dim=1).tolist() if steps else []  # the host waits for the device
+    def training_step(self, batch: dict[str, Tensor]) -> Step:
+        """Forward pass, losses, backward pass and clipping for one batch; gradients add up."""
+        text, audio, vision, labels = to_device(batch, self.device)
+        choose_tf32(self.precision)  # here: torch.compile would run it at another time
+        # The smaller last batch of an epoch is not worth a compilation of its own.
+        if self.compiled_forward is not None and len(labels) == self.args.batch_size:
+            predicted, terms = self.compiled_forward(self, text, audio, vision, labels)
+        else:
+            predicted, terms = self.forward(text, audio, vision, labels)
+        terms["total"].backward()
+        distributed.average_gradients(self.all_parameters)
+        gradients = [p.grad for p in self.all_parameters if p.grad is not None]
+        gradient_norm = nn.utils.get_total_norm(gradients)  # before the clipping, which hides infinities
+        if self.args.grad_clip != -1:
+            nn.utils.clip_grad_value_(self.all_parameters, self.args.grad_clip)
+        edge_means = [terms.edges[graph].detach().mean(dim=1) for graph in GRAPHS]
+        return Step(
+            # Copies: what a loader process sends keeps a file open as long as it is used, here for an epoch.
+            predicted=predicted.detach().clone(),
+            labels=labels.clone(),
+            rows=batch["rows"].clone(),
+            loss_names=list(terms),
+            losses=torch.stack(list(terms.values())).detach(),
+            edges=torch.cat(edge_means),
+            gradient_norm=gradient_norm,
+        )
+
+    def forward(self, text: Tensor, audio: Tensor, vision: Tensor, labels: Tensor) -> tuple[Tensor, LossTerms]:
+        """Run the model on this process's shard of a batch, and the objective on the whole batch.
+
+        Returns:
+            The prediction (B, 1), and the loss terms.
+        """
+        with autocast(self.device, self.precision):
+            shards = distributed.shard(text), distributed.shard(audio), distributed.shard(vision)
+            output = self.model(*shards)
+        output = output.map(lambda x: distributed.all_gather(x.float(), len(labels)))
+        return output.output_logit, self.objective(output, labels)
+
+    def _check_finite(self, steps: Sequence[Step]) -> None:
+        """Raise NumericalError where the losses or gradients of these batches are not finite."""
+        totals = []
+        for step in steps:
+            total = step.losses[step.loss_names.index("total")]
+            totals.append(torch.stack([total, step.gradient_norm]))
+        finite = torch.stack(totals).isfinite().all(dim=1).tolist()  # the host waits for the device
         if all(finite):
             return
         step = steps[finite.index(False)]
-        terms = [name for name, value in zip(step.names, step.losses.tolist(), strict=True) if not math.isfinite(value)]
-        what = f"the loss term {terms[0]} is" if terms else "all losses are finite, but a gradient is"
+        what = "all losses are finite, but a gradient is"
+        for name, value in zip(step.loss_names, step.losses.tolist(), strict=True):
+            if not math.isfinite(value):
+                what = f"the loss term {name} is"
+                break
         bad = ~step.predicted.flatten().isfinite().cpu()
-        rows = step.rows.cpu()[bad if bad.any() else slice(None)].tolist()
+        rows = step.rows.cpu()
+        if bad.any():
+            rows = rows[bad]
         ids = self.loaders["train"].dataset.ids
+        names = ", ".join(ids[row] for row in rows.tolist())
         raise NumericalError(
-            f"epoch {epoch}: {what} not finite, in the batch with the utterances {', '.join(ids[i] for i in rows)}. "
-            "No step was taken with it; the checkpoints of the epochs before are good. Lower the learning_rate, or "
-            "look for extreme features in these utterances."
+            f"epoch {self.epoch}: {what} not finite, in the batch with the utterances {names}. No step was taken with "
+            "it; the checkpoints of the epochs before are good. Lower the learning_rate, or look for extreme features "
+            "in these utterances."
         )
 
-    def training_step(self, batch: dict) -> Step:
-        """Forward, losses, backward, clipping for one batch."""
-        *inputs, labels = to_device(batch, self.device)
-        accumulated = [p.grad for p in self.parameters]
-        self.optimizer.zero_grad()
-        choose_tf32(self.precision)  # here, as torch.compile would do it at another time
-        # The smaller last batch of an epoch is not worth a compilation of its own.
-        if self.compiled and len(labels) == self.args.batch_size:
-            predicted, terms = self.compiled(self, *inputs, labels)
-        else:
-            predicted, terms = self.forward(*inputs, labels)
-        terms["total"].backward()
-        distributed.average_gradients(self.parameters)
-        _add_gradients(self.parameters, accumulated)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)  # before the clipping, which hides infinities
-        if self.args.grad_clip != -1:
-            nn.utils.clip_grad_value_(self.parameters, self.args.grad_clip)
-        losses = torch.stack(list(terms.values())).detach()
-        edges = torch.cat([terms.edges[graph].detach().mean(dim=1) for graph in ("homo", "hetero")])
-        # Copies: what a loader process sends keeps a file open as long as it is used, and a step is kept for an epoch.
-        labels, rows = labels.clone(), batch["rows"].clone()
-        return Step(predicted.detach().clone(), labels, rows, list(terms), losses, edges, norm)
-
-    def forward(self, text, audio, vision, labels) -> tuple[torch.Tensor, LossTerms]:
-        """-> prediction (B, 1), loss terms"""
-        with autocast(self.device, self.precision):
-            output = self.model(*(distributed.share(x) for x in (text, audio, vision)))
-        output = output.map(lambda x: distributed.gather(x.float(), len(labels)))
-        return output.output_logit, self.objective(output, labels)
+    def _summarize(self, steps: Sequence[Step]) -> TrainedEpoch:
+        """Means of losses and edges over the batches, and all predictions in file order."""
+        loss_means = torch.stack([step.losses for step in steps]).double().mean(dim=0).tolist()
+        edge_means = torch.stack([step.edges for step in steps]).double().mean(dim=0).tolist()
+        losses = dict(zip(steps[0].loss_names, loss_means, strict=True))
+        edge_names = [f"{graph}_{edge}" for graph in GRAPHS for edge in EDGE_NAMES]
+        edges = dict(zip(edge_names, edge_means, strict=True))
+        predicted, labels = in_file_order(
+            [step.predicted for step in steps], [step.labels for step in steps], [step.rows for step in steps]
+        )
+        predictions = Predictions(predicted.numpy(), labels.numpy(), losses["task/all"])
+        return TrainedEpoch(losses, edges, predictions)
 
     def evaluate(self, split: str) -> Predictions:
-        """Predictions for a split with the present weights; their metrics are logged as VAL or TEST."""
+        """Predict a split with the present weights, and log its metrics as VAL or TEST."""
         predictions = predict(self.model, self.loaders[split], self.device, split, self.precision)
         log_metrics(split, self.args.model_name, predictions.metrics())
         return predictions
 
+    def state_dict(self) -> dict:
+        """Everything that decides how training continues, except the weights of the model."""
+        return {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_value": self.best_value,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "order": self.loaders["train"].generator.get_state(),
+            "random": distributed.all_gather_objects(random_state()),
+        }
 
-def _add_gradients(parameters: Sequence[nn.Parameter], before: Sequence[torch.Tensor | None]) -> None:
-    """What backward() does one by one, in one operation for many: add each gradient to that of the batches before."""
-    for parameter, gradient in zip(parameters, before, strict=True):
-        if parameter.grad is None:
-            parameter.grad = gradient
-    pairs = [(p.grad, g) for p, g in zip(parameters, before, strict=True) if g is not None and p.grad is not g]
-    if pairs:
-        torch._foreach_add_(*(list(side) for side in zip(*pairs, strict=True)))
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from what `state_dict` returned.
 
-
-def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
-    """One VAL or TEST line in the release's form, and one with other metrics."""
-    name = {"train": "TRAIN", "valid": "VAL", "test": "TEST"}[split]
-    logger.info(f"{name}-({model_name}) >> {format_metrics(metrics, (*CORE_METRICS, 'Loss'))}")
-    logger.info(f"{name}: {format_metrics(metrics, ('Corr', 'Acc_5', 'Has0_Acc_2'))}")
+        Raises:
+            KeyError, RuntimeError, ValueError: The state belongs to another model.
+        """
+        self.epoch = state["epoch"]
+        self.best_epoch = state["best_epoch"]
+        self.best_value = state["best_value"]
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.loaders["train"].generator.set_state(state["order"])
+        if rank() < len(state["random"]):  # otherwise there were fewer processes: this one draws from its seed
+            set_random_state(state["random"][rank()])
