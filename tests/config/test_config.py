@@ -107,7 +107,7 @@ def test_what_is_set_beats_the_objective_whichever_layer_names_it(tmp_path):
 
 BAD_FILES = [
     ('{"dmd": [1\n 2]}', "line 2 column 2"),
-    (edited("dmd", None) | {"dmdd": {}}, "dmd: Field required"),
+    (edited("dmd", None) | {"dmdd": {}}, "dmd is missing"),
     (edited("dmd", "commonParams", "early_stopp", 3), "'early_stopp'.*early_stop"),
     (edited("dmd", "datasetParams", "mosi", "nlevels", "4"), 'own.json: nlevels is "4"; .*integer'),
     (edited("dmd", "commonParams", "need_data_aligned", False), "no 'unaligned' features"),
