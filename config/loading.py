@@ -1,10 +1,10 @@
-"""From a JSON file of this family, and overrides, to the checked settings of one data set."""
+"""Merge defaults, a JSON config file and overrides into the checked settings of one data set."""
 
 import difflib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,77 +16,106 @@ from utils.errors import ConfigError
 from utils.log import is_first_rank, logger
 from utils.reading import printable, read_json
 
+DEFAULT_FILE = Path(__file__).with_name("config.json")
 COMMAND_LINE = "--set"
-_warn_once = functools.cache(logger.warning)  # a command resolves its settings several times
+MODEL_NAME = "dmd"
+PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
 
-DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes part of a folder's name
+DataSetName = Annotated[str, Field(pattern=r"^[\w-]+$")]  # becomes part of a folder's name
+FeatureVariants = dict[Literal["aligned", "unaligned"], dict]
 
 
 class ModelSections(BaseModel, extra="forbid"):
+    """The section of one model in the config file."""
+
     commonParams: dict
     objectiveParams: dict = {}
     datasetParams: dict[str, dict] = {}
 
 
 class ConfigFile(BaseModel):
-    """The layout of config.json; sections of other models are passed over."""
+    """The layout of config.json; sections of other models are ignored."""
 
-    datasetCommonParams: dict[DataSetName, dict[Literal["aligned", "unaligned"], dict] | str]
+    datasetCommonParams: dict[DataSetName, FeatureVariants | str]
     dmd: ModelSections
 
 
 def load_config(
     model_name: str, dataset_name: str, config_file: str | Path = "", overrides: dict | None = None
 ) -> EasyDict:
-    """Settings of one model on one data set: defaults < file (default config/config.json) < overrides.
+    """Load the settings of one model on one data set: defaults < config file < overrides.
 
-    Switches that are set nowhere, or to null, follow `objective`, whichever layer named it.
+    Switches that no layer sets, or that are null, follow `objective`, whichever layer sets it.
 
-    -> EasyDict of every setting, with model_name and dataset_name; featurePath is joined to dataset_root_dir.
-    Raises ConfigError in one line that names file, key, value and what is allowed.
+    Args:
+        model_name: "dmd", in any case.
+        dataset_name: A data set of the config file.
+        config_file: JSON file in the layout of config/config.json, which is the default.
+        overrides: Settings by key, as given to `--set`.
+
+    Returns:
+        Every setting of `DMDConfig`, with `model_name` and `dataset_name`. `featurePath` is joined
+        to `dataset_root_dir`. The caller may change the dictionary.
+
+    Raises:
+        ConfigError: A name, key or value is invalid.
     """
-    path, overrides = Path(config_file or Path(__file__).with_name("config.json")), overrides or {}
-    content = read_model(ConfigFile, path, "config file (leave out -c for the default)")
-    check_names([model_name.lower()], ["dmd"], path, "model")
-    datasets, sections, common = content.datasetCommonParams, content.dmd.datasetParams, content.dmd.commonParams
-    root = {key: value for key, value in datasets.items() if isinstance(value, str)}
-    known = [key for key in datasets if key not in root]
-    dataset_name = dataset_name if dataset_name in known else dataset_name.lower()
-    check_names([dataset_name], known, path, "data set")
-    if dataset_name not in sections:  # because it is misspelt?
-        check_names(sections, known, f"dmd.datasetParams of {path}", "section")
-
-    variants, section = datasets[dataset_name], sections.get(dataset_name, {})
-    aligned = (section | overrides).get("need_data_aligned")
-    if aligned is None:  # commonParams speak of data sets that have both
-        aligned = "aligned" in variants and common.get("need_data_aligned", True)
-    variant = "unaligned" if aligned is False else "aligned"  # what is no flag is refused below
-    if variant not in variants:
-        raise ConfigError(f"{path}: no '{variant}' features of {dataset_name}. Set need_data_aligned accordingly.")
-    of_file = variants[variant] | root | common | {"need_data_aligned": aligned} | content.dmd.objectiveParams | section
-    return _checked(of_file, path, overrides, dataset_name)
+    path = Path(config_file or DEFAULT_FILE)
+    overrides = overrides or {}
+    content = read_json_as(ConfigFile, path, "config file (leave out -c for the default)")
+    check_names([model_name.lower()], [MODEL_NAME], path, "model")
+    dataset_name = _find_dataset(content, dataset_name, path)
+    file_settings = _merge_sections(content, dataset_name, overrides, path)
+    return _check_settings(file_settings, path, overrides, dataset_name)
 
 
 def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyDict:
-    """Check settings that were resolved before (a run's config.json), with overrides on top; featurePath is relative
-    to dataset_root_dir, as in `load_config`, whichever of the two is overridden."""
-    dataset_name = settings.get("dataset_name", "")
-    unused = ("model_name", "dataset_name", *IGNORED_KEYS)
-    settings = {key: value for key, value in settings.items() if key not in unused}
-    path, root = (str(settings.get(key, "")) for key in ("featurePath", "dataset_root_dir"))
-    if root and Path(path).is_relative_to(root):
-        settings["featurePath"] = str(Path(path).relative_to(root))
-    return _checked(settings, "the run's config.json", overrides or {}, dataset_name)
+    """Check settings that a run has saved in run.json, with overrides on top.
+
+    As in `load_config`, `featurePath` is relative to `dataset_root_dir`, whichever is overridden.
+
+    Args:
+        settings: The settings that `load_config` returned for the run.
+        overrides: Settings by key, as given to `--set`.
+
+    Returns:
+        The same as `load_config`.
+
+    Raises:
+        ConfigError: A key or value is invalid.
+    """
+    saved = dict(settings)
+    saved.pop("model_name", None)
+    dataset_name = saved.pop("dataset_name", "")
+    for key in IGNORED_KEYS:
+        saved.pop(key, None)
+    feature_path = Path(str(saved.get("featurePath", "")))
+    root = str(saved.get("dataset_root_dir", ""))
+    if root and feature_path.is_relative_to(root):
+        saved["featurePath"] = str(feature_path.relative_to(root))
+    return _check_settings(saved, "run.json", overrides or {}, dataset_name)
 
 
 def parse_overrides(items: Iterable[str]) -> dict:
-    """['batch_size=32', 'pretrained=bert-base-cased'] -> {key: value}, values as JSON where they are JSON."""
+    """Parse the arguments of `--set`.
+
+    Args:
+        items: Texts such as "batch_size=32" or "pretrained=bert-base-cased".
+
+    Returns:
+        Settings by key. Values are parsed as JSON where possible, and are texts otherwise.
+
+    Raises:
+        ConfigError: An item is not of the form key=value.
+    """
     overrides = {}
     for item in items:
-        key, equals, text = (part.strip() for part in item.partition("="))
-        if not equals or not key:
-            raise ConfigError(f"{COMMAND_LINE}: '{item}' is not of the form key=value.")
-        text = {"True": "true", "False": "false", "None": "null"}.get(text, text)  # Python's words for JSON's
+        key, equals_sign, text = item.partition("=")
+        key = key.strip()
+        text = text.strip()
+        if not key or not equals_sign:
+            raise ConfigError(f"{COMMAND_LINE}: '{item}' is invalid; expected key=value.")
+        text = PYTHON_LITERALS.get(text, text)
         try:
             overrides[key] = json.loads(text)
         except ValueError:
@@ -94,50 +123,144 @@ def parse_overrides(items: Iterable[str]) -> dict:
     return overrides
 
 
-def read_model(model, path: str | Path, kind: str):
-    """A JSON file as a pydantic model; kind: what it should be. Raises ConfigError."""
+def read_json_as(schema: type, path: str | Path, kind: str):
+    """Read a JSON file and check it against a type.
+
+    Args:
+        schema: A pydantic model, or another type that pydantic can check.
+        path: The file.
+        kind: What the file should be, for the error message.
+
+    Returns:
+        The content, as an instance of `schema`.
+
+    Raises:
+        ConfigError: The file is unreadable, or its content does not match.
+    """
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable JSON {kind}: {printable(error, 200)}.") from error
-    return _validated(model, content, lambda key: path)
+        reason = printable(error, 200)
+        raise ConfigError(f"{path}: not a readable JSON {kind}: {reason}.") from error
+    try:
+        return TypeAdapter(schema).validate_python(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_describe_first_error(error)}") from error
 
 
 def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str) -> None:
-    """Raise ConfigError for a name that is not known, with the one that was probably meant."""
-    for name in (name for name in names if name not in known):
-        close = difflib.get_close_matches(printable(name), known, n=1)
-        there = "config/schema.py describes all of them." if kind == "setting" else f"known: {', '.join(known)}."
-        hint = f"did you mean {close[0]}?" if close else there
+    """Check that names are known.
+
+    Args:
+        names: The names to check.
+        known: All valid names.
+        where: File, section or flag that contains the names, for the error message.
+        kind: What the names are: "setting", "data set", ...
+
+    Raises:
+        ConfigError: A name is unknown; the message suggests a similar one.
+    """
+    for name in names:
+        if name in known:
+            continue
+        similar = difflib.get_close_matches(printable(name), known, n=1)
+        if similar:
+            hint = f"did you mean {similar[0]}?"
+        elif kind == "setting":
+            hint = "config/schema.py describes all settings."
+        else:
+            hint = f"known: {', '.join(known)}."
         raise ConfigError(f"{where}: unknown {kind} '{printable(name)}'; {hint}")
 
 
-def _checked(settings: dict, where: str | Path, overrides: dict, dataset_name: str) -> EasyDict:
-    """The settings that stand in `where`, with overrides on top."""
-    for place, names in ((where, settings), (COMMAND_LINE, overrides)):
-        check_names(names, (*DMDConfig.model_fields, *IGNORED_KEYS), place, "setting")
-    settings = settings | overrides
-    ignored = sorted(settings.keys() & IGNORED_KEYS)
+def _find_dataset(content: ConfigFile, dataset_name: str, path: Path) -> str:
+    """The data set's name as the config file spells it."""
+    known = []
+    for key, value in content.datasetCommonParams.items():
+        if not isinstance(value, str):
+            known.append(key)
+    if dataset_name not in known:
+        dataset_name = dataset_name.lower()
+    check_names([dataset_name], known, path, "data set")
+    sections = content.dmd.datasetParams
+    if dataset_name not in sections:  # its section may be misspelt
+        check_names(sections, known, f"dmd.datasetParams of {path}", "section")
+    return dataset_name
+
+
+def _merge_sections(content: ConfigFile, dataset_name: str, overrides: dict, path: Path) -> dict:
+    """The settings of a config file for one data set; later sections replace earlier ones."""
+    common = content.dmd.commonParams
+    section = content.dmd.datasetParams.get(dataset_name, {})
+    variants = content.datasetCommonParams[dataset_name]
+
+    aligned = overrides.get("need_data_aligned", section.get("need_data_aligned"))
+    if aligned is None:  # commonParams applies to data sets with both variants
+        aligned = "aligned" in variants and common.get("need_data_aligned", True)
+    variant = "unaligned" if aligned is False else "aligned"  # other types are rejected later
+    if variant not in variants:
+        raise ConfigError(
+            f"{path}: no '{variant}' features of {dataset_name}. Set need_data_aligned accordingly."
+        )
+
+    merged = dict(variants[variant])
+    for key, value in content.datasetCommonParams.items():
+        if isinstance(value, str):  # dataset_root_dir
+            merged[key] = value
+    merged.update(common)
+    merged["need_data_aligned"] = aligned
+    merged.update(content.dmd.objectiveParams)
+    merged.update(section)
+    return merged
+
+
+def _check_settings(
+    settings: dict, where: str | Path, overrides: dict, dataset_name: str
+) -> EasyDict:
+    """Check the settings that `where` contains, with overrides on top."""
+    known = (*DMDConfig.model_fields, *IGNORED_KEYS)
+    check_names(settings, known, where, "setting")
+    check_names(overrides, known, COMMAND_LINE, "setting")
+    merged = {**settings, **overrides}
+
+    ignored = []
+    for key in IGNORED_KEYS:
+        if key in merged:
+            ignored.append(key)
+            del merged[key]
     if ignored and is_first_rank():
-        _warn_once(f"Settings that have no effect here: {', '.join(ignored)}.")
-    used = {key: value for key, value in settings.items() if key not in IGNORED_KEYS}
-    checked = _validated(DMDConfig, used, lambda key: COMMAND_LINE if key in overrides else where)
-    checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
-    return EasyDict(checked.model_dump(), model_name="dmd", dataset_name=dataset_name)
+        _warn_once(f"Settings that have no effect here: {', '.join(sorted(ignored))}.")
 
-
-def _validated(model, values: object, where: Callable[[str], str | Path]):
-    """The values as a pydantic model. Raises ConfigError for the first that is wrong; where: does a key stand."""
     try:
-        return TypeAdapter(model).validate_python(values)
+        checked = DMDConfig.model_validate(merged)
     except ValidationError as error:
-        first, flat = error.errors()[0], model is DMDConfig
-        message = first["msg"].removeprefix("Value error, ").rstrip(".")
-        place = ".".join(map(str, first["loc"][: 1 if flat else None]))
-        key = place or message.split()[0]  # a condition on several settings begins with the first of them
-        if first["type"] == "missing":
-            message = f"{place}: {message}"
-        elif place:
-            given = printable(json.dumps(values[key] if flat else first["input"], ensure_ascii=False, default=str))
-            message = f"{place} is {given}; {message[0].lower()}{message[1:]}"
-        raise ConfigError(f"{where(key)}: {printable(message, 400)}.") from error
+        message = _describe_first_error(error, merged)
+        key = message.split()[0]  # messages about several settings begin with the first one, too
+        source = COMMAND_LINE if key in overrides else where
+        raise ConfigError(f"{source}: {message}") from error
+    checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+    return EasyDict(checked.model_dump(), model_name=MODEL_NAME, dataset_name=dataset_name)
+
+
+def _describe_first_error(error: ValidationError, settings: dict | None = None) -> str:
+    """The first invalid value in one line; of a setting that is a list, the whole list."""
+    first = error.errors()[0]
+    expected = first["msg"].removeprefix("Value error, ").rstrip(".")
+    location = [str(part) for part in first["loc"]]
+    value = first["input"]
+    if settings is not None and location:
+        location = location[:1]
+        value = settings.get(location[0])
+    place = ".".join(location)
+    if first["type"] == "missing":
+        return f"{printable(place)} is missing."
+    if not place:
+        return f"{printable(expected, 400)}."
+    given = printable(json.dumps(value, ensure_ascii=False, default=str))
+    expected = expected[0].lower() + expected[1:]
+    return f"{printable(f'{place} is {given}; {expected}', 400)}."
+
+
+@functools.cache  # a command resolves its settings several times
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -1,131 +1,258 @@
-"""Every setting of a run: its type, its range, its meaning, and the release's value as its default."""
+"""Every setting of a run: its type, its range, its meaning, and the release's value as default."""
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    model_validator,
+)
 
-# Keys of this family's files that choose nothing here: accepted, with a warning.
-IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned", "seq_lens", "optimizer", "scheduler")
+# Keys of MMSA's and the release's config files that have no effect here: accepted, with a warning.
+IGNORED_KEYS = (
+    "num_classes",
+    "language",
+    "train_samples",
+    "need_model_aligned",
+    "seq_lens",
+    "optimizer",
+    "scheduler",
+)
 
-# What `objective` chooses for each switch that is null; the paper says nothing of the others.
+# The value that `objective` gives to each switch that is null.
 RELEASE = {
-    "ort": "batch", "margin": "release", "homo_repr": "off", "hetero_repr": "cosine_apart", "gd_prior": "release",
-    "fusion": "sigmoid", "leftover_batches": "drop", "weight_decay_applied": False, "valid_loss": "batch_mean",
-}  # fmt: skip
-PAPER = {"ort": "paper", "margin": "paper", "hetero_repr": "off", "gd_prior": "none", "fusion": "gate"}
-PRESETS = {"release": RELEASE, "paper": RELEASE | PAPER}
+    "ort": "batch",
+    "margin": "release",
+    "homo_repr": "off",
+    "hetero_repr": "cosine_apart",
+    "gd_prior": "release",
+    "fusion": "sigmoid",
+    "leftover_batches": "drop",
+    "weight_decay_applied": False,
+    "valid_loss": "batch_mean",
+}
+PAPER = {
+    **RELEASE,  # the paper does not define the other switches
+    "ort": "paper",
+    "margin": "paper",
+    "hetero_repr": "off",
+    "gd_prior": "none",
+    "fusion": "gate",
+}
+PRESETS = {"release": RELEASE, "paper": PAPER}
 
 Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
+Layers = Annotated[int, Field(ge=1, le=64)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Two, Three, Six = (Field(min_length=n, max_length=n) for n in (2, 3, 6))
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Two = Field(min_length=2, max_length=2)
+Three = Field(min_length=3, max_length=3)
+Six = Field(min_length=6, max_length=6)
 Representation = Literal["off", "l1", "cosine_apart"]
+KeyMetric = Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"]
 
 
-def knob(default, description: str):
+def setting(default, description: str):
+    """A field of `DMDConfig`; `...` as default makes it required."""
     return Field(default, description=description)
 
 
 class Strict(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
-    """In which "1" is no number and 1 no flag; an int is still a float."""
+    """Strict types: strings are not converted to numbers, nor 1 to true; ints are valid floats."""
 
 
 class DMDConfig(Strict):
-    """The settings of one data set, merged and flat; lengths and names as in the released config."""
+    """The settings of one data set, merged and flat; names as in the released config."""
 
     # Data
-    featurePath: Name = knob(..., "feature pickle, relative to dataset_root_dir or absolute")
-    feature_dims: Annotated[list[Width], Three] = knob([768, 5, 20], "widths of text (`pretrained`'s), audio, vision")
-    need_data_aligned: bool = knob(True, "aligned features, or each modality at its own rate")
-    dataset_root_dir: Name = knob("./dataset", "folder that a relative featurePath starts from")
+    featurePath: Name = setting(
+        ..., "feature pickle; a relative path starts from `dataset_root_dir`"
+    )
+    feature_dims: Annotated[list[Width], Three] = setting(
+        [768, 5, 20], "widths of text (the hidden size of `pretrained`), audio and vision features"
+    )
+    need_data_aligned: bool = setting(
+        True, "use word-aligned features; false: each modality keeps its own sampling rate"
+    )
+    dataset_root_dir: Name = setting("./dataset", "folder of the data sets")
 
     # Text encoder
-    use_bert: bool = knob(True, "encode the tokens with `pretrained`; false: the file's text features")
-    use_finetune: bool = knob(True, "train the text encoder too; false: its weights stay as loaded")
-    transformers: Literal["bert", "roberta", "auto"] = knob("bert", "what `pretrained` is; auto: any encoder")
-    pretrained: Name = knob("bert-base-uncased", "text encoder: hub name, or folder with config.json")
+    use_bert: bool = setting(
+        True, "encode the tokens with `pretrained`; false: use the text features of the pickle"
+    )
+    use_finetune: bool = setting(True, "fine-tune the text encoder; false: freeze it")
+    transformers: Literal["bert", "roberta", "auto"] = setting(
+        "bert", "architecture of `pretrained`; auto: any encoder that transformers.AutoModel loads"
+    )
+    pretrained: Name = setting(
+        "bert-base-uncased", "text encoder: name on the Hugging Face hub, or a local folder"
+    )
 
     # Model
-    dst_feature_dim_nheads: Annotated[list[Width], Two] = knob([50, 10], "[d, h]: common width, attention heads")
-    feature_decoupling: bool = knob(True, "specific and common parts; false: both are the projected features")
-    cross_modal_attention: bool = knob(True, "between specific parts; false: the memory reads each part twice")
-    nlevels: Annotated[int, Field(ge=1, le=64)] = knob(4, "layers of each transformer; over memories at least 3")
-    attn_mask: bool = knob(True, "hide later steps from a query")
-    conv1d_kernel_size_l: Width = knob(5, "k_l, steps that the text projection spans")
-    conv1d_kernel_size_a: Width = knob(5, "k_a, as k_l for audio")
-    conv1d_kernel_size_v: Width = knob(5, "k_v, as k_l for vision")
-    text_dropout: Probability = knob(0.5, "on the text features")
-    attn_dropout: Probability = knob(0.3, "on attention weights: text as source, memories")
-    attn_dropout_a: Probability = knob(0.2, "on attention weights: audio as source")
-    attn_dropout_v: Probability = knob(0.0, "on attention weights: vision as source")
-    relu_dropout: Probability = knob(0.0, "inside the transformers' feed-forward layers")
-    embed_dropout: Probability = knob(0.2, "on the transformers' inputs")
-    res_dropout: Probability = knob(0.0, "before each residual sum of a transformer")
-    output_dropout: Probability = knob(0.5, "in every prediction head")
-    fast: bool = knob(True, "run models/fast/ where it is equal up to rounding; false: the plain model")
+    dst_feature_dim_nheads: Annotated[list[Width], Two] = setting(
+        [50, 10], "[d, h]: common feature width and number of attention heads"
+    )
+    feature_decoupling: bool = setting(
+        True, "split features into specific and common parts; false: use the projections for both"
+    )
+    cross_modal_attention: bool = setting(
+        True, "attend between modalities; false: memory transformers read each part twice"
+    )
+    nlevels: Layers = setting(4, "layers of each transformer; memory transformers have at least 3")
+    attn_mask: bool = setting(True, "causal attention: queries do not see later steps")
+    conv1d_kernel_size_l: Width = setting(5, "kernel size of the convolution that projects text")
+    conv1d_kernel_size_a: Width = setting(5, "kernel size of the convolution that projects audio")
+    conv1d_kernel_size_v: Width = setting(5, "kernel size of the convolution that projects vision")
+    text_dropout: Probability = setting(0.5, "dropout of the text features")
+    attn_dropout: Probability = setting(
+        0.3, "dropout of attention weights: text as source, and memory transformers"
+    )
+    attn_dropout_a: Probability = setting(0.2, "dropout of attention weights: audio as source")
+    attn_dropout_v: Probability = setting(0.0, "dropout of attention weights: vision as source")
+    relu_dropout: Probability = setting(0.0, "dropout after the ReLU of feed-forward layers")
+    embed_dropout: Probability = setting(0.2, "dropout of the transformers' inputs")
+    res_dropout: Probability = setting(0.0, "dropout before each residual sum of a transformer")
+    output_dropout: Probability = setting(0.5, "dropout in every prediction head")
+    fast: bool = setting(
+        True, "use optimized attention on the CPU and batched encoders on CUDA; false: plain code"
+    )
 
-    # Switches: where paper and release differ. null: as `objective` says (PRESETS)
-    objective: Literal["release", "paper"] = knob("release", "chooses the switches below that are null")
-    ort: Literal["batch", "feature", "paper"] | None = knob(None, "L_ort over batch or width (paper: not clamped)")
-    margin: Literal["release", "paper"] | None = knob(None, "L_mar: margin_slope·|Δy|; or triplets and margin_alpha")
-    homo_repr: Representation | None = knob(None, "HomoGD's representation term: none, L1, or cosine (lowered)")
-    hetero_repr: Representation | None = knob(None, "as homo_repr, of HeteroGD")
-    gd_prior: Literal["release", "none"] | None = knob(None, "edges: softmax + prior and its pull; or softmax alone")
-    fusion: Literal["sigmoid", "gate"] | None = knob(None, "into the last head: sigmoid(Wx), or sigmoid(Wx)·x")
-    leftover_batches: Literal["drop", "step"] | None = knob(None, "what an epoch's incomplete last group becomes")
-    weight_decay_applied: bool | None = knob(None, "give weight_decay to Adam; false: it has no effect")
-    valid_loss: Literal["batch_mean", "sample_mean"] | None = knob(None, "an evaluation's Loss: its mean over what")
+    # Switches for differences between paper and release; null: as `objective` defines (PRESETS)
+    objective: Literal["release", "paper"] = setting(
+        "release", "preset for the switches below that are null"
+    )
+    ort: Literal["batch", "feature", "paper"] | None = setting(
+        None, "orthogonality loss: over the batch, over the width, or as in the paper (not clamped)"
+    )
+    margin: Literal["release", "paper"] | None = setting(
+        None, "margin loss: margin_slope * |label distance|, or triplets with margin_alpha"
+    )
+    homo_repr: Representation | None = setting(
+        None, "representation term of HomoGD: none, L1 distance, or cosine similarity (minimized)"
+    )
+    hetero_repr: Representation | None = setting(
+        None, "representation term of HeteroGD; values as for `homo_repr`"
+    )
+    gd_prior: Literal["release", "none"] | None = setting(
+        None, "graph edges: softmax plus prior, with a pull to the prior; or softmax alone"
+    )
+    fusion: Literal["sigmoid", "gate"] | None = setting(
+        None, "input of the final head: sigmoid(Wx), or sigmoid(Wx) * x"
+    )
+    leftover_batches: Literal["drop", "step"] | None = setting(
+        None, "the last, incomplete accumulation group: drop it, or step"
+    )
+    weight_decay_applied: bool | None = setting(
+        None, "pass `weight_decay` to Adam; false: `weight_decay` has no effect"
+    )
+    valid_loss: Literal["batch_mean", "sample_mean"] | None = setting(
+        None, "Loss of an evaluation: mean over batches of `batch_size`, or over utterances"
+    )
 
     # Objective
-    lambda_decoupling: NonNegativeFloat = knob(0.1, "λ1, weight of the decoupling losses")
-    lambda_distillation: NonNegativeFloat = knob(0.05, "λ2, weight of the distillation losses")
-    gamma: NonNegativeFloat = knob(0.1, "γ, weight of margin and orthogonality among the decoupling losses")
-    recon_weight: NonNegativeFloat = knob(1.0, "weight of L_rec inside λ1 · L_dec; 0 leaves it out")
-    cycle_weight: NonNegativeFloat = knob(1.0, "weight of L_cyc inside λ1 · L_dec")
-    margin_weight: NonNegativeFloat = knob(1.0, "weight of L_mar inside λ1 · γ")
-    ort_weight: NonNegativeFloat = knob(1.0, "weight of L_ort inside λ1 · γ")
-    homo_weight: NonNegativeFloat = knob(1.0, "weight of HomoGD's L_dtl inside λ2")
-    hetero_weight: NonNegativeFloat = knob(1.0, "weight of HeteroGD's L_dtl inside λ2")
-    margin_slope: NonNegativeFloat = knob(0.15, "margin per unit of label distance, for margin release")
-    margin_alpha: NonNegativeFloat = knob(0.1, "α, the constant margin, for margin paper")
-    homo_gd_size: Width = knob(64, "node width of the homogeneous graph")
-    hetero_gd_size: Width = knob(32, "node width of the heterogeneous graph")
-    homo_gd_prior: Annotated[list[float], Six] = knob([0, 0, 1, 0, 1, 0], "pattern over V→L, A→L, L→V, A→V, L→A, V→A")
-    hetero_gd_prior: Annotated[list[float], Six] = knob([0, 0, 1, 0, 1, 1], "as homo_gd_prior")
-    gd_prior_temperature: PositiveFloat = knob(0.25, "divides a prior pattern before its softmax")
-    gd_edge_temperature: PositiveFloat = knob(8.0, "divides the edge scores before their softmax")
-    gd_reg_weight: NonNegativeFloat = knob(10.0, "pull of the mean edges to the prior")
-    gd_repr_weight: NonNegativeFloat = knob(10.0, "weight of the representation terms")
+    lambda_decoupling: NonNegativeFloat = setting(0.1, "λ1, weight of the decoupling losses")
+    lambda_distillation: NonNegativeFloat = setting(0.05, "λ2, weight of the distillation losses")
+    gamma: NonNegativeFloat = setting(
+        0.1, "γ, weight of margin and orthogonality within the decoupling losses"
+    )
+    recon_weight: NonNegativeFloat = setting(
+        1.0, "weight of L_rec within λ1 * L_dec; 0 disables it"
+    )
+    cycle_weight: NonNegativeFloat = setting(
+        1.0, "weight of L_cyc within λ1 * L_dec; 0 disables it"
+    )
+    margin_weight: NonNegativeFloat = setting(1.0, "weight of L_mar within λ1 * γ; 0 disables it")
+    ort_weight: NonNegativeFloat = setting(1.0, "weight of L_ort within λ1 * γ; 0 disables it")
+    homo_weight: NonNegativeFloat = setting(
+        1.0, "weight of HomoGD's L_dtl within λ2; 0 disables it"
+    )
+    hetero_weight: NonNegativeFloat = setting(
+        1.0, "weight of HeteroGD's L_dtl within λ2; 0 disables it"
+    )
+    margin_slope: NonNegativeFloat = setting(
+        0.15, "margin per unit of label distance, if `margin` is release"
+    )
+    margin_alpha: NonNegativeFloat = setting(0.1, "α, constant margin, if `margin` is paper")
+    homo_gd_size: Width = setting(64, "width of the nodes of the homogeneous graph")
+    hetero_gd_size: Width = setting(32, "width of the nodes of the heterogeneous graph")
+    homo_gd_prior: Annotated[list[float], Six] = setting(
+        [0.0, 0.0, 1.0, 0.0, 1.0, 0.0],
+        "prior of the homogeneous edges V→L, A→L, L→V, A→V, L→A, V→A",
+    )
+    hetero_gd_prior: Annotated[list[float], Six] = setting(
+        [0.0, 0.0, 1.0, 0.0, 1.0, 1.0],
+        "prior of the heterogeneous edges, in the order of `homo_gd_prior`",
+    )
+    gd_prior_temperature: PositiveFloat = setting(0.25, "temperature of the softmax of the priors")
+    gd_edge_temperature: PositiveFloat = setting(8.0, "temperature of the softmax of the edges")
+    gd_reg_weight: NonNegativeFloat = setting(
+        10.0, "weight of the term that pulls mean edges to the prior"
+    )
+    gd_repr_weight: NonNegativeFloat = setting(10.0, "weight of the representation terms")
 
     # Training
-    batch_size: Count = knob(16, "utterances in a batch")
-    eval_batch_size: Count = knob(64, "utterances in a batch of evaluation; changes the speed alone")
-    update_epochs: Count = knob(10, "batches whose gradients are added up for a step of the optimizer")
-    grad_clip: float = knob(0.6, "largest absolute gradient; -1: no clipping")
-    learning_rate: PositiveFloat = knob(1e-4, "Adam's initial learning rate")
-    learning_rate_bert: PositiveFloat | None = knob(None, "that of the text encoder; null: learning_rate")
-    adam_betas: Annotated[list[Probability], Two] = knob([0.9, 0.999], "β1, β2 of Adam")
-    adam_eps: PositiveFloat = knob(1e-8, "ε of Adam")
-    scheduler_factor: Annotated[float, Field(gt=0, lt=1)] = knob(0.5, "of the learning rates when Loss on valid stalls")
-    patience: NonNegativeInt = knob(5, "epochs without a lower Loss before that")
-    weight_decay: NonNegativeFloat = knob(0.005, "Adam's L2 term, where weight_decay_applied")
-    early_stop: Count = knob(10, "epochs without a new best before training ends")
-    max_epochs: Count | None = knob(None, "stop here at the latest; null: only early stopping")
-    KeyEval: Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"] = knob("Loss", "metric of valid that picks the epoch")
-    keep_checkpoints: Count | Literal["all"] = knob("all", "of how many last epochs files stay, besides the best one")
-    min_improvement: NonNegativeFloat = knob(1e-6, "least change of KeyEval that makes a new best")
+    batch_size: Count = setting(16, "utterances per training batch")
+    eval_batch_size: Count = setting(
+        64, "utterances per evaluation batch; affects only speed and memory"
+    )
+    update_epochs: Count = setting(
+        10, "gradient accumulation: batches per optimizer step (summed, not averaged)"
+    )
+    grad_clip: float = setting(0.6, "clip each gradient element to this value; -1: do not clip")
+    learning_rate: PositiveFloat = setting(1e-4, "initial learning rate of Adam")
+    learning_rate_bert: PositiveFloat | None = setting(
+        None, "initial learning rate of the text encoder; null: `learning_rate`"
+    )
+    adam_betas: Annotated[list[Probability], Two] = setting([0.9, 0.999], "β1 and β2 of Adam")
+    adam_eps: PositiveFloat = setting(1e-8, "ε of Adam")
+    scheduler_factor: OpenFraction = setting(
+        0.5, "factor on the learning rates when Loss on valid stops improving"
+    )
+    patience: NonNegativeInt = setting(
+        5, "epochs without a lower Loss on valid before the learning rates are reduced"
+    )
+    weight_decay: NonNegativeFloat = setting(
+        0.005, "L2 term of Adam, if `weight_decay_applied` is true"
+    )
+    early_stop: Count = setting(10, "stop after this many epochs without a new best epoch")
+    max_epochs: Count | None = setting(
+        None, "maximum number of epochs; null: only early stopping ends training"
+    )
+    KeyEval: KeyMetric = setting("Loss", "metric on valid that selects the best epoch")
+    keep_checkpoints: Count | Literal["all"] = setting(
+        "all", "number of recent checkpoints to keep, besides best.pth"
+    )
+    min_improvement: NonNegativeFloat = setting(
+        1e-6, "smallest improvement of KeyEval that counts as a new best"
+    )
 
     @model_validator(mode="after")
-    def _resolve(self) -> "DMDConfig":
+    def _resolve_switches(self) -> "DMDConfig":
         for key, value in PRESETS[self.objective].items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "DMDConfig":
+        """Raise ValueError with a message that begins with the key to change."""
         width, heads = self.dst_feature_dim_nheads
-        if width % heads or width % 2:
-            raise ValueError(f"dst_feature_dim_nheads is [{width}, {heads}]; d must be even and divisible by h")
+        if width % heads != 0 or width % 2 != 0:
+            raise ValueError(
+                f"dst_feature_dim_nheads is [{width}, {heads}]; d must be even and divisible by h"
+            )
         if not self.feature_decoupling and self.lambda_decoupling > 0:
-            raise ValueError(f"lambda_decoupling is {self.lambda_decoupling}; it must be 0 without feature_decoupling")
+            raise ValueError(
+                f"lambda_decoupling is {self.lambda_decoupling}; "
+                "set it to 0 if feature_decoupling is false"
+            )
         if self.grad_clip <= 0 and self.grad_clip != -1:
-            raise ValueError(f"grad_clip is {self.grad_clip}; allowed: greater than 0, or -1 for no clipping")
+            raise ValueError(
+                f"grad_clip is {self.grad_clip}; expected more than 0, or -1 for no clipping"
+            )
         return self

@@ -1,27 +1,40 @@
-"""JSON files that give settings other values: the rows of a suite, and the search space of a sweep."""
+"""Read JSON files that vary settings: the rows of a suite, and the search space of a sweep."""
 
 import json
-from dataclasses import replace
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from optuna import Trial
-from optuna.distributions import FloatDistribution
-from pydantic import Field, RootModel, model_validator
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import Field, model_validator
 
-from config.loading import COMMAND_LINE, read_model
+from config.loading import check_names, read_json_as
 from config.schema import Strict
 from utils.errors import ConfigError
 from utils.metrics import METRICS
+from utils.reading import printable
 
-SUITES = {path.stem: path for path in sorted(Path(__file__).parent.glob("suites/*.json"))}
-DEFAULT_SPACE = Path(__file__).parent / "search" / "default.json"
+FOLDER = Path(__file__).parent
+SUITES = {path.stem: path for path in sorted(FOLDER.glob("suites/*.json"))}
+DEFAULT_SPACE = FOLDER / "search" / "default.json"
+LARGEST_FLOAT = sys.float_info.max
+RANGE_KEYS = ("type", "low", "high", "log")
 
-RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+_.-]{0,59}$")]  # it becomes part of a folder's name
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9+_.-]{0,59}$")]  # in folder names
+Modalities = Annotated[str, Field(pattern="^[lva]{1,3}$")]
 
 
 class Published(Strict):
-    """Published numbers of rows, in the units of metrics.json; for runs whose settings have the values of `when`."""
+    """Published metrics of some rows, in the units of metrics.json.
+
+    They are shown if the settings of a row have all values of `when`.
+    """
 
     source: str
     when: dict = {}
@@ -29,76 +42,142 @@ class Published(Strict):
 
 
 class Suite(Strict):
-    """Trainings that differ in a few settings each, for one table."""
+    """Runs that differ in a few settings each, for one table."""
 
     description: str = ""
-    rows: Annotated[dict[RowName, dict], Field(min_length=1)]  # overrides; a row without any is the run as configured
+    rows: Annotated[dict[RowName, dict], Field(min_length=1)]  # overrides of each row
     published: list[Published] = []
-    heads: list[str] = []  # outputs of the model that are scored by themselves, for each row
-    kept: list[Annotated[str, Field(pattern="^[lva]{1,3}$")]] = ["lva"]  # which modalities are there at that
+    heads: list[str] = []  # model outputs to score separately, for each row
+    modalities: list[Modalities] = ["lva"]  # inputs to score them with; the others are zeros
 
-
-class Range(Strict):
-    """A number from low to high, both included; on a logarithmic scale with `log`."""
-
-    type: Literal["float", "int"]
-    low: float
-    high: float
-    log: bool = False
-
-    @property
-    def extremes(self) -> list:
-        """The values that must be allowed for all others to be."""
-        return [self.low, self.high] if self.type == "float" else [int(self.low), int(self.high)]
-
-    @model_validator(mode="after")
-    def _check(self):
-        FloatDistribution(*self.extremes, log=self.log)  # or ValueError
-        if self.type == "int" and self.extremes != [self.low, self.high]:
-            raise ValueError("low and high of an int are whole numbers")
-        return self
-
-    def suggest(self, trial: Trial, key: str) -> float:
-        suggest = trial.suggest_float if self.type == "float" else trial.suggest_int
-        return suggest(key, *self.extremes, log=self.log)
-
-
-class Choice(RootModel[Annotated[list, Field(min_length=1)]]):
-    """One of some values, of any JSON type. A study holds no lists, and takes true for 1: it gets JSON texts."""
-
-    @property
-    def extremes(self) -> list:
-        return self.root
-
-    def suggest(self, trial: Trial, key: str):
-        return json.loads(trial.suggest_categorical(key, [json.dumps(choice) for choice in self.root]))
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_names(cls, content: object) -> object:
+        if isinstance(content, dict) and "kept" in content:
+            raise ValueError("kept has been renamed; use modalities")
+        return content
 
 
 def load_suite(name: str) -> Suite:
-    """Read config/suites/<name>.json, or the JSON file of that name. Raises ConfigError for what is wrong in it."""
-    return read_model(Suite, SUITES.get(name, name), f"suite (built in: {', '.join(SUITES)})")
+    """Read a suite.
 
+    Args:
+        name: A built-in suite (config/suites/<name>.json), or the path of a JSON file.
 
-def load_search_space(path: str | Path, options) -> dict[str, Range | Choice]:
-    """Read {key: [value, …] or {"type": "float" | "int", "low": …, "high": …, "log": …}}, for trials with RunOptions.
+    Returns:
+        The suite. The settings of its rows are not checked yet.
 
-    Raises ConfigError for what is wrong in the file, and for bounds or choices which the settings do not allow.
+    Raises:
+        ConfigError: The file is unreadable or invalid.
     """
-    space = read_model(Annotated[dict[str, Range | Choice], Field(min_length=1)], path, "search space")
-    for key, dimension in space.items():
-        for value in dimension.extremes:
-            resolve(str(path), {key: value}, options)
+    path = SUITES.get(name, name)
+    return read_json_as(Suite, path, f"suite (built in: {', '.join(SUITES)})")
+
+
+def load_search_space(path: str | Path) -> dict[str, BaseDistribution]:
+    """Read a search space: {key: [value, ...] or {"type", "low", "high", "log"}}.
+
+    A range has the type "float" or "int" and includes `low` and `high`; `log` (default false)
+    samples it on a logarithmic scale. Choices may have any JSON type. Since Optuna stores no lists
+    and does not distinguish 1 from true, they become JSON texts, which `suggest` decodes.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        A distribution for each setting. The settings themselves are not checked yet: try
+        `extreme_values` for that.
+
+    Raises:
+        ConfigError: The file is unreadable or invalid.
+    """
+    entries = read_json_as(dict[str, object], path, "search space")
+    if not entries:
+        raise ConfigError(f"{path}: the search space is empty; add at least one setting.")
+    space = {}
+    for key, entry in entries.items():
+        where = f"{path}: {printable(key)}"
+        if isinstance(entry, list):
+            space[key] = _read_choices(entry, where)
+        elif isinstance(entry, dict):
+            space[key] = _read_range(entry, where)
+        else:
+            raise ConfigError(f"{where} is {_quoted(entry)}; expected a list or a range.")
     return space
 
 
-def resolve(where: str, overrides: dict, options) -> dict:
-    """The settings of these RunOptions with the overrides that stand in a file, `where`.
+def extreme_values(distribution: BaseDistribution) -> list:
+    """Return the values that must be valid for all values of a distribution to be valid.
 
-    Raises ConfigError for overrides that the settings do not allow, and for a key that the command line sets too.
+    Args:
+        distribution: A distribution of `load_search_space`.
+
+    Returns:
+        Both bounds of a range; every choice, decoded.
     """
-    if both := ", ".join(overrides.keys() & options.config.keys()):
-        raise ConfigError(f"{where}: {both} is set on the command line too. Remove one of the two.")
-    try:
-        return replace(options, config=options.config | overrides).settings()
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
+    if isinstance(distribution, CategoricalDistribution):
+        return [json.loads(choice) for choice in distribution.choices]
+    return [distribution.low, distribution.high]
+
+
+def suggest(trial: Trial, name: str, distribution: BaseDistribution):
+    """Draw a value.
+
+    Args:
+        trial: The trial that records the value.
+        name: The setting.
+        distribution: A distribution of `load_search_space`.
+
+    Returns:
+        A float, an int, or the decoded choice.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return json.loads(trial.suggest_categorical(name, distribution.choices))
+    low, high, log = distribution.low, distribution.high, distribution.log
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, low, high, log=log)
+    return trial.suggest_float(name, low, high, log=log)
+
+
+def _read_choices(choices: list, where: str) -> CategoricalDistribution:
+    if not choices:
+        raise ConfigError(f"{where}: the list is empty; expected at least one value.")
+    return CategoricalDistribution([json.dumps(choice) for choice in choices])
+
+
+def _read_range(entry: dict, where: str) -> FloatDistribution | IntDistribution:
+    check_names(entry, RANGE_KEYS, where, "key")
+    for key in ("type", "low", "high"):
+        if key not in entry:
+            raise ConfigError(f"{where}: {key} is missing; a range needs type, low and high.")
+    kind = entry["type"]
+    if kind not in ("float", "int"):
+        raise ConfigError(f"""{where}: type is {_quoted(kind)}; expected "float" or "int".""")
+    low = _read_bound(entry, "low", where)
+    high = _read_bound(entry, "high", where)
+    log = entry.get("log", False)
+    if not isinstance(log, bool):
+        raise ConfigError(f"{where}: log is {_quoted(log)}; expected true or false.")
+    if low > high:
+        raise ConfigError(f"{where}: low is {low}, more than high, {high}. Exchange them.")
+    if log and low <= 0:
+        raise ConfigError(f"{where}: low is {low}; a logarithmic scale needs more than 0.")
+    if kind == "int":
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def _read_bound(entry: dict, name: str, where: str) -> float:
+    bound = entry[name]
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
+        raise ConfigError(f"{where}: {name} is {_quoted(bound)}; expected a number.")
+    if not abs(bound) <= LARGEST_FLOAT:  # also NaN
+        raise ConfigError(f"{where}: {name} is {_quoted(bound)}; expected a finite number.")
+    if entry["type"] == "int" and bound != int(bound):
+        raise ConfigError(f"{where}: {name} is {bound}; expected a whole number for type int.")
+    return bound
+
+
+def _quoted(value: object) -> str:
+    """A value from a JSON file, as it appears there."""
+    return printable(json.dumps(value, ensure_ascii=False))
