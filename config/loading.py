@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from config.schema import IGNORED_KEYS, DMDConfig
 from utils.errors import ConfigError
-from utils.log import is_first_rank, logger
+from utils.log import logger
+from utils.ranks import is_first_rank
 from utils.reading import printable, read_json
 
 DEFAULT_FILE = Path(__file__).with_name("config.json")

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from utils.errors import ConfigError, DMDError
 from utils.interrupts import Interrupted, orderly_interrupts
-from utils.log import is_first_rank, logger, stop_log
+from utils.log import logger, stop_log
+from utils.ranks import is_first_rank
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -81,6 +81,11 @@ def write_json(path: Path, content: dict) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def write_csv(path: Path, table) -> None:
+    """Write a pandas table without its index."""
+    write_atomically(path, lambda file: table.to_csv(file, index=False))
+
+
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:

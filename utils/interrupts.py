@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: the program ends in order, and a second signal ends it at once."""
+"""SIGINT and SIGTERM end the program in order; a second signal ends it at once."""
 
 import os
 import signal
@@ -7,8 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RETRY_SECONDS = 0.01
+
 _held = False
-_waiting: list[int] = []  # the signal that came while signals were held
+_pending: list[int] = []  # the signal that came while signals were held
 
 
 class Interrupted(BaseException):
@@ -16,53 +19,73 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.number, self.exit_status = number, 128 + number
+        self.number = number
+        self.exit_status = 128 + number
 
 
 @contextmanager
 def orderly_interrupts() -> Iterator[None]:
     """Inside, the first signal raises Interrupted, and the second has its usual, deadly effect."""
-    main = os.getpid()
+    main_process = os.getpid()
+    previous_handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    previous_hook = sys.unraisablehook
 
     def interrupt(number, frame):
-        if os.getpid() == main:  # else a loader process, which the main process ends
-            for s in before:
-                signal.signal(s, signal.SIG_DFL)
-            _waiting.append(number)
-            _raise_waiting()
+        if os.getpid() != main_process:  # a loader process, which the main process ends
+            return
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        _pending.append(number)
+        _raise_pending()
 
     def send_again(unraisable):
-        """Python ignores what is raised in a __del__ or another callback: the signal comes again, a little later."""
+        """Python ignores what is raised in a __del__ or another callback: send the signal again, a little later."""
         if not isinstance(unraisable.exc_value, Interrupted):
-            hook_before(unraisable)
+            previous_hook(unraisable)
             return
-        for s in before:
-            signal.signal(s, interrupt)
-        threading.Timer(0.01, os.kill, (main, unraisable.exc_value.number)).start()
+        for each in SIGNALS:
+            signal.signal(each, interrupt)
+        number = unraisable.exc_value.number
+        threading.Timer(RETRY_SECONDS, os.kill, (main_process, number)).start()
 
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    hook_before, sys.unraisablehook = sys.unraisablehook, send_again
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
+    sys.unraisablehook = send_again
     try:
         yield
     finally:
-        sys.unraisablehook = hook_before
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        sys.unraisablehook = previous_hook
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def interrupts_held(held: bool = True) -> Iterator[None]:
-    """Inside, a signal waits until the end, for what must not be left half-done; held=False lets signals in again."""
+def interrupts_held() -> Iterator[None]:
+    """Inside, a signal waits until the end, for what must not be left half-done: a transaction of a database."""
+    with _set_held(True):
+        yield
+
+
+@contextmanager
+def interrupts_allowed() -> Iterator[None]:
+    """Inside `interrupts_held`, let signals in again."""
+    with _set_held(False):
+        yield
+
+
+@contextmanager
+def _set_held(held: bool) -> Iterator[None]:
     global _held
-    before, _held = _held, held
+    before = _held
+    _held = held
     try:
-        _raise_waiting()
+        _raise_pending()
         yield
     finally:
         _held = before
-        _raise_waiting()
+        _raise_pending()
 
 
-def _raise_waiting() -> None:
-    if _waiting and not _held:
-        raise Interrupted(_waiting.pop())
+def _raise_pending() -> None:
+    if _pending and not _held:
+        raise Interrupted(_pending.pop())
