@@ -15,7 +15,7 @@ from trainers.run_settings import INCONSEQUENTIAL, LIMITS, RunFiles, different_s
 from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, remove_leftovers, write_atomically, write_json
 from utils.interrupts import interrupts_held
-from utils.reading import read_json
+from utils.reading import read_metrics
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
@@ -52,7 +52,7 @@ class RunFolder(RunFiles):
         if not self.metrics_file.exists() or any(started.get(key) != limits[key] for key in LIMITS):
             return None
         with self.continuing_from(self.metrics_file):
-            metrics = read_json(self.metrics_file)
+            metrics = read_metrics(self.metrics_file)
             return metrics | {"epoch": int(metrics["epoch"])}
 
     @contextlib.contextmanager
