@@ -4,92 +4,183 @@ python -m analysis.compare result/dmd-mosi-1111 result/paper-mosi-1111
 python -m analysis.compare --seeds result/dmd-mosi-1111 result/dmd-mosi-1112 result/dmd-mosi-1113
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.record import RunRecord
-from analysis.statistics import RESAMPLES, compare, over_seeds
+from analysis.statistics import RESAMPLES, Units, compare, group_by_video, over_seeds
 from analysis.tables import append, as_text
-from experiments.run_config import INCONSEQUENTIAL, different_settings
-from experiments.run_folder import write_csv
+from experiments.run_config import NOT_COMPARED, describe_differences
+from experiments.run_folder import RunFolder
 from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DMDError, RunError
+from utils.files import write_csv
 from utils.log import logger
 from utils.reading import printable
 
 COMPARISON_NOTE = """\
-better: at 5 %, by p for Acc_2 and Acc_7 (McNemar's exact test), by the interval from low to high for F1_score and MAE.
-This is about these two trained models: whether their settings differ takes several seeds of each."""
-SEEDS_NOTE = f"""\
-std: over the seeds (ddof 0). low, high: 95 % interval of the mean, by {RESAMPLES:,} resamples of the utterances;
-the choice of seeds is not in it."""
+low, high: 95 % interval of the difference, by {resamples:,} resamples of the {unit}s.
+p: randomization test, which swaps A and B in random {unit}s, {resamples:,} times.
+better: at 5 %, by p, for each metric alone: choose the metric beforehand.
+This is about these two models. Whether their settings differ takes several seeds of each."""
+FEW_UNITS_NOTE = "Only {number} {unit}s: p cannot fall below 5 %, and the intervals are too narrow."
+SEEDS_NOTE = """\
+std: over the seeds (ddof 0). low, high: 95 % interval of the mean,
+by {resamples:,} resamples of the {unit}s; the choice of seeds is not in it."""
+FEW_UNITS = 6  # with fewer, even the most extreme of all swaps has p > 5 %: 2 / 2^5
 
 
-def pair(runs: Sequence[RunRecord]) -> tuple[np.ndarray, np.ndarray, str]:
-    """Bring together what several runs predict for the utterances that all of them have, in the first one's order.
+@dataclass(frozen=True)
+class PairedPredictions:
+    """The predictions of several runs for the test utterances that all of them have.
 
-    -> (predictions (S, N), labels (N), a line that says how many utterances these are)
-    Raises RunError where runs share less than two utterances, or disagree about a label.
+    Attributes:
+        predictions: (S, N) of S runs.
+        labels: (N,) true sentiment.
+        units: The utterances' videos.
+        description: A sentence with the numbers of utterances and videos.
     """
-    # An id may occur several times: the first of one run belongs to the first of another.
-    tables = [run.predictions.set_index(["id", run.predictions.groupby("id").cumcount()]) for run in runs]
+
+    predictions: np.ndarray
+    labels: np.ndarray
+    units: Units
+    description: str
+
+
+def pair(runs: Sequence[RunFolder]) -> PairedPredictions:
+    """Join the predictions of several runs by the utterances' ids, in the order of the first run.
+
+    Raises:
+        RunError: If the runs share less than two utterances, or have different labels for one.
+    """
+    tables = []
+    for run in runs:
+        table = run.predictions
+        # An id may occur several times: the first of one run belongs to the first of another.
+        repetition = table.groupby("id").cumcount()
+        tables.append(table.set_index(["id", repetition]))
     joined = pd.concat(tables, axis=1, join="inner")
-    labels, predictions = joined["label"].to_numpy(), joined["prediction"].to_numpy()
+    labels = joined["label"].to_numpy()
+    predictions = joined["prediction"].to_numpy()
     if len(joined) < 2 or (labels != labels[:, :1]).any():
-        folders = ", ".join(str(run.folder) for run in runs)
-        raise RunError(f"{folders}: they share less than 2 utterances of test, or have other labels for these.")
+        folders = ", ".join(str(run.results) for run in runs)
+        raise RunError(
+            f"{folders}: they share less than 2 utterances of test, or have other labels for these."
+        )
+    units = group_by_video(joined.index.get_level_values(0))
     sizes = ", ".join(str(len(table)) for table in tables)
-    return predictions.T, labels[:, 0], f"{len(joined)} utterances of test that all runs have (of {sizes})."
+    description = (
+        f"{len(joined)} utterances of test that all runs have (of {sizes}), {units.describe()}."
+    )
+    return PairedPredictions(predictions.T, labels[:, 0], units, description)
 
 
-def report_seeds(runs: dict[int, Path], res_save_dir: str | Path, dataset: str, name: str) -> None:
-    """Log how sure the metrics of test are over the seeds, and append it to `normal/<dataset>-intervals.csv`.
+def report_seeds(runs: dict[int, RunFolder], res_save_dir: str | Path, dataset: str, name: str) -> None:
+    """Log the metrics of several seeds with intervals, and append them to a table.
 
-    runs: result folders by seed. What cannot be summed up is a warning: the runs themselves are complete.
+    The table is `<res_save_dir>/normal/<dataset>-intervals.csv`. A failure is a warning: the runs
+    themselves are complete.
+
+    Args:
+        runs: The runs by seed.
+        res_save_dir: The folder that holds `normal/`.
+        dataset: Name of the data set.
+        name: Name of the runs, for the column Model.
     """
     try:
-        predictions, labels, _ = pair([RunRecord(folder) for folder in runs.values()])
+        paired = pair(list(runs.values()))
     except DMDError as error:
         logger.warning(f"No intervals over the seeds: {error}")
         return
-    table = over_seeds(predictions, labels, list(runs))
-    rows = table.tail(4).T.round(4).rename_axis("metric").reset_index()  # mean, std, low, high
+    table = over_seeds(paired.predictions, paired.labels, list(runs), paired.units.index)
+    summary = table.loc[["mean", "std", "low", "high"]]
+    rows = summary.T.round(4).rename_axis("metric").reset_index()
     rows.insert(0, "seeds", " ".join(map(str, runs)))
     path = append(res_save_dir, f"{dataset}-intervals.csv", name, rows)
     for line in as_text(table).splitlines():
         logger.info(line)
-    logger.info(f"low, high: 95 % interval of the mean over {len(labels)} test utterances; in {path}.")
+    logger.info(f"low, high: 95 % interval of the mean; in {path}.")
+    logger.info(f"It is over {paired.description}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="result folder of a run, such as result/dmd-mosi-1111")
-    parser.add_argument("--seeds", action="store_true", help="the runs are seeds of one configuration")
-    parser.add_argument("--output", metavar="FILE.csv", help="write the table there too")
-    options = parser.parse_intermixed_args(argv)
-    runs = [RunRecord(folder) for folder in options.runs]
+    """Run the command.
+
+    Args:
+        argv: The words after the command's name; by default those of the command line.
+
+    Raises:
+        DMDError: If runs or flags do not fit together.
+    """
+    options = _read_flags(argv)
+    runs = [RunFolder(folder) for folder in options.runs]
     if len(runs) < 2 or (len(runs) > 2 and not options.seeds):
-        raise ConfigError(f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds.")
-    predictions, labels, sizes = pair(runs)
-    if options.seeds:
-        for run in runs:
-            for key, value, first in different_settings(run.config, runs[0].config, INCONSEQUENTIAL):
-                raise ConfigError(
-                    f"--seeds: {run.folder} has {key} {printable(value)}, but {runs[0].folder} has {printable(first)}. "
-                    "Name seeds of one configuration; two configurations are compared without --seeds."
-                )
-        table = over_seeds(predictions, labels, [run.config["seed"] for run in runs])
-        print(sizes, as_text(table), SEEDS_NOTE, sep="\n")
-    else:
-        table, (a, b) = compare(*predictions, labels), (str(run.folder) for run in runs)
-        print(f"A: {a}", f"B: {b}", sizes, as_text(table), COMPARISON_NOTE, sep="\n")
-        table = table.assign(run_A=a, run_B=b, utterances=len(labels))
+        raise ConfigError(
+            f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds."
+        )
+    paired = pair(runs)
+    table = _sum_up(runs, paired) if options.seeds else _compare_two(runs, paired)
     if options.output:
-        write_csv(Path(options.output), table.rename_axis("seed" if options.seeds else "metric").reset_index())
+        write_csv(Path(options.output), table.reset_index())
+
+
+def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds."
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="result folder of a run, such as result/dmd-mosi-1111",
+    )
+    parser.add_argument(
+        "--seeds", action="store_true", help="the runs are seeds of one configuration"
+    )
+    parser.add_argument("--output", metavar="FILE.csv", help="write the table there too")
+    return parser.parse_intermixed_args(argv)
+
+
+def _sum_up(runs: list[RunFolder], paired: PairedPredictions) -> pd.DataFrame:
+    """Print the table of `over_seeds`, and return it."""
+    first = runs[0]
+    for run in runs:
+        differences = describe_differences(run.run_config, first.run_config, NOT_COMPARED)
+        for difference in differences:
+            raise ConfigError(
+                f"--seeds: {run.results} has {difference.key} {printable(difference.first)}, but "
+                f"{first.results} has {printable(difference.second)}. Name seeds of one "
+                "configuration; two configurations are compared without --seeds."
+            )
+    seeds = [run.run_config["seed"] for run in runs]
+    table = over_seeds(paired.predictions, paired.labels, seeds, paired.units.index)
+    print(paired.description)
+    print(as_text(table))
+    print(SEEDS_NOTE.format(resamples=RESAMPLES, unit=paired.units.name))
+    return table.rename_axis("seed")
+
+
+def _compare_two(runs: list[RunFolder], paired: PairedPredictions) -> pd.DataFrame:
+    """Print the table of `compare`, and return it with the runs and sizes that it is about."""
+    a, b = runs
+    table = compare(*paired.predictions, paired.labels, paired.units.index)
+    print(f"A: {a.results}")
+    print(f"B: {b.results}")
+    print(paired.description)
+    print(as_text(table))
+    print(COMPARISON_NOTE.format(resamples=RESAMPLES, unit=paired.units.name))
+    if paired.units.number < FEW_UNITS:
+        print(FEW_UNITS_NOTE.format(number=paired.units.number, unit=paired.units.name))
+    table["run_A"] = str(a.results)
+    table["run_B"] = str(b.results)
+    table["utterances"] = len(paired.labels)
+    table["videos"] = paired.units.videos
+    return table.rename_axis("metric")
 
 
 if __name__ == "__main__":

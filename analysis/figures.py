@@ -1,8 +1,9 @@
-"""Draw a run: pictures in <run>/figures/, and <run>/report.html with pictures, settings and numbers on one page.
+"""Draw a run: pictures in <run>/figures/, and <run>/report.html with all of it on one page.
 
 python -m analysis.figures result/dmd-mosi-1111
 """
 
+import argparse
 import base64
 import json
 import shlex
@@ -13,13 +14,11 @@ from pathlib import Path
 import jinja2
 import torch
 
-from analysis.record import RunRecord
-from config import config_from_resolved
 from dataset.features import SPLITS, FeatureSet
-from trainers.heads import Inspection, inspect
-from experiments.run_config import read_description
+from experiments.restore import describe_changes, load_run_settings, restore
+from experiments.run_config import read_run_config
 from experiments.run_folder import RunFolder
-from experiments.restore import differences, restore
+from trainers.evaluate import Inspection, inspect
 from utils.cli import ArgumentParser, log_traceback, run_command
 from utils.device import choose_device, keep_freed_memory
 from utils.errors import CheckpointError, DMDError
@@ -28,84 +27,150 @@ from utils.log import logger
 from utils.metrics import METRICS
 
 
-def draw(record: RunRecord, inspection: Inspection | None, skipped: str = "") -> list[Path]:
-    """Write the pictures of a run and its report; all is drawn before anything is written.
+def draw(run: RunFolder, inspection: Inspection | None, skipped: str = "") -> list[Path]:
+    """Write the pictures of a run and its report. All is drawn before anything is written.
 
-    inspection: of the test split at the best epoch; None leaves out what needs it, and `skipped` says why
-    -> the paths of the files
+    Args:
+        run: The run.
+        inspection: Of the test split at the best epoch; None leaves out the pictures that need it.
+        skipped: Why they are left out, for the report.
+
+    Returns:
+        The paths of the files.
     """
-    from analysis.plots import draw_all  # here: a run without figures needs no matplotlib, which takes long to import
+    # Imported here: a run without figures needs no matplotlib, which takes long to import.
+    from analysis.plots import draw_all
 
-    drawn = draw_all(record, inspection)
-    files = {f"figures/{name}": picture for name, picture in drawn.items()}
-    files["report.html"] = report(record, drawn, skipped).encode()
-    for name, content in files.items():
-        write_atomically(record.folder / name, lambda file, content=content: file.write(content))
-    return [record.folder / name for name in files]
+    pictures = draw_all(run, inspection)
+    page = report(run, pictures, skipped)
+    paths = []
+    for name, picture in pictures.items():
+        path = run.results / "figures" / name
+        _write(path, picture)
+        paths.append(path)
+    path = run.results / "report.html"
+    _write(path, page.encode())
+    paths.append(path)
+    return paths
 
 
-def report(record: RunRecord, drawn: dict[str, bytes], skipped: str) -> str:
-    """Settings, numbers and pictures on a page of HTML that needs no other file."""
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def report(run: RunFolder, pictures: dict[str, bytes], skipped: str) -> str:
+    """Make a page of HTML with settings, numbers and pictures, which needs no other file.
+
+    Args:
+        run: The run.
+        pictures: PNG and SVG files by name; the page shows the SVG ones.
+        skipped: Why some pictures are missing, or "".
+    """
+    encoded = {}
+    for name, content in pictures.items():
+        if name.endswith(".svg"):
+            encoded[name] = base64.b64encode(content).decode()
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pictures = {name: base64.b64encode(file).decode() for name, file in drawn.items() if name.endswith(".svg")}
-    names = {"splits": SPLITS, "metrics": METRICS, "json": json.dumps}
-    return template.render(run=record, pictures=pictures, skipped=skipped, **names)
+    return template.render(
+        run=run,
+        pictures=encoded,
+        skipped=skipped,
+        splits=SPLITS,
+        metrics=METRICS,
+        json=json.dumps,
+    )
 
 
-def draw_after_training(run: RunFolder, device: torch.device, features: FeatureSet | None = None) -> None:
-    """Draw a run that has ended; a failure is a warning, for the run itself is complete.
+def draw_after_training(
+    run: RunFolder, device: torch.device, features: FeatureSet | None = None
+) -> None:
+    """Draw a finished run. A failure is a warning: the run itself is complete.
 
-    features: those that it was trained on, if they are in memory
+    Args:
+        run: The folder of the run.
+        device: Where the model of its best epoch runs.
+        features: The data of the run, where they are in memory.
     """
     try:
-        record = RunRecord(run.results)
-        draw(record, inspect_checkpoint(record, run.best, device, features))
-        logger.info(f"Figures in {run.results / 'figures'}, all on one page in {run.results / 'report.html'}.")
+        draw(run, inspect_checkpoint(run, run.best_file, device, features))
+        page = run.results / "report.html"
+        logger.info(f"Figures in {run.results / 'figures'}, all on one page in {page}.")
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        again = shlex.join(["python", "-m", "analysis.figures", str(run.results), "--checkpoint", str(run.best)])
-        logger.warning(f"No figures ({reason}). To try again: {again}")
+        command = ["python", "-m", "analysis.figures", str(run.results)]
+        command += ["--checkpoint", str(run.best_file)]
+        logger.warning(f"No figures ({reason}). To try again: {shlex.join(command)}")
         log_traceback(error)
 
 
 def inspect_checkpoint(
-    record: RunRecord, checkpoint: Path, device: torch.device, features: FeatureSet | None = None
+    run: RunFolder, checkpoint: Path, device: torch.device, features: FeatureSet | None = None
 ) -> Inspection:
-    """The test split as the model of a checkpoint of that run sees it, in the precision of the training.
+    """Run the model of a checkpoint on the test split, in the precision of the training.
 
-    features: those that it was trained on, if they are in memory
-    Raises CheckpointError, ConfigError or DataError where checkpoint, settings and data do not fit together.
+    Args:
+        run: The run that the checkpoint belongs to.
+        checkpoint: Its weights, such as best.pth.
+        device: Where the model runs.
+        features: The data of the run; by default they are read, and compared with run.json.
+
+    Raises:
+        CheckpointError: If the checkpoint is damaged, or of a run with other settings.
+        ConfigError: If the settings are no longer valid.
+        DataError: If the data cannot be read, or do not fit the model.
     """
-    beside = read_description(checkpoint.parent)
-    if beside and beside["settings"] != record.config["settings"]:
-        raise CheckpointError(f"{checkpoint}: of a run with other settings than {record.folder}. Name the right one.")
-    args, replaced = config_from_resolved(record.config["settings"]), record.config["features"]
-    model, _, loader = restore(checkpoint, args, replaced, "test", device, known=features)
+    run_config = read_run_config(checkpoint.parent)
+    if run_config and run_config["settings"] != run.run_config["settings"]:
+        raise CheckpointError(
+            f"{checkpoint}: belongs to a run with other settings than {run.results}. Name the "
+            "checkpoint of that run."
+        )
+    trained = load_run_settings(run.run_config)
+    loaded = restore(checkpoint, trained, "test", device, features)
     if features is None:
-        for difference in differences(record.config, args, replaced):
-            print(f"Warning: {difference}", file=sys.stderr)
-    return inspect(model, loader, device, record.config.get("precision", "fp32"))
+        for change in describe_changes(trained):
+            print(f"Warning: {change}", file=sys.stderr)
+    return inspect(loaded.model, loaded.loader, device, loaded.precision)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
-    parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
-    parser.add_argument("--checkpoint", type=Path, help="of its best epoch (default: best.pth in pt/, beside result/)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    options = parser.parse_args(argv)
+    """Run the command.
+
+    Args:
+        argv: The words after the command's name; by default those of the command line.
+
+    Raises:
+        DMDError: If the run cannot be read, or a checkpoint that was named cannot be used.
+    """
+    options = _read_flags(argv)
     keep_freed_memory()
-    device, record = choose_device(options.device), RunRecord(options.run)
-    beside = options.run.resolve().parents[1] / "pt" / record.name / "best.pth"
-    inspection, skipped = None, ""
+    device = choose_device(options.device)
+    run = RunFolder(options.run)
+    inspection = None
+    skipped = ""
     try:
-        inspection = inspect_checkpoint(record, options.checkpoint or beside, device)
+        checkpoint = options.checkpoint or run.best_file
+        inspection = inspect_checkpoint(run, checkpoint, device)
     except DMDError as error:
-        if options.checkpoint:  # which was asked for
+        if options.checkpoint:
             raise
         skipped = f"Without features, predictions, heads: {error}"
         print(skipped, file=sys.stderr)
-    print(*draw(record, inspection, skipped), sep="\n")
+    for path in draw(run, inspection, skipped):
+        print(path)
+
+
+def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
+    parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="of its best epoch (default: best.pth in pt/, next to result/)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,97 +1,251 @@
 """How sure the metrics of test are: over several seeds, and of one run against another.
 
-Utterances are resampled with replacement (the bootstrap), all predictions for one utterance together. The intervals
-are plain percentiles of the resampled metrics: BCa divides zero by zero for two runs that predict the same, or a metric
-that is 1, and with the hundreds of utterances of a test split both are nearly the same.
+Clips of one video share speaker, topic and microphone, so they are not independent. What is drawn
+anew, or swapped between two runs, is therefore a *unit*: all clips of a video together, or a single
+utterance where its id names no video (`group_by_video`).
+
+Intervals come from the cluster bootstrap: units are drawn with replacement, as many as there are,
+and the interval holds the middle 95 % of the resampled metrics. (Plain percentiles: BCa divides
+zero by zero for two runs that predict the same.) The p-value comes from a paired randomization
+test: if neither run is better, swapping the predictions of A and B in any unit changes nothing.
+
+Every metric is a function of seven sums over utterances. They are computed once for each unit, and
+one matrix product then gives them for many resamples or swaps at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, regression_metrics, sentiment_classes
 
-LEVEL = 0.05  # of the tests; intervals hold the rest
+LEVEL = 0.05  # of the test; intervals hold the rest
 RESAMPLES = 10_000
-BATCH = 250  # resamples that are in memory at a time
+BATCH = 500  # resamples that are in memory at a time
+ROUNDING = 1e-12  # two differences of metrics that are closer than this are equal
+SEPARATOR = "$_$"  # between video and clip in the ids of MOSI, MOSEI and the synthetic data
 
 
-def over_seeds(predictions: np.ndarray, labels: np.ndarray, names: list, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """Several seeds of one configuration, on the same utterances.
+@dataclass(frozen=True)
+class Units:
+    """Which utterances are drawn, and swapped, together.
 
-    predictions (S, N), labels (N): in [-3, 3] or beyond, N at least 2; names (S): of the seeds
-
-    -> a column for each of CORE_METRICS; rows: the seeds by name, their `mean` and `std` (ddof 0), `low` and `high` of
-    the mean's 95 % interval, the seeds being given. NaN where a metric, or one of its resamples, is not defined.
+    Attributes:
+        index: (N,) the number of each utterance's unit, from 0.
+        videos: How many videos the ids name.
+        without_video: How many utterances have an id that names no video.
     """
-    scored = [regression_metrics(predicted, labels) for predicted in predictions]
-    per_seed = pd.DataFrame(scored, index=names)[list(CORE_METRICS)]
-    low, high = _interval(_contributions(predictions, labels), lambda metrics: metrics.mean(axis=0), resamples)
-    summary = {"mean": per_seed.mean(skipna=False), "std": per_seed.std(ddof=0, skipna=False), "low": low, "high": high}
+
+    index: np.ndarray
+    videos: int
+    without_video: int
+
+    @property
+    def number(self) -> int:
+        """How many units these are."""
+        return int(self.index.max()) + 1
+
+    @property
+    def name(self) -> str:
+        """What a unit is: "video" or "utterance"."""
+        return "video" if self.number < len(self.index) else "utterance"
+
+    def describe(self) -> str:
+        """What the units are, as the end of a sentence about the utterances."""
+        if self.videos == 0:
+            return "whose ids name no videos: utterances are taken as independent"
+        if self.videos == 1 and not self.without_video:
+            return "all of one video: this is about further clips of it, not about other videos"
+        videos = f"of {self.videos} video{'s' if self.videos > 1 else ''}"
+        if self.without_video:
+            return f"{videos}, and {self.without_video} whose ids name none"
+        return videos
+
+
+def group_by_video(ids: Sequence[str]) -> Units:
+    """Make a unit of each video; and of each utterance whose id is not of the form video$_$clip.
+
+    A single video is no sample of videos. If all utterances are of one, each is a unit: the results
+    then hold for further clips of this video only, which `Units.describe` states.
+
+    Args:
+        ids: (N,) of the utterances, as in predictions.csv; N is at least 1.
+    """
+    units = []
+    videos = set()
+    for position, utterance in enumerate(ids):
+        video = utterance.rpartition(SEPARATOR)[0]
+        if video:
+            videos.add(video)
+            units.append(video)
+        else:
+            units.append(position)  # also where the id occurs twice
+    without_video = sum(isinstance(unit, int) for unit in units)
+    if len(videos) == 1 and not without_video:
+        index = np.arange(len(units))
+    else:
+        index, _ = pd.factorize(pd.Series(units, dtype=object))
+    return Units(index, len(videos), without_video)
+
+
+def over_seeds(
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    names: list,
+    units: np.ndarray,
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """Sum up several seeds of one configuration on the same utterances.
+
+    Args:
+        predictions: (S, N) of S seeds, in [-3, 3] or beyond; N is at least 2.
+        labels: (N,) true sentiment.
+        names: (S,) of the seeds.
+        units: (N,) number of each utterance's unit, from 0 (`Units.index`).
+        resamples: Number of bootstrap resamples.
+
+    Returns:
+        A column for each of CORE_METRICS. Rows: the seeds by name, their `mean` and `std` (ddof 0),
+        `low` and `high` of the mean's 95 % interval, the seeds being given. NaN where a metric, or
+        one of its resamples, is not defined.
+    """
+    scores = [regression_metrics(predicted, labels) for predicted in predictions]
+    per_seed = pd.DataFrame(scores, index=names)[list(CORE_METRICS)]
+    resampled = _bootstrap(_sums_of_units(predictions, labels, units), resamples)
+    low, high = _interval(resampled.mean(axis=0))
+    summary = {
+        "mean": per_seed.mean(skipna=False),
+        "std": per_seed.std(ddof=0, skipna=False),
+        "low": low,
+        "high": high,
+    }
     return pd.concat([per_seed, pd.DataFrame(summary, index=per_seed.columns).T])
 
 
-def compare(a: np.ndarray, b: np.ndarray, labels: np.ndarray, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """Two runs A and B on the same utterances: predictions a, b (N), labels (N), N at least 2.
+def compare(
+    a: np.ndarray,
+    b: np.ndarray,
+    labels: np.ndarray,
+    units: np.ndarray,
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """Compare two runs A and B on the same utterances.
 
-    -> a row for each of CORE_METRICS with the columns `A` and `B`; `difference`, which is A - B, and its 95 % interval
-    `low`, `high`; for Acc_2 and Acc_7 `only_A` and `only_B`, the utterances that only A or only B has right, with `p`,
-    that of McNemar's exact test; `better`: A, B or neither, by p or else by the interval. NaN where not defined.
+    Args:
+        a: (N,) predictions of A; N is at least 2.
+        b: (N,) predictions of B.
+        labels: (N,) true sentiment.
+        units: (N,) number of each utterance's unit, from 0 (`Units.index`).
+        resamples: Number of bootstrap resamples, and of random swaps.
+
+    Returns:
+        A row for each of CORE_METRICS with the columns `A`, `B`; `difference`, which is A - B, and
+        its 95 % interval `low`, `high`; `p` of the randomization test; `better`: A, B or neither at
+        5 %, by p. NaN where a metric is not defined (there neither is better).
     """
-    contributions = _contributions(np.stack([a, b]), labels)
-    score_a, score_b = _metrics(contributions.sum(axis=1))
-    low, high = _interval(contributions, lambda metrics: metrics[0] - metrics[1], resamples)
-    columns = {"A": score_a, "B": score_b, "difference": score_a - score_b, "low": low, "high": high}
-    right = {"Acc_2": contributions[..., :2].any(axis=-1), "Acc_7": contributions[..., 4] > 0}
-    tests = {metric: mcnemar(*rows) for metric, rows in right.items()}
-    tested = pd.DataFrame(tests, index=["only_A", "only_B", "p"], dtype=object).T
-    table = pd.DataFrame(columns, index=list(CORE_METRICS)).join(tested)
-    differs = (table["p"] < LEVEL).where(table["p"].notna(), (table["low"] > 0) | (table["high"] < 0))
-    b_is_better = (table["difference"] > 0) == table.index.isin(LOWER_IS_BETTER)
-    return table.assign(better=np.where(differs, np.where(b_is_better, "B", "A"), "neither"))
+    sums_a, sums_b = _sums_of_units(np.stack([a, b]), labels, units)
+    score_a = _metrics(sums_a.sum(axis=0))
+    score_b = _metrics(sums_b.sum(axis=0))
+    difference = score_a - score_b
+
+    resampled_a, resampled_b = _bootstrap(np.stack([sums_a, sums_b]), resamples)
+    low, high = _interval(resampled_a - resampled_b)
+    p = _p_value(difference, _differences_after_swaps(sums_a, sums_b, resamples))
+
+    lower_is_better = np.isin(CORE_METRICS, LOWER_IS_BETTER)
+    b_is_better = (difference > 0) == lower_is_better
+    better = np.where(p < LEVEL, np.where(b_is_better, "B", "A"), "neither")
+    columns = {
+        "A": score_a,
+        "B": score_b,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p": p,
+        "better": better,
+    }
+    return pd.DataFrame(columns, index=list(CORE_METRICS))
 
 
-def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
-    """Exact McNemar test of which utterances (N) A and B have right.
-
-    -> (how many only A, how many only B, p): if neither were better, each of these would be A's or B's by a fair coin.
-    """
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    throws = max(1, only_a + only_b)  # p is 1 of a single throw, as it is of none
-    return only_a, only_b, float(binomtest(only_a, throws, 0.5).pvalue)
-
-
-def _interval(contributions: np.ndarray, combine: Callable[[np.ndarray], np.ndarray], resamples: int) -> np.ndarray:
-    """Low and high (2, M) of what `combine` makes of the metrics (S, R, M) of S runs in R resamples; the same at each
-    call. A metric of a resample is made of sums over utterances, which one matrix product gives for many resamples."""
-    generator, size = np.random.default_rng(0), contributions.shape[1]
-    sums = []
-    for _ in range(0, resamples, BATCH):
-        drawn = generator.integers(0, size, (BATCH, size))
-        times = np.apply_along_axis(np.bincount, 1, drawn, minlength=size)
-        sums.append(times.astype(float) @ contributions)
-    metrics = _metrics(np.concatenate(sums, axis=1)[:, :resamples])
-    return np.quantile(combine(metrics), [LEVEL / 2, 1 - LEVEL / 2], axis=0)
+def _bootstrap(sums: np.ndarray, resamples: int) -> np.ndarray:
+    """CORE_METRICS of S runs in the same R resamples of the units.  (S, U, 7) -> (S, R, M)"""
+    generator = np.random.default_rng(0)  # the same resamples at every call
+    number = sums.shape[1]
+    equally = np.full(number, 1 / number)
+    metrics = []
+    for start in range(0, resamples, BATCH):
+        size = min(BATCH, resamples - start)
+        times_drawn = generator.multinomial(number, equally, size)  # (size, U)
+        metrics.append(_metrics(times_drawn @ sums))
+    return np.concatenate(metrics, axis=1)
 
 
-def _contributions(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What each utterance adds to the sums that `_metrics` needs.  (S, N), (N) -> (S, N, 7)"""
-    predictions, labels = np.broadcast_arrays(np.asarray(predictions, float), np.asarray(labels, float))
-    called_positive, positive, negative = predictions > 0, labels > 0, labels < 0
-    right_class = sentiment_classes(predictions, 3) == sentiment_classes(labels, 3)
-    fields = [called_positive & positive, ~called_positive & negative, positive, negative, right_class]
-    return np.stack([*fields, np.abs(predictions - labels), np.ones_like(labels)], axis=-1)
+def _interval(resampled: np.ndarray) -> np.ndarray:
+    """Low and high of the metrics' 95 % intervals.  (R, M) -> (2, M)"""
+    return np.quantile(resampled, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
+
+
+def _differences_after_swaps(sums_a: np.ndarray, sums_b: np.ndarray, resamples: int) -> np.ndarray:
+    """A - B of CORE_METRICS after swapping A and B in random units.  (U, 7) each -> (R, M)"""
+    generator = np.random.default_rng(0)
+    differences = []
+    for start in range(0, resamples, BATCH):
+        size = min(BATCH, resamples - start)
+        swapped = generator.integers(0, 2, (size, len(sums_a)))  # 1: A and B change places
+        moved = swapped @ (sums_b - sums_a)  # what A gains, and B loses
+        metrics_a = _metrics(sums_a.sum(axis=0) + moved)
+        metrics_b = _metrics(sums_b.sum(axis=0) - moved)
+        differences.append(metrics_a - metrics_b)
+    return np.concatenate(differences)
+
+
+def _p_value(difference: np.ndarray, swapped: np.ndarray) -> np.ndarray:
+    """Two-sided p of a randomization test; NaN where the metric is.  (M,), (R, M) -> (M,)"""
+    as_large = np.abs(swapped) >= np.abs(difference) - ROUNDING
+    # The runs as they are count as one of the swaps, so that p is never 0.
+    p = (1 + as_large.sum(axis=0)) / (1 + len(swapped))
+    return np.where(np.isnan(difference), np.nan, p)
+
+
+def _sums_of_units(predictions: np.ndarray, labels: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """The seven sums that `_metrics` needs.  (S, N), (N,), (N,) -> (S, U, 7)"""
+    predictions = np.asarray(predictions, float)
+    labels = np.broadcast_to(np.asarray(labels, float), predictions.shape)
+    called_positive = predictions > 0
+    positive = labels > 0
+    negative = labels < 0
+    of_utterances = np.stack(
+        [
+            called_positive & positive,
+            ~called_positive & negative,
+            positive,
+            negative,
+            sentiment_classes(predictions, 3) == sentiment_classes(labels, 3),
+            np.abs(predictions - labels),
+            np.ones_like(labels),
+        ],
+        axis=-1,
+    )
+    of_units = np.zeros((len(predictions), units.max() + 1, of_utterances.shape[-1]))
+    for run, values in enumerate(of_utterances):
+        np.add.at(of_units[run], units, values)
+    return of_units
 
 
 def _metrics(sums: np.ndarray) -> np.ndarray:
-    """CORE_METRICS of each run and resample from its sums of contributions, without rounding.  (..., 7) -> (..., M)"""
-    right_positive, right_negative, positive, negative, right_class, error, count = np.moveaxis(sums, -1, 0)
-    right, polar = right_positive + right_negative, positive + negative
+    """CORE_METRICS from the seven sums, without rounding.  (..., 7) -> (..., M)"""
+    right_positive, right_negative, positive, negative, right_class, error, count = np.moveaxis(
+        sums, -1, 0
+    )
+    right = right_positive + right_negative
+    polar = positive + negative
     wrong = polar - right
-    # F1 of a class, weighted by its support; 0 for a class that nobody names.
-    f1_sum = positive * 2 * right_positive / np.maximum(2 * right_positive + wrong, 1)
-    f1_sum += negative * 2 * right_negative / np.maximum(2 * right_negative + wrong, 1)
+    # F1 of a class, weighted by its support; 0 for a class without labels or predictions.
+    f1_positive = 2 * right_positive / np.maximum(2 * right_positive + wrong, 1)
+    f1_negative = 2 * right_negative / np.maximum(2 * right_negative + wrong, 1)
+    weighted_f1 = positive * f1_positive + negative * f1_negative
     with np.errstate(invalid="ignore"):  # NaN where every label is 0
-        return np.stack([right / polar, f1_sum / polar, right_class / count, error / count], axis=-1)
+        metrics = [right / polar, weighted_f1 / polar, right_class / count, error / count]
+    return np.stack(metrics, axis=-1)

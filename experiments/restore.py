@@ -126,8 +126,7 @@ def load_settings(
     """
     run_config = read_run_config(Path(checkpoint).parent) or {}
     if run_config and not dataset_name and not config_file:
-        settings = config_from_resolved(run_config["settings"], config)
-        return CheckpointSettings(settings, run_config["features"], run_config)
+        return load_run_settings(run_config, config)
     if not dataset_name and not run_config:
         read_checkpoint(checkpoint)  # a file that is not a checkpoint is the more important news
         raise ConfigError(
@@ -136,6 +135,20 @@ def load_settings(
     dataset_name = dataset_name or run_config["settings"]["dataset_name"]
     settings = load_config("dmd", dataset_name, config_file, config)
     return CheckpointSettings(settings, {}, run_config)
+
+
+def load_run_settings(run_config: dict, config: dict | None = None) -> CheckpointSettings:
+    """Load the settings that a run.json describes.
+
+    Args:
+        run_config: The content of run.json.
+        config: Overrides by key.
+
+    Raises:
+        ConfigError: A setting is invalid.
+    """
+    settings = config_from_resolved(run_config["settings"], config)
+    return CheckpointSettings(settings, run_config["features"], run_config)
 
 
 def load_model(

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,14 +77,32 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write `content` as indented JSON."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    """Write `content` as indented JSON.
+
+    Args:
+        path: The file.
+        content: Dicts, lists and plain values. NaN and infinity, which JSON does not have, become
+            null (`read_metrics` reads it back as NaN).
+    """
+    finite = _non_finite_to_none(content)
+    text = json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_csv(path: Path, table) -> None:
     """Write a pandas table without its index."""
     write_atomically(path, lambda file: table.to_csv(file, index=False))
+
+
+def _non_finite_to_none(value: object) -> object:
+    """A copy of nested dicts and lists with None for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _non_finite_to_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_non_finite_to_none(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,6 +1,7 @@
 """Text that others wrote: JSON without surprises, and what of it goes into a message."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,22 @@ from pathlib import Path
 def read_json(path: str | Path) -> object:
     """What a JSON text file holds. Raises OSError, or ValueError that says in a few words what is wrong."""
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+
+
+def read_metrics(path: str | Path) -> dict[str, float]:
+    """Read a run's metrics.json, in which null is NaN.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it does not hold a JSON object.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError("expected a JSON object")
+    for name, value in content.items():
+        if value is None:
+            content[name] = math.nan
+    return content
 
 
 def _without_repeats(pairs: list[tuple]) -> dict:

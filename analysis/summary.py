@@ -1,0 +1,30 @@
+"""What run.py reports once all seeds are trained: tables, intervals, published runs, figures."""
+
+from analysis.compare import report_seeds
+from analysis.figures import draw_after_training
+from analysis.published import course
+from analysis.tables import append_results
+from experiments.options import RunOptions
+from experiments.train import TrainedSeeds
+from utils.device import choose_device
+from utils.log import logger
+
+
+def report_runs(trained: TrainedSeeds, options: RunOptions) -> None:
+    """Append the results to the tables over seeds, log how they compare, and draw every run.
+
+    Args:
+        trained: The seeds of a command.
+        options: The options of the command.
+    """
+    dataset_name = trained.settings.dataset_name
+    table = append_results(options.res_save_dir, dataset_name, options.name, trained.metrics)
+    logger.info(f"Results saved to {table}.")
+    if len(trained.folders) > 1:
+        report_seeds(trained.folders, options.res_save_dir, dataset_name, options.name)
+    for folder in trained.folders.values():
+        line = course(folder)
+        if line:
+            logger.info(line)
+        if options.figures:
+            draw_after_training(folder, choose_device(options.device), trained.features)
