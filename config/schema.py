@@ -63,7 +63,7 @@ class DMDConfig(Strict):
     embed_dropout: Probability = knob(0.2, "on the transformers' inputs")
     res_dropout: Probability = knob(0.0, "before each residual sum of a transformer")
     output_dropout: Probability = knob(0.5, "in every prediction head")
-    fast: bool = knob(True, "run models/fast/ where it is equal up to rounding; false: the plain model")
+    fast: bool = knob(True, "attention of models/cpu_attention.py; on a GPU, like encoders run together")
 
     # Switches: where paper and release differ. null: as `objective` says (PRESETS)
     objective: Literal["release", "paper"] = knob("release", "chooses the switches below that are null")

@@ -216,17 +216,14 @@ class Trainer:
     def training_step(self, batch: dict) -> Step:
         """Forward, losses, backward, clipping for one batch."""
         *inputs, labels = to_device(batch, self.device)
-        accumulated = [p.grad for p in self.parameters]
-        self.optimizer.zero_grad()
         choose_tf32(self.precision)  # here, as torch.compile would do it at another time
         # The smaller last batch of an epoch is not worth a compilation of its own.
         if self.compiled and len(labels) == self.args.batch_size:
             predicted, terms = self.compiled(self, *inputs, labels)
         else:
             predicted, terms = self.forward(*inputs, labels)
-        terms["total"].backward()
+        terms["total"].backward()  # adds to the gradients of the batches before
         distributed.average_gradients(self.parameters)
-        _add_gradients(self.parameters, accumulated)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)  # before the clipping, which hides infinities
         if self.args.grad_clip != -1:
@@ -247,16 +244,6 @@ class Trainer:
         predictions = predict(self.model, self.loaders[split], self.device, split, self.precision)
         log_metrics(split, self.args.model_name, predictions.metrics())
         return predictions
-
-
-def _add_gradients(parameters: Sequence[nn.Parameter], before: Sequence[torch.Tensor | None]) -> None:
-    """What backward() does one by one, in one operation for many: add each gradient to that of the batches before."""
-    for parameter, gradient in zip(parameters, before, strict=True):
-        if parameter.grad is None:
-            parameter.grad = gradient
-    pairs = [(p.grad, g) for p, g in zip(parameters, before, strict=True) if g is not None and p.grad is not g]
-    if pairs:
-        torch._foreach_add_(*(list(side) for side in zip(*pairs, strict=True)))
 
 
 def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
