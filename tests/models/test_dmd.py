@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import dropout as torch_dropout
 
 from config import load_config
+from models import transformer
 from models.dmd import DMD
 from tests.reference import DROPOUTS
 from trainers.losses import Objective
@@ -62,7 +63,12 @@ def test_each_dropout_acts_where_it_should(monkeypatch):
         drawn.extend([(p, tuple(x.shape[1:]))] * (training and p > 0))
         return torch_dropout(x, p, training, inplace)
 
+    def spy_attention(weights, p):
+        drawn.append((p.item(), tuple(weights.shape[1:])))
+        return weights
+
     monkeypatch.setattr(torch.nn.functional, "dropout", spy)
+    monkeypatch.setattr(transformer, "tensor_dropout", spy_attention)
     model.train()(*inputs(model))
 
     expected = [(p["text_dropout"], (5, 768))]
@@ -74,8 +80,11 @@ def test_each_dropout_acts_where_it_should(monkeypatch):
     for m, source, width, attn_dropout, layers in encoders:
         t_q, t_s = steps[m], steps[source or m]
         expected += [(p["embed_dropout"], (t_q, width)), *2 * [(p["embed_dropout"], (t_s, width))] * bool(source)]
-        expected += layers * [(attn_dropout, (2, t_q, t_s)), (p["relu_dropout"], (t_q, 4 * width)),
-                              *2 * [(p["res_dropout"], (t_q, width))]]  # fmt: skip
+        for layer in range(layers):
+            if not source and layer == layers - 1:
+                t_q = 1  # only the last step of what common parts and memories give is used
+            expected += [(attn_dropout, (2, t_q, t_s)), (p["relu_dropout"], (t_q, 4 * width))]
+            expected += 2 * [(p["res_dropout"], (t_q, width))]
     assert sorted(drawn) == sorted(expected)
 
     drawn.clear()

@@ -1,4 +1,4 @@
-"""What a PyTorch user does to a model means here what it means elsewhere, on the plain path and on the fast one."""
+"""What a PyTorch user does to a model means here what it means elsewhere, on every path."""
 
 import copy
 import gc
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig
 
-from models import fast
 from models.transformer import Layer
+from tests.models.paths import PATHS, use_path
 from tests.reference import NO_DROPOUT
 from tests.trainers.test_switches import make_batch, make_trainer
 from trainers.trainer import Trainer
@@ -20,13 +20,15 @@ from trainers.trainer import Trainer
 LABELS = [1.0, 1.0, -2.0]
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "fast"])
-def trainer(request, tmp_path) -> Trainer:
+@pytest.fixture(params=PATHS)
+def trainer(request, tmp_path, monkeypatch) -> Trainer:
     """A trainer without any dropout, BERT's included, whose batch is a step."""
     silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     BertConfig.from_pretrained("dataset/synthetic_bert", **silent).save_pretrained(tmp_path)
     settings = {"pretrained": str(tmp_path), "update_epochs": 1} | NO_DROPOUT
-    return make_trainer([make_batch(0, LABELS)], fast=request.param, **settings)
+    trainer = make_trainer([make_batch(0, LABELS)], fast=request.param != "plain", **settings)
+    use_path(trainer.model, request.param, monkeypatch)
+    return trainer
 
 
 def output_and_terms(trainer: Trainer):
@@ -167,15 +169,15 @@ class GeluLayer(Layer):
         return query + self.dropout(self.fc2(F.gelu(self.fc1(norm_ffn(query)))))
 
 
-def test_a_layer_of_ones_own_takes_effect(trainer):
-    """With GELU for ReLU the model computes something else, and the same on both paths."""
+def test_a_layer_of_ones_own_takes_effect(trainer, monkeypatch):
+    """With GELU for ReLU the model computes something else, and the same on all paths."""
     with_relu = output_and_terms(trainer)[0].output_logit
     for module in trainer.model.modules():
         if type(module) is Layer:
             module.__class__ = GeluLayer
     with_gelu = output_and_terms(trainer)[0].output_logit
     assert (with_gelu - with_relu).abs().max() > 1e-4
-    trainer.args.fast = False
+    use_path(trainer.model, "plain", monkeypatch)
     torch.testing.assert_close(output_and_terms(trainer)[0].output_logit, with_gelu)
     trainer.train_epoch()
 
@@ -192,13 +194,10 @@ def test_a_head_of_ones_own_takes_effect(trainer):
     torch.testing.assert_close(output.logits_hetero["l"], expected)
 
 
-def test_fast_is_used_where_it_may_be(trainer, monkeypatch):
-    """So that the tests of this file, and those of parity, test it."""
-    used = []
-    run_encoders = fast.run_encoders
-    monkeypatch.setattr(fast, "run_encoders", lambda *arguments: used.append(1) or run_encoders(*arguments))
-    output_and_terms(trainer)
-    assert len(used) == (3 if trainer.args.fast else 0)
+def test_an_edit_of_the_layer_class_takes_effect(trainer, monkeypatch):
+    with_relu = output_and_terms(trainer)[0].output_logit
+    monkeypatch.setattr(Layer, "forward", GeluLayer.forward)
+    assert (output_and_terms(trainer)[0].output_logit - with_relu).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])

@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
-from models.transformer import CrossModalEncoder, SinusoidalPositions
+from models.transformer import CrossModalEncoder, SinusoidalPositions, tensor_dropout
 
 
 def test_positions_are_sine_half_then_cosine_half_and_zero_where_padded():
@@ -28,3 +29,25 @@ def test_a_step_ignores_what_the_mask_hides():
     before, after = model(query, source), model(query, changed)
     assert torch.equal(before[:, :2], after[:, :2])
     assert not torch.equal(before[:, 2], after[:, 2])
+
+
+@pytest.mark.parametrize("attn_mask", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+def test_last_step_is_the_last_of_all_steps(attn_mask, fast):
+    """Of which the last layer then computes no other."""
+    torch.manual_seed(0)
+    model = CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, attn_mask, fast)
+    query = torch.randn(2, 5, 8)
+    for source in (None, torch.randn(2, 3, 8), torch.randn(2, 9, 8)):
+        expected = model(query, source)[:, -1]
+        torch.testing.assert_close(model(query, source, last_step=True), expected)
+
+
+def test_attention_dropout_keeps_the_mean():
+    torch.manual_seed(0)
+    p, x = torch.tensor(0.3), torch.ones(400, 1000, requires_grad=True)
+    dropped = tensor_dropout(x, p)
+    assert dropped.count_nonzero().item() / x.numel() == pytest.approx(0.7, abs=0.003)
+    assert dropped.max().item() == pytest.approx(1 / 0.7)
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped)

@@ -7,17 +7,19 @@ times that for gradient norms.
 import pytest
 import torch
 
-from models.fast import cpu
+from tests.models.paths import use_path
 from tests.reference import CASES, Reference, relative_difference
 from trainers.trainer import Trainer
 
 BF16 = 0.02  # bfloat16 has 8 bits: one rounding is up to 0.004 of a value; norms of small gradients collect many
 
 
-def check(reference: Reference, tolerance: float, of_gradients: float, least: float = -1, **options):
-    """Compare one training step of a batch with the recorded numbers."""
+def check(reference: Reference, tolerance: float, of_gradients: float, least: float = -1, prepare=None, **options):
+    """Compare one training step of a batch with the recorded numbers; `prepare` is called with the model."""
     reference.args.grad_clip = -1
     model, objective = reference.build()
+    if prepare is not None:
+        prepare(model)
     trainer = Trainer(reference.args, model, objective, {"train": range(10)}, torch.device(reference.device), **options)
     step = trainer.training_step(reference.batch())
     assert step.predicted.dtype == step.losses.dtype == torch.float32
@@ -28,9 +30,8 @@ def check(reference: Reference, tolerance: float, of_gradients: float, least: fl
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_operations_of_other_devices(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu, "eager", lambda x: False)
-    check(Reference(case, tmp_path), 1e-5, 1e-4)
+def test_encoders_run_together(case, tmp_path, monkeypatch):
+    check(Reference(case, tmp_path), 1e-5, 1e-4, prepare=lambda model: use_path(model, "together", monkeypatch))
 
 
 @pytest.mark.slow

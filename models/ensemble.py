@@ -1,0 +1,70 @@
+"""Encoders that are alike, run together: each operation once for all of them, on stacked weights.
+
+Starting an operation on a GPU takes longer than computing it at this model's sizes. The computation
+is that of models/transformer.py: this is PyTorch's way to run an ensemble, `torch.func`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def saves_time(x: Tensor) -> bool:
+    """Whether it does on x's device; torch.compile fuses the operations of separate encoders."""
+    return x.device.type != "cpu" and not torch.compiler.is_compiling()
+
+
+def are_alike(encoders: Sequence[nn.Module], sequences: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether encoders differ only in the values of tensors, and so do their inputs."""
+    same_shapes = all(x.shape == xs[0].shape for xs in sequences for x in xs)
+    if not same_shapes or nn.modules.module._has_any_global_hook():
+        return False
+    first = _describe(encoders[0])
+    return first is not None and all(_describe(encoder) == first for encoder in encoders[1:])
+
+
+def _describe(encoder: nn.Module) -> list | None:
+    """What determines the computation, except values of tensors; None if it must run alone."""
+    description = []
+    for module in encoder.modules():
+        attributes = vars(module).items()
+        hooks = [hooks for name, hooks in attributes if name.endswith("_hooks") and hooks]
+        settings = {name: value for name, value in attributes if not name.startswith("_")}
+        # The replicas of nn.DataParallel have tensors as attributes, instead of parameters.
+        if hooks or any(isinstance(value, Tensor) for value in settings.values()):
+            return None
+        description.append((type(module), settings))
+    for name, x in _tensors(encoder).items():
+        description.append((name, x.shape, x.dtype))
+    return description
+
+
+def _tensors(encoder: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+
+
+def run_together(
+    encoders: Sequence[nn.Module], sequences: Sequence[Sequence[Tensor]], last_step: bool
+) -> list[Tensor]:
+    """Run encoders that are alike.
+
+    Args:
+        encoders: E encoders.
+        sequences: Their E queries (B, T_q, D) and, unless they attend to themselves, E sources.
+        last_step: Return only the last step.
+
+    Returns:
+        What each encoder returns for its own inputs.
+    """
+    tensors = [_tensors(encoder) for encoder in encoders]
+    stacked = {name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}
+    inputs = [torch.stack(list(each)) for each in sequences]
+
+    def run_one(weights: dict[str, Tensor], *arguments: Tensor) -> Tensor:
+        options = {"last_step": last_step}
+        return torch.func.functional_call(encoders[0], weights, arguments, options)
+
+    outputs = torch.vmap(run_one, randomness="different")(stacked, *inputs)
+    return list(outputs.unbind())
