@@ -60,6 +60,7 @@ class FeatureSet:
     feature_dims: list[int]  # widths; with BERT the first is what the config says
     seq_lens: list[int]  # steps
     made: str = ""  # how, where dataset.build says so
+    text_path: str = ""  # the file of the text, where it is another one than `path`
 
 
 def prepare_features(
@@ -121,7 +122,8 @@ def take_features(
             f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {right}; or point featurePath to "
             "the file that was meant."
         )
-    return FeatureSet(path, parts, dims, steps, str(raw[path].get("made", "")))
+    text_path = str(sources[0]) if sources[0] != path else ""
+    return FeatureSet(path, parts, dims, steps, str(raw[path].get("made", "")), text_path)
 
 
 def _take_split(

@@ -7,6 +7,7 @@ import torch
 
 from dataset.features import FeatureSet, prepare_features
 from dataset.loaders import make_loaders
+from dataset.tokens import check_tokens
 from trainers.distributed import rank, size, start_process
 from trainers.losses import Objective
 from trainers.options import RunOptions
@@ -48,6 +49,10 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
     logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {args.featurePath}.")
     for split, part in features.splits.items():
         logger.info(f"{split} samples: {(len(part),)}")
+    if is_first_rank():
+        warning = check_tokens(features, args)
+        if warning:
+            logger.warning(warning)
     description = options.describe(args) | {"data": data_sha256(args, options.replaced), "versions": versions()}
     description |= {"device": describe_device(device), "ranks": size(), "made": features.made}
 
