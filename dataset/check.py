@@ -12,7 +12,7 @@ import numpy as np
 from easydict import EasyDict
 
 from config import load_config, parse_overrides
-from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, shorten, take_features
+from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, load_published, shorten, take_features
 from dataset.pickles import load_pickle
 from dataset.tokens import check_tokens, local_folder
 from utils.cli import ArgumentParser, run_command
@@ -148,8 +148,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = load_config("dmd", options.dataset, options.config, parse_overrides(options.set))
     elif options.config or options.set:
         raise ConfigError("-c and --set: name the data set whose settings they change with -d.")
+    if settings and not options.to_predict:
+        content = load_published(options.file, settings.dataset_name, settings.need_data_aligned)
+    else:
+        content = load_pickle(options.file)
     findings = [_digest(options.file, options.dataset.lower())]
-    findings += check_content(options.file, load_pickle(options.file), settings, options.to_predict)
+    findings += check_content(options.file, content, settings, options.to_predict)
     print(*(f"{level:5} {' '.join(text.split())}" for level, text in findings), sep="\n")
     errors = sum(level == "error" for level, _ in findings)
     if errors:
