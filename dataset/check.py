@@ -7,22 +7,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from easydict import EasyDict
 
-from config import load_config
-from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, shorten, take_features
+from config import load_config, parse_overrides
+from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, load_published, shorten, take_features
 from dataset.pickles import load_pickle
+from dataset.tokens import check_tokens, local_folder
 from utils.cli import ArgumentParser, run_command
-from utils.errors import DataError, DMDError
+from utils.errors import ConfigError, DataError, DMDError
 from utils.files import sha256_of
 from utils.reading import printable, read_json
 
 BERT_BASE = "bert-base-uncased"
 VOCABULARIES = {BERT_BASE: 30522}  # sizes that are known without the hub
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 Finding = tuple[str, str]  # 'ok', 'note' (may be as it should) or 'error' (training would be wrong or fail); and a text
 
@@ -53,10 +52,15 @@ def check_content(
         # Copied two levels deep: taking a field out leaves it to the next round.
         raw = {name: dict(fields) for name, fields in splits.items()}
         try:
-            parts = take_features({path: raw}, args, [path] * 3, names, to_predict).splits
+            features = take_features({path: raw}, args, [path] * 3, names, to_predict)
         except DataError as error:
             yield "error", f"{mode}: {error}"
             continue
+        parts = features.splits
+        if settings and args.use_bert:
+            foreign = check_tokens(features, settings)
+            if foreign:
+                yield "error", foreign
         dims_needed = "" if args.use_bert else f", with feature_dims={dims}"
         yield "ok", f"{mode}: can be {'predicted' if to_predict else 'trained'} on{dims_needed}."
         for name, part in parts.items():
@@ -81,8 +85,11 @@ def check_content(
 
 def _vocabulary(where: str, ids: np.ndarray, pretrained: str, size: int | None) -> Finding:
     if size is None:
-        folder = next((f for f in (Path(pretrained), PROJECT_ROOT / pretrained) if (f / "config.json").is_file()), None)
-        size = read_json(folder / "config.json").get("vocab_size") if folder else VOCABULARIES.get(pretrained)
+        folder = local_folder(pretrained)
+        if folder and (folder / "config.json").is_file():
+            size = read_json(folder / "config.json").get("vocab_size")
+        else:
+            size = VOCABULARIES.get(pretrained)
     if size is None:
         return "note", f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is not known here."
     outside = (ids >= size).sum()
@@ -132,11 +139,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m dataset.check", description="Say what is in a feature pickle.")
     parser.add_argument("file")
     parser.add_argument("-d", "--dataset", default="", help="a data set of the config: check against its settings")
+    parser.add_argument("-c", "--config", default="", help="JSON config of that data set (default: config/config.json)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings")
     parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")
     options = parser.parse_args(argv)
-    settings = load_config("dmd", options.dataset) if options.dataset else None
+    settings = None
+    if options.dataset:
+        settings = load_config("dmd", options.dataset, options.config, parse_overrides(options.set))
+    elif options.config or options.set:
+        raise ConfigError("-c and --set: name the data set whose settings they change with -d.")
+    if settings and not options.to_predict:
+        content = load_published(options.file, settings.dataset_name, settings.need_data_aligned)
+    else:
+        content = load_pickle(options.file)
     findings = [_digest(options.file, options.dataset.lower())]
-    findings += check_content(options.file, load_pickle(options.file), settings, options.to_predict)
+    findings += check_content(options.file, content, settings, options.to_predict)
     print(*(f"{level:5} {' '.join(text.split())}" for level, text in findings), sep="\n")
     errors = sum(level == "error" for level, _ in findings)
     if errors:

@@ -13,6 +13,7 @@ import numpy as np
 from dataset.pickles import load_pickle, write_pickle
 from dataset.synthetic import SYNTHETIC_FILE, generate
 from utils.errors import DataError
+from utils.files import sha256_of
 from utils.reading import printable
 
 SPLITS = ("train", "valid", "test")
@@ -60,6 +61,7 @@ class FeatureSet:
     feature_dims: list[int]  # widths; with BERT the first is what the config says
     seq_lens: list[int]  # steps
     made: str = ""  # how, where dataset.build says so
+    text_path: str = ""  # the file of the text, where it is another one than `path`
 
 
 def prepare_features(
@@ -88,8 +90,24 @@ def prepare_features(
             f"{os.path.abspath(path)}: no such feature file.{source} Without a download there is --dataset synthetic."
         )
     sources = [str(file or path) for file in (feature_T, feature_A, feature_V)]
-    raw = {source: load_pickle(source) for source in dict.fromkeys([path, *sources])}
+    raw = {path: load_pickle(path) if to_predict else load_published(path, args.dataset_name, args.need_data_aligned)}
+    for source in sources:
+        if source not in raw:
+            raw[source] = load_pickle(source)
     return take_features(raw, args, sources, splits, to_predict)
+
+
+def load_published(path: str | Path, dataset_name: str, aligned: bool) -> dict:
+    """Read a feature pickle like load_pickle. If it is unreadable and the published file of this data set has a known
+    SHA-256, the error has that and the file's own, which differ for an incomplete download. Raises DataError, OSError.
+    """
+    try:
+        return load_pickle(path)
+    except DataError as error:
+        published = PUBLISHED_SHA256.get((dataset_name, aligned))
+        if published is None:
+            raise
+        raise DataError(f"{error} SHA-256 of this file: {sha256_of(path)}; published: {published}.") from error
 
 
 def take_features(
@@ -121,7 +139,8 @@ def take_features(
             f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {right}; or point featurePath to "
             "the file that was meant."
         )
-    return FeatureSet(path, parts, dims, steps, str(raw[path].get("made", "")))
+    text_path = str(sources[0]) if sources[0] != path else ""
+    return FeatureSet(path, parts, dims, steps, str(raw[path].get("made", "")), text_path)
 
 
 def _take_split(

@@ -8,10 +8,12 @@ deeply nested tuple crashes the interpreter: here tuples are read as lists, whic
 arrays are made of until the end, which of float64 is three times the result.
 """
 
+import os
 import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -20,6 +22,16 @@ from utils.files import write_atomically
 from utils.reading import printable
 
 LARGE = 2**20  # bytes
+PICKLE_STARTS = (b"\x80", b"}", b"(d")  # of a dict, in protocols 2 and up, 1 and 0
+ARCHIVES = {  # by the first bytes of their files
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+}
 
 
 class _Dtype:
@@ -95,11 +107,34 @@ class _Memo(dict):
         super().__setitem__(number, None if large else value)
 
 
+class _EndsEarly(Exception):
+    """The file ends in the middle of the pickle."""
+
+
+class _File:
+    """A file of which an end within the pickle is an error of its own; pickle has many for it."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+
+    def read(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) < count:
+            raise _EndsEarly
+        return data
+
+    def readline(self) -> bytes:
+        line = self.file.readline()
+        if not line.endswith(b"\n"):
+            raise _EndsEarly
+        return line
+
+
 class _Reader(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file):
-        super().__init__(file, encoding="latin1")
+        super().__init__(_File(file), encoding="latin1")
         self.memo = _Memo()
 
     def find_class(self, module: str, name: str) -> Callable:
@@ -147,11 +182,33 @@ def load_pickle(path: str | Path) -> dict:
                 raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
             return content
         except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
-            reason = printable(error, 120) or type(error).__name__
-            raise DataError(
-                f"{path}: not a readable pickle ({reason}). Expected a dict of numpy arrays and lists: the file "
-                "is damaged, unsafe, or of another kind. Download or make it again."
-            ) from error
+            raise DataError(f"{path}: not a readable pickle{_explain(file, error)}") from error
+
+
+def _explain(file: BinaryIO, error: Exception) -> str:
+    """The rest of a sentence on a file that is no readable pickle: what it is instead, and what to do."""
+    file.seek(0)
+    start = file.read(512)
+    size = file.seek(0, os.SEEK_END)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()  # without the mark of UTF-8
+    if size == 0:
+        return ": the file is empty (0 bytes). Download it again."
+    if text.startswith(b"<"):
+        return f": it is a web page of {size} bytes, not the file. Open its link in a browser to download the file."
+    if text.startswith(b"version https://git-lfs"):
+        return ": it is a Git LFS pointer, not the file itself. Get the file with: git lfs pull"
+    if start.startswith(b"PK") and b"/data.pkl" in start:
+        return ": it is a checkpoint of PyTorch, not features."
+    for signature, kind in ARCHIVES.items():
+        if start.startswith(signature):
+            return f": it is an archive ({kind}). Unpack it, and use the .pkl file inside."
+    if isinstance(error, _EndsEarly) and start.startswith(PICKLE_STARTS):
+        return f": it ends early ({size} bytes), as after an interrupted download. Download it again."
+    reason = printable(error, 120) or type(error).__name__
+    return (
+        f" ({reason}). Expected a dict of numpy arrays and lists: the file is damaged, unsafe, or of another kind. "
+        "Download or make it again."
+    )
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:

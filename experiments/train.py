@@ -9,6 +9,7 @@ from easydict import EasyDict
 
 from dataset.features import FeatureSet, prepare_features
 from dataset.loaders import make_loaders
+from dataset.tokens import check_tokens
 from experiments.options import RunOptions
 from experiments.restore import build_model, load_initial_weights
 from experiments.run_config import describe_features, hash_features, make_run_config
@@ -60,7 +61,7 @@ def train_seeds(options: RunOptions, settings: EasyDict, features: FeatureSet | 
         features = prepare_features(settings, **options.feature_overrides)
     device = prepare_process(options)
     start_log(Path(options.log_dir) / f"{options.name}-{settings.dataset_name}.log", options.verbose_level)
-    _log_data(options, features, device)
+    _log_data(options, settings, features, device)
     run_config.update(describe_features(features))
     run_config["data"] = from_first_rank(lambda: hash_features(settings, options.feature_overrides))
     run_config["versions"] = versions()
@@ -104,10 +105,17 @@ def prepare_process(options: RunOptions) -> torch.device:
     return device
 
 
-def _log_data(options: RunOptions, features: FeatureSet, device: torch.device) -> None:
+def _log_data(
+    options: RunOptions, settings: EasyDict, features: FeatureSet, device: torch.device
+) -> None:
+    """Log seeds, device and sizes, and a warning where the tokens are of another text encoder."""
     logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {features.path}.")
     for name, split in features.splits.items():
         logger.info(f"{name} samples: {(len(split),)}")
+    if is_first_rank():
+        warning = check_tokens(features, settings)
+        if warning:
+            logger.warning(warning)
 
 
 def _log_missing_run(options: RunOptions, folders: dict[int, RunFolder]) -> None:
