@@ -13,13 +13,14 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from analysis.published import published_runs
 from dataset.features import SPLITS
 from experiments.run_folder import RunFolder
 from models.distillation import EDGE_NAMES
-from models.dmd import MODALITIES
+from models.dmd import MODALITIES, STACK_ORDER
 from trainers.evaluate import Inspection
 from utils.metrics import regression_metrics, sentiment_classes
 
@@ -197,6 +198,38 @@ def _add_legend(figure: Figure, axes: np.ndarray, title: str) -> None:
     )
 
 
+def embed_features(
+    inspection: Inspection, max_utterances: int = 300
+) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
+    """Embed specific and common features by t-SNE, all six in one plane.
+
+    Of more than `max_utterances` utterances, as many are taken at equal distances: t-SNE's time grows faster than their
+    number, and more points hide each other. The same features give the same plane.
+
+    Args:
+        inspection: Of the test split.
+        max_utterances: Number of utterances to show.
+
+    Returns:
+        Points (n, 2) by part ("specific" or "common") and modality letter, and the labels (n,).
+    """
+    total = len(inspection.labels)
+    rows = np.linspace(0, total - 1, min(total, max_utterances)).round().astype(int)
+    keys, features = [], []
+    for part in ("specific", "common"):
+        for m in STACK_ORDER:
+            keys.append((part, m))
+            features.append(getattr(inspection, part)[m][rows])
+    stacked = np.concatenate(features)  # (6n, d)
+    plane = np.zeros((len(stacked), 2))
+    if stacked.std(axis=0).max() > 0:  # t-SNE starts from principal components, which a single point does not have
+        perplexity = min(30, (len(stacked) - 1) / 3)
+        tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
+        plane = tsne.fit_transform(stacked)
+    points = dict(zip(keys, np.split(plane, len(keys)), strict=True))
+    return points, inspection.labels[rows]
+
+
 def feature_map(name: str, inspection: Inspection) -> Figure:
     """Draw the features on a plane twice: by modality and part, and by sentiment.
 
@@ -204,7 +237,7 @@ def feature_map(name: str, inspection: Inspection) -> Figure:
         name: Of the run.
         inspection: Of the test split.
     """
-    embedded, labels = embed(inspection)
+    embedded, labels = embed_features(inspection)
     figure = _figure(f"Decoupled features of {name} (test)", 10.4)
     by_part, by_label = figure.subplots(2, 1, sharex=True, sharey=True)
     for (part, m), points in embedded.items():

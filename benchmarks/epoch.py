@@ -21,10 +21,10 @@ from benchmarks.measure import Times, machine, table
 from benchmarks.step import STEPS, Case
 from dataset.features import SPLITS, prepare_features
 from dataset.loaders import make_loaders
-from models.dmd import DMD
-from trainers.losses import Objective
 from experiments.options import PRECISIONS
 from experiments.run_folder import RunFolder
+from models.dmd import DMD
+from trainers.losses import Objective
 from trainers.trainer import Trainer
 from utils.device import choose_device, keep_freed_memory
 from utils.seed import set_seed

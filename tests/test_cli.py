@@ -10,6 +10,7 @@ import torch
 
 import run
 import test as test_command
+from experiments.restore import load_model
 from tests.commands import (
     CONFIG,
     ROOT,
@@ -24,7 +25,6 @@ from tests.commands import (
     train,
     write_pickle,
 )
-from experiments.restore import load_model
 from utils.errors import ConfigError
 
 BEST = "pt/dmd-synthetic-1111/best.pth"
@@ -95,7 +95,7 @@ def test_training_from_the_weights_of_another_run(trained, corpus, capsys):
     wide = {split: fields | {"audio": np.repeat(fields["audio"], 2, axis=2)} for split, fields in corpus.items()}
     write_pickle(trained / "wide.pkl", wide)
     tiny_steps = ("--set", "learning_rate=1e-20", "--epochs", "1", "--name", "wide", "-Fa", "wide.pkl")
-    assert train("--init", BEST, *tiny_steps) == 0
+    assert train("--init-from", BEST, *tiny_steps) == 0
     assert "proj_a." in re.findall("start from .*", capsys.readouterr().out)[0]
     before, after = torch.load(BEST), torch.load("pt/wide-synthetic-1111/best.pth")
     differing = [name for name, value in after.items() if not torch.equal(value, before[name])]
@@ -131,7 +131,7 @@ BAD_RUNS = [
     (["--epochs", "0"], "max_epochs"),
     (["--res-save-dir", "broken.json/x"], "--res-save-dir"),
     (["-Fv", "broken.json"], "broken.json"),
-    (["--init", "none.pth"], "none.pth"),
+    (["--init-from", "none.pth"], "none.pth"),
 ]
 
 

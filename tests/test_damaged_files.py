@@ -118,6 +118,6 @@ def test_configs(record, amount):
     folder = TRAINED / "1"
     folder.mkdir()
     (folder / "best.pth").write_bytes((TRAINED / "best.pth").read_bytes())
-    for what, content in damaged((TRAINED / "config.json").read_bytes(), amount, 0):
-        (folder / "config.json").write_bytes(content)
+    for what, content in damaged((TRAINED / "run.json").read_bytes(), amount, 0):
+        (folder / "run.json").write_bytes(content)
         record(what, test_command, str(folder / "best.pth"))

@@ -249,7 +249,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(folder, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
     assert re.fullmatch(r"RunError: pt/dmd-synthetic-1111: cannot be written .*\n", capsys.readouterr().err)
-    assert sorted(p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()) == [".lock", "config.json"]
+    assert sorted(p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()) == [".lock", "run.json"]
     assert train("--resume") == 0
     assert "--res-save-dir" in refused(capsys, train, "--name", "other", "--res-save-dir", "/proc/result")
 
@@ -272,7 +272,7 @@ def test_twenty_kills_do_not_change_the_end(folder):
         log, checkpoints = Path(f"log/{name}-synthetic.log"), Path(f"pt/{name}-synthetic-1111")
         while not finished:
             starts = log.read_text().count("parameters, checkpoints in") if log.exists() else 0
-            begun = Path(f"result/{name}-synthetic-1111/config.json").exists()
+            begun = Path(f"result/{name}-synthetic-1111/run.json").exists()
             process = start("--name", name, *epochs, *(["--resume"] if begun else ["--overwrite"]))
             if kills < 20:
                 while process.poll() is None and (

@@ -5,7 +5,17 @@ from pathlib import Path
 
 from tests.commands import ROOT
 
-LEVELS = {"run": 6, "test": 6, "analysis": 5, "experiments": 4, "trainers": 3, "models": 2, "dataset": 2, "config": 1, "utils": 0}
+LEVELS = {
+    "run": 6,
+    "test": 6,
+    "analysis": 5,
+    "experiments": 4,
+    "trainers": 3,
+    "models": 2,
+    "dataset": 2,
+    "config": 1,
+    "utils": 0,
+}
 EXCEPTIONS = {("dataset", "models.text_encoder")}  # texts become the tokens or features of the model's own encoder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import test as test_command
-from tests import share_of_a_step
+from tests import distributed_worker
 from tests.commands import ROOT, SMALL, call, launch, rows_of, train, write_pickle
 from tests.reference import relative_difference
 
@@ -19,8 +19,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_train_as_one_does(processes, tmp_path):
     """All losses on; gradients of three accumulated batches, each clipped."""
-    share_of_a_step.main(str(tmp_path))
-    done = launch(*TORCHRUN[:-1], str(processes), "-m", "tests.share_of_a_step", str(tmp_path), cwd=ROOT)
+    distributed_worker.main(str(tmp_path))
+    done = launch(*TORCHRUN[:-1], str(processes), "-m", "tests.distributed_worker", str(tmp_path), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     one, several = (torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in (1, processes))
     for (gradients, *expected), (got_gradients, *got) in zip(one, several, strict=True):
@@ -73,7 +73,7 @@ def test_two_ranks_train_one_run_which_another_number_of_them_continues(folder, 
     assert done.returncode == 0, done.stderr
     assert len(re.findall("Epoch: 1 TRAIN", done.stdout)) == 1  # the second rank says nothing
     run = Path("result/two-synthetic-1111")
-    assert json.loads((run / "config.json").read_text())["ranks"] == 2
+    assert json.loads((run / "run.json").read_text())["world_size"] == 2
     metrics = json.loads((run / "metrics.json").read_text())
     assert call(test_command, "pt/two-synthetic-1111/best.pth") == 0
     scored = {name: float(value) for name, value in re.findall(r"(\w+): (-?[\d.]+)", capsys.readouterr().out)}

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import run
-from tests.commands import CONFIG, metrics_of, refused, timeless, train, write_pickle
 from experiments.options import RunOptions
+from tests.commands import CONFIG, metrics_of, refused, timeless, train, write_pickle
 from utils.errors import ConfigError
 
 RUN = "dmd-synthetic-1111"
@@ -41,8 +41,8 @@ def test_files_that_no_run_has_written_are_never_touched(folder, trained_once, c
         Path(path).unlink()
     assert "38.pth" in refused(capsys, train, *flag)
     Path(f"pt/{RUN}/38.pth").unlink()
-    Path(f"result/{RUN}/config.json").write_text('{"hidden_size": 768}')  # of something else
-    assert "config.json" in refused(capsys, train, *flag)
+    Path(f"result/{RUN}/run.json").write_text('{"hidden_size": 768}')  # of something else
+    assert "run.json" in refused(capsys, train, *flag)
 
 
 def test_a_replacement_removes_the_files_of_a_run_alone(trained):
@@ -71,9 +71,9 @@ def test_a_run_with_other_settings_is_named_and_told_apart(trained, capsys):
 
 def test_a_run_from_before_a_setting_existed_goes_on(trained, capsys):
     for where in ("pt", "result"):
-        path = Path(f"{where}/{RUN}/config.json")
+        path = Path(f"{where}/{RUN}/run.json")
         config = json.loads(path.read_text())
-        del config["settings"]["gamma"], config["settings"]["ort"], config["settings"]["adam_eps"], config["init"]
+        del config["settings"]["gamma"], config["settings"]["ort"], config["settings"]["adam_eps"], config["init_from"]
         path.write_text(json.dumps(config | {"settings": config["settings"] | {"retired": 1}}))
     assert "->" not in refused(capsys, train)
     assert "gamma" in refused(capsys, train, "--resume", "--set", "gamma=0.5")
@@ -97,7 +97,7 @@ def test_resume_of_a_misspelt_name_names_the_run_that_was_probably_meant(trained
 
 def test_a_run_resumes_without_the_file_of_its_initial_weights(trained, trained_once):
     shutil.copy(f"pt/{RUN}/best.pth", "initial.pth")
-    options = {"dataset_name": "synthetic", "config": CONFIG, "figures": False, "init": "initial.pth", "epochs": 2}
+    options = {"dataset_name": "synthetic", "config": CONFIG, "figures": False, "init_from": "initial.pth", "epochs": 2}
     run.DMD_run(**options, name="whole")
     with pytest.raises(Stop):
         run.DMD_run(**options, name="cut", after_epoch=stop)
@@ -155,7 +155,7 @@ def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("result/metrics.json", b"{}"), ("result/config.json", b"[[["), ("pt/training-state.pt", b"cut"),
+    [("result/metrics.json", b"{}"), ("result/run.json", b"[[["), ("pt/training-state.pt", b"cut"),
      ("pt/training-state.pt", None), ("pt/2.pth", None)],
 )  # fmt: skip
 def test_damaged_and_missing_files_of_a_run_are_one_line(trained, file, content, capsys):

@@ -12,6 +12,8 @@ import torch
 
 from utils.errors import ConfigError
 
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("config", "dataset", "models", "trainers", "experiments", "utils")  # that results depend on
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
@@ -52,11 +54,15 @@ def set_thresholds(libc) -> None:
 @functools.cache  # the code that was imported, whatever is edited while rows or trials follow
 def versions() -> dict[str, str]:
     """The versions that a result depends on; `code` is a hash of this program's sources."""
-    folders = [Path(__file__).parents[1] / name for name in ("config", "dataset", "models", "trainers", "experiments", "utils")]
-    code = b"".join(path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.py")))
-    described = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
-    described |= {"python": platform.python_version(), "platform": platform.platform()}
-    return described | {"code": f"{crc32(code):08x}"}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
+    versions["python"] = platform.python_version()
+    versions["platform"] = platform.platform()
+    checksum = 0
+    for package in PACKAGES:
+        for path in sorted((PROJECT_ROOT / package).rglob("*.py")):
+            checksum = crc32(path.read_bytes(), checksum)
+    versions["code"] = f"{checksum:08x}"
+    return versions
 
 
 def describe_device(device: torch.device) -> str:

@@ -13,7 +13,7 @@ import pytest
 import run as training
 from analysis import compare, figures
 from analysis import runs as list_of_runs
-from analysis.record import RunRecord
+from experiments.run_folder import RunFolder
 from tests.commands import ROOT, SMALL, TINY, call, files, metrics_of, refused, rows_of, train, write_pickle
 from utils.metrics import CORE_METRICS
 
@@ -47,22 +47,22 @@ def change(folder: Path, **columns) -> None:
 
 
 def configure(folder: Path, **settings) -> None:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "run.json").read_text())
     config |= {key: settings.pop(key) for key in list(settings) if key in config}
-    (folder / "config.json").write_text(json.dumps(config | {"settings": config["settings"] | settings}))
+    (folder / "run.json").write_text(json.dumps(config | {"settings": config["settings"] | settings}))
 
 
 def test_files_of_a_run_over_two_seeds(trained, runs):
     for seed in (1, 2):
         left = {path.name for path in (trained / f"pt/dmd-synthetic-{seed}").iterdir()}
-        assert left == {".lock", "1.pth", "2.pth", "best.pth", "config.json", "training-state.pt"}
+        assert left == {".lock", "1.pth", "2.pth", "best.pth", "run.json", "training-state.pt"}
         rows = rows_of(f"result/dmd-synthetic-{seed}/history.csv")
         assert [row["epoch"] for row in rows] == ["1", "2"]
         for graph in ("homo", "hetero"):
             values = [float(rows[0][name]) for name in rows[0] if name.startswith(f"edge/{graph}_")]
             assert len(values) == 6 and sum(values) == pytest.approx(1, abs=1e-5)
         assert {"loss/total", "loss/hetero/repr", "valid/Loss", "test/Corr", "train/MAE", "seconds"} <= set(rows[0])
-        config = json.loads(Path(f"result/dmd-synthetic-{seed}/config.json").read_text())
+        config = json.loads(Path(f"result/dmd-synthetic-{seed}/run.json").read_text())
         assert config["settings"]["nlevels"] == 1 and config["seed"] == seed and "torch" in config["versions"]
     seeds, table = rows_of("result/normal/synthetic-seeds.csv"), rows_of("result/normal/synthetic.csv")
     assert [row["seed"] for row in seeds][:2] == ["1", "2"]
@@ -171,7 +171,7 @@ def test_utterances_are_paired_by_id(runs, capsys):
 PAIR, SEEDS = [str(A), str(B)], ["--seeds", str(A), str(SECOND)]
 BAD = {
     "one run": (lambda: None, [str(A)], "1 runs"),
-    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: missing"),
+    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/run.json: missing"),
     "no table": (lambda: (B / "predictions.csv").write_text(""), PAIR, "predictions.csv"),
     "no common utterance": (lambda: change(B, id="other"), PAIR, "less than 2"),
     "another label": (lambda: change(B, label=2.75), PAIR, "label"),
@@ -198,10 +198,10 @@ def test_runs_and_seeds_best_first(runs, capsys):
     Path("result/begun-synthetic-1/metrics.json").unlink()
     for folder, content in (("damaged", "{"), ("other", '{"name": "no run"}')):
         Path("result", folder).mkdir()
-        Path("result", folder, "config.json").write_text(content)
+        Path("result", folder, "run.json").write_text(content)
     table, printed = rows(), capsys.readouterr()
     assert [line.split(":")[1] for line in printed.err.splitlines()] == [
-        " result/damaged/config.json", " result/other/config.json"
+        " result/damaged/run.json", " result/other/run.json"
     ]  # fmt: skip
     valid = table["valid_Loss"]
     assert valid.head(2).is_monotonic_increasing and list(valid.index[valid.isna()]) == ["begun"]
@@ -302,7 +302,7 @@ def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, co
     stored = strict_json(folder / "metrics.json")
     assert [stored[name] for name in ("Acc_2", "F1_score", "Corr")] == [None] * 3 and stored["MAE"] > 0
     assert (folder / "report.html").exists()  # drawn at the end
-    metrics = RunRecord(folder).metrics
+    metrics = RunFolder(folder).metrics
     assert np.isnan([metrics[name] for name in ("Acc_2", "F1_score", "Corr")]).all()
 
     table, printed = rows(), capsys.readouterr().out

@@ -15,11 +15,11 @@ import torch
 
 import run
 from analysis import figures
+from analysis.plots import embed_features
 from analysis.published import published_runs
-from analysis.record import RunRecord
-from tests.commands import ROOT, TINY, call, files, refused
-from trainers.heads import HEADS, Inspection, embed
 from experiments.run_folder import FIGURES, RunFolder
+from tests.commands import ROOT, TINY, call, files, refused
+from trainers.evaluate import HEADS, Inspection
 from utils.log import start_log
 
 NAME = "a<b>&'c' $x$"  # of a run; a file's name may hold all of it
@@ -75,31 +75,31 @@ def test_the_embedding_takes_so_many_utterances_at_equal_distances():
     generator = np.random.default_rng(0)
     features = {m: generator.normal(size=(21, 5)).astype(np.float32) for m in "lva"}
     inspection = Inspection(np.arange(21.0), {}, features, features)
-    (points, labels), (again, _) = (embed(inspection, at_most=11) for _ in range(2))
+    (points, labels), (again, _) = (embed_features(inspection, at_most=11) for _ in range(2))
     assert labels.tolist() == list(range(0, 21, 2)) and [plane.shape for plane in points.values()] == [(11, 2)] * 6
     assert all((again[key] == plane).all() for key, plane in points.items())
     same = {m: np.ones((1, 5), np.float32) for m in "lva"}  # one utterance, and no difference at all
-    assert all((plane == 0).all() for plane in embed(Inspection(np.zeros(1), {}, same, same))[0].values())
+    assert all((plane == 0).all() for plane in embed_features(Inspection(np.zeros(1), {}, same, same))[0].values())
 
 
 def test_the_report_is_self_contained_and_escapes(home, copied):
-    config = json.loads((copied / "config.json").read_text())
+    config = json.loads((copied / "run.json").read_text())
     config["settings"]["pretrained"] = "<script>alert('1 & 2')</script>"
-    (copied / "config.json").write_text(json.dumps(config))
-    figures.draw(RunRecord(copied), None, "no <i>checkpoint</i>")
+    (copied / "run.json").write_text(json.dumps(config))
+    figures.draw(RunFolder(copied), None, "no <i>checkpoint</i>")
     drawn, ours = ((folder / "report.html").read_text() for folder in (home / "result" / RUN, copied))
     for source in (drawn, ours):
         assert source.startswith("<!DOCTYPE html>") and f"Run {RUN}" in unescape(source) and RUN not in source
         assert not re.search(r"<(script|link|iframe|object|a|b|i)\b|https?:|url\(|@import", source)
         assert all(start == "data:" for start in re.findall(r'src="(.{5})', source))
     assert drawn.count("<img ") == 5 and "learning_rate" in drawn
-    record = RunRecord(home / "result" / RUN)
+    record = RunFolder(home / "result" / RUN)
     assert f"<td>{record.metrics['MAE']:.5g}</td></tr>" in drawn
     assert "<script>alert('1 & 2')</script>" in unescape(ours) and "no <i>checkpoint</i>" in unescape(ours)
 
 
 def test_what_history_alone_allows_is_drawn(copied, capsys):
-    for file in (copied / "config.json", BEST.parent / "config.json"):
+    for file in (copied / "run.json", BEST.parent / "run.json"):
         file.write_text(file.read_text().replace("aligned_50.pkl", "moved.pkl"))
     assert call(figures, str(copied)) == 0
     message, word = capsys.readouterr().err, "no such feature file"
@@ -146,7 +146,7 @@ def test_a_run_on_the_published_features_is_put_beside_published_runs(folder):
     Path("wide/config.json").write_text(json.dumps(config | {"hidden_size": 768, "num_hidden_layers": 1}))
     data = ["featurePath=SYNTHETIC/aligned_50.pkl", "pretrained=wide"]
     assert call(run, "-d", "mosi", *TINY, "--set", *data) == 0
-    record = RunRecord("result/dmd-mosi-1111")
+    record = RunFolder("result/dmd-mosi-1111")
     first, last = record.history["loss/total"]
     (line,) = [line for line in Path("log/dmd-mosi.log").read_text().splitlines() if "Beside published runs" in line]
     assert f"this run: total_loss {first:.2f} (epoch 1), {last:.2f} (epoch 2), TEST MAE" in line

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from config.variations import DEFAULT_SPACE, SUITES, load_search_space, load_suite, resolve
-from tests.commands import metrics_of, refused, train
-from trainers.heads import HEADS
+from config.variations import DEFAULT_SPACE, SUITES, extreme_values, load_search_space, load_suite
 from experiments.options import RunOptions
+from tests.commands import metrics_of, refused, train
+from trainers.evaluate import HEADS
 
 TABLE, PAGE = Path("result/suites/dmd-own-synthetic.csv"), Path("result/suites/dmd-own-synthetic.md")
 
@@ -25,10 +25,10 @@ def test_the_table_holds_the_metrics_of_ordinary_runs_and_their_heads(folder):
         {"source": "elsewhere", "when": {"dataset_name": "mosi"}, "rows": {"slow": {"Acc_2": 0.9}}},
     ]
     suite = {"description": "Two rates.", "rows": {"slow": {"learning_rate": 1e-5}, "as-is": {}}}
-    suite |= {"published": published, "heads": ["output_logit", "logits_l_homo"], "kept": ["lva", "av"]}
+    suite |= {"published": published, "heads": ["output_logit", "logits_l_homo"], "modalities": ["lva", "av"]}
     assert train("--suite", write_suite(suite), "-s", "1", "2", "--epochs", "1") == 0
     assert (
-        json.loads(Path("result/dmd-own-slow-synthetic-1/config.json").read_text())["settings"]["learning_rate"] == 1e-5
+        json.loads(Path("result/dmd-own-slow-synthetic-1/run.json").read_text())["settings"]["learning_rate"] == 1e-5
     )
     table = pd.read_csv(TABLE)
     assert table[["row", "seed"]].values.tolist() == [["slow", 1], ["slow", 2], ["as-is", 1], ["as-is", 2]]
@@ -40,11 +40,11 @@ def test_the_table_holds_the_metrics_of_ordinary_runs_and_their_heads(folder):
         deviation = table[metric][:2].std(ddof=0)  # by hand it may fall on the other side of a half digit
         assert deviation == pytest.approx(abs(one - two) / 2)
         means.append(f"{(one + two) / 2:.4f} ± {deviation:.4f}")
-    assert f"slow ours {' '.join(means)} slow paper 0.5000 - - 1.2500" in page
+    assert f"slow this program {' '.join(means)} slow paper 0.5000 - - 1.2500" in page
     assert "elsewhere" not in page and "audio + vision" in page
     assert "Two rates." in page and "`learning_rate=1e-05`" in page and "rows so far" not in page
 
-    scores = pd.read_csv(TABLE.with_name("dmd-own-synthetic-heads.csv")).set_index(["row", "kept", "head", "seed"])
+    scores = pd.read_csv(TABLE.with_name("dmd-own-synthetic-heads.csv")).set_index(["row", "modalities", "head", "seed"])
     assert len(scores) == 2 * 2 * 2 * 2
     for seed in (1, 2):
         whole, metrics = scores.loc["as-is", "lva", "output_logit", seed], metrics_of(f"dmd-own-as-is-synthetic-{seed}")
@@ -56,7 +56,7 @@ def test_the_table_holds_the_metrics_of_ordinary_runs_and_their_heads(folder):
 def test_a_suite_continues_where_it_stopped_and_replaces_nothing_silently(folder, capsys):
     broken = {"rows": {"good": {}, "bad": {"learning_rate": 1e30}}}
     assert train("--suite", write_suite(broken)) == 2
-    assert "1 of 2 rows so far" in PAGE.read_text() and "ranks nothing" in PAGE.read_text()
+    assert "1 of 2 rows so far" in PAGE.read_text() and "single seed does not rank" in PAGE.read_text()
     for seed in ("1111", "2"):  # the runs exist; the table does
         assert "--overwrite" in refused(capsys, train, "--suite", write_suite(broken), "-s", seed)
     good = Path("pt/dmd-own-good-synthetic-1111/best.pth").stat()
@@ -67,10 +67,13 @@ def test_a_suite_continues_where_it_stopped_and_replaces_nothing_silently(folder
 
 @pytest.mark.parametrize("dataset", ["mosi", "mosei", "synthetic"])
 def test_the_shipped_suites_and_search_space_fit_the_shipped_config(dataset):
-    assert load_search_space(DEFAULT_SPACE, RunOptions(dataset_name=dataset))
+    options = RunOptions(dataset_name=dataset)
+    for key, distribution in load_search_space(DEFAULT_SPACE).items():
+        for value in extreme_values(distribution):
+            options.with_overrides(str(DEFAULT_SPACE), {key: value})
     for suite in map(load_suite, SUITES):
         for row, overrides in suite.rows.items():
-            resolve(row, overrides, RunOptions(dataset_name=dataset))
+            options.with_overrides(row, overrides)
         assert suite.description and list(suite.rows.values()).count({}) == 1 and set(suite.heads) <= set(HEADS)
 
 

@@ -6,8 +6,8 @@ import pytest
 from accelerate.tracking import get_available_trackers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.commands import rows_of, train
 from experiments.options import TRACKERS
+from tests.commands import rows_of, train
 
 RUN = Path("result/dmd-synthetic-1111")
 

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 import run
-from tests.commands import ROOT, SMALL, call, metrics_of, refused, train, write_pickle
 from experiments.options import RunOptions
+from experiments.train import TrainedSeeds
 from experiments.tune import tune
+from tests.commands import ROOT, SMALL, call, metrics_of, refused, train, write_pickle
 from utils.errors import NumericalError
 
 
@@ -40,7 +41,12 @@ def states() -> list[str]:
 def tune_with(monkeypatch, train_on, trials: int, **config) -> dict | None:
     """A sweep over gamma whose trainings are `train_on(gamma, after_epoch)`."""
     Path("gamma.json").write_text('{"gamma": {"type": "float", "low": 0, "high": 1}}')
-    monkeypatch.setattr("experiments.tune.train", lambda o, features: {1111: train_on(o.config["gamma"], o.after_epoch)})
+
+    def train_seeds(options, settings, features):
+        metrics = train_on(options.config["gamma"], options.after_epoch)
+        return TrainedSeeds(settings, features, {}, {1111: metrics})
+
+    monkeypatch.setattr("experiments.tune.train_seeds", train_seeds)
     return tune(RunOptions(dataset_name="synthetic", config=config), trials, "gamma.json")
 
 

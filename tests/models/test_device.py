@@ -46,11 +46,11 @@ def test_a_group_of_batches_and_an_evaluation(trainer, batch):
     for _ in range(2):  # the gradients of the second are added to those of the first
         with CountOperations() as operations:
             step = trainer.training_step(batch)
-        assert all(p.grad.device == META for p in trainer.parameters if p.grad is not None)
+        assert all(p.grad.device == META for p in trainer.all_parameters if p.grad is not None)
         counts.append(operations.count)
     if trainer.args.fast:
         assert counts[0] <= 2700  # plain: 4,625
-        assert counts[1] - counts[0] <= len(trainer.parameters)
+        assert counts[1] - counts[0] <= len(trainer.all_parameters)
     assert step.losses.device == step.predicted.device == META
     trainer.optimizer.step()
     with pytest.raises(RuntimeError, match="meta"):  # what the host waits for is an error here

@@ -78,7 +78,7 @@ def test_the_gradient_of_one_loss(trainer):
     of_all = torch.autograd.grad(terms["task/all"], encoders, retain_graph=True)
     of_text = torch.autograd.grad(terms["task/l_hetero"], encoders, retain_graph=True, allow_unused=True)
     together = torch.autograd.grad(terms["task/all"] + terms["task/l_hetero"], encoders)
-    assert all(p.grad is None for p in trainer.parameters)
+    assert all(p.grad is None for p in trainer.all_parameters)
     for one, two, both in zip(of_all, of_text, together, strict=True):
         torch.testing.assert_close(one if two is None else one + two, both, rtol=1e-3, atol=1e-5)
 
@@ -87,11 +87,11 @@ def test_a_parameter_group_for_bert():
     trainer = make_trainer([make_batch(0, LABELS)], learning_rate_bert=1e-6, update_epochs=1, **NO_DROPOUT)
     rates = [(group["lr"], len(group["params"])) for group in trainer.optimizer.param_groups]
     bert = list(trainer.model.text_model.parameters())
-    assert rates == [(trainer.args.learning_rate, len(trainer.parameters) - len(bert)), (1e-6, len(bert))]
-    before = [p.detach().clone() for p in trainer.parameters]
+    assert rates == [(trainer.args.learning_rate, len(trainer.all_parameters) - len(bert)), (1e-6, len(bert))]
+    before = [p.detach().clone() for p in trainer.all_parameters]
     trainer.train_epoch()
     # Adam's first step is the learning rate, wherever the gradient is not zero.
-    largest = {name: max((p - b).abs().max().item() for p, b in zip(trainer.parameters, before, strict=True)
+    largest = {name: max((p - b).abs().max().item() for p, b in zip(trainer.all_parameters, before, strict=True)
                          if (p in set(bert)) == (name == "bert")) for name in ("bert", "rest")}  # fmt: skip
     assert largest["bert"] == pytest.approx(1e-6, rel=0.1)
     assert largest["rest"] == pytest.approx(trainer.args.learning_rate, rel=0.01)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dataset.loaders import UtteranceDataset
+from experiments.run_folder import RunFolder
 from tests.reference import CASES, Reference, make_loader, relative_difference
 from trainers.evaluate import predict
-from experiments.run_folder import RunFolder
 from trainers.trainer import Trainer
 from utils.log import start_log
 from utils.metrics import CORE_METRICS

@@ -9,7 +9,7 @@ from dataset.loaders import UtteranceDataset
 from models.dmd import DMD, STACK_ORDER
 from tests.reference import make_loader
 from tests.trainers.test_switches import make_batch, make_trainer
-from trainers.heads import inspect
+from trainers.evaluate import inspect
 from utils.errors import ConfigError
 
 LABELS = [1.0, 1.0, -2.0, 0.4]

@@ -1,6 +1,6 @@
 """Two epochs without dropout; run by torchrun from tests/test_ranks.py, and by the test itself alone.
 
-python -m tests.share_of_a_step FOLDER: the first process writes what it has in the end.
+python -m tests.distributed_worker FOLDER: the first process writes what it has in the end.
 """
 
 import sys
@@ -11,15 +11,16 @@ import torch
 from dataset.features import FeatureSet
 from dataset.loaders import make_loaders
 from tests.reference import Reference
-from trainers.distributed import rank, size, start_process
+from trainers.distributed import init_processes
 from trainers.trainer import Trainer
+from utils.ranks import rank, world_size
 
 # Batches of 6, 6 and 1 (alike shares, then one of nothing), and of 5 and 3 (shares that differ).
 BATCHES = {6: 13, 5: 8}
 
 
 def main(folder: str) -> None:
-    device = start_process("cpu")
+    device = init_processes("cpu")
     results = []
     for batch_size, utterances in BATCHES.items():
         reference = Reference("mosi_aligned", Path(folder), nlevels=1)
@@ -28,12 +29,12 @@ def main(folder: str) -> None:
         loader = make_loaders(features, batch_size, 5, seed=1)["train"]
         trainer = Trainer(reference.args, *reference.build(), {"train": loader, "test": loader}, device)
         first = trainer.train_epoch(1)  # with one step, in the end
-        gradients = [None if p.grad is None else p.grad.clone() for p in trainer.parameters]
+        gradients = [None if p.grad is None else p.grad.clone() for p in trainer.all_parameters]
         second = trainer.train_epoch(2)
         evaluated = trainer.evaluate("test")
         results.append((gradients, first, second, evaluated))
     if rank() == 0:
-        torch.save(results, f"{folder}/{size()}.pt")
+        torch.save(results, f"{folder}/{world_size()}.pt")
 
 
 if __name__ == "__main__":
