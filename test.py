@@ -42,6 +42,7 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         raise ConfigError(f"--predictions: {predictions} is there. Name another file, or replace it with --overwrite.")
     import pandas as pd
 
+    from dataset.features import read_provenance
     from trainers.evaluate import predict
     from trainers.runs import write_csv
     from trainers.setup import differences, restore, settings_of
@@ -55,15 +56,16 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
     chosen = choose_device(device)
     model, data, loader = restore(checkpoint, args, replaced, split, chosen, to_predict=bool(features))
     part = data.splits[split]
-    if not part.labelled and not predictions:
+    if not part.labeled and not predictions:
         raise ConfigError(f"{features}: has no labels to score with. Name a file for what is predicted: --predictions.")
-    if features and data.made and trained.get("made", "") not in ("", data.made):
-        raise DataError(f"{features}: made with {data.made}; but what was trained on, with {trained['made']}.")
+    was_made_with = read_provenance(trained)
+    if features and data.provenance and was_made_with not in ("", data.provenance):
+        raise DataError(f"{features}: made with {data.provenance}; but the training data, with {was_made_with}.")
     start_log(Path(log_dir) / f"test-{args.dataset_name}.log", verbose_level=1)
     for difference in differences(trained, args, replaced, to_predict=bool(features)):
         logger.warning(difference)
     scored = predict(model, loader, chosen, split, trained.get("precision", "fp32"))
-    metrics = scored.metrics() if part.labelled else {}
+    metrics = scored.metrics() if part.labeled else {}
     if metrics:
         log_metrics(split, args.model_name, metrics)
     else:
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("checkpoint")
     add("-d", "--dataset", default="", dest="dataset_name", help="a data set of the config (default: as trained)")
     add("-c", "--config", default="", dest="config_file", help="JSON config (default: as trained)")
-    add("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labelled or not")
+    add("--features", default="", metavar="FILE.pkl", help="predict on this pickle, with or without labels")
     add("--split", choices=("train", "valid", "test"), default="test")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings")

@@ -54,7 +54,7 @@ def train(options: RunOptions, features: FeatureSet | None = None) -> dict[int, 
         if warning:
             logger.warning(warning)
     description = options.describe(args) | {"data": data_sha256(args, options.replaced), "versions": versions()}
-    description |= {"device": describe_device(device), "ranks": size(), "made": features.made}
+    description |= {"device": describe_device(device), "ranks": size(), "provenance": features.provenance}
 
     results = {}
     for number, (seed, run) in enumerate(runs.items(), start=1):

@@ -29,7 +29,7 @@ def build_model(args, features: FeatureSet) -> DMD:
             raise DataError(
                 f"{features.path}: 'text_bert' has the token id {highest} and {features.seq_lens[0]} steps, but "
                 f"'{args.pretrained}' takes less than {bert.vocab_size} and at most {most_tokens(bert)}. "
-                "Use the BERT that the text was tokenised for, or truncate the text."
+                "Use the BERT that the text was tokenized for, or truncate the text."
             )
     return model
 
@@ -88,7 +88,7 @@ def restore(
         raise DataError(
             f"{features.path}: {', '.join(FIELDS[inputs])} are {features.feature_dims[inputs]} wide and have "
             f"{features.seq_lens} steps, but {checkpoint} is for {widths[inputs]} and {steps}: another data set (-d), "
-            f"or not made as for its training (python -m dataset.build … {flags}, or --average)."
+            f"or not made as for its training (python -m dataset.build … {flags}, or --pool-to)."
         )
     model = build_model(args, features)
     load_weights(model, checkpoint, state)
