@@ -1,4 +1,4 @@
-"""Make a feature pickle of one's own data: a table, and a folder of files for audio and for vision.
+"""Make a feature pickle of one's own data: a table, and a folder each for audio and vision.
 
 python -m dataset.build --text T.csv --audio DIR --vision DIR -o my.pkl
 """
@@ -8,158 +8,374 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from config.schema import DMDConfig
 from dataset.check import BERT_BASE, check_content
-from dataset.features import FIELDS, SPLITS, shorten
+from dataset.features import SPLITS, shorten
 from dataset.pickles import check_output, load_pickle, write_pickle
-from dataset.sources import TRANSCRIPTS, averaged, padded, read_folder, read_table, scaling_of, standardised
+from dataset.sources import (
+    TRANSCRIPTS,
+    fit_scaling,
+    pad,
+    pool,
+    read_folder,
+    read_table,
+    standardize,
+)
 from models.text_encoder import load_tokenizer, most_tokens
 from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import read_json
 
 TEXT_STEPS = 50
-LONGEST = 500  # steps of audio and vision unless the user says otherwise; the longest in the published files
+MOST_STEPS = 500  # of audio and vision by default; the longest in the published files
+MIN_TOKENS = 3  # the first, the last and one of the text
 
-Content = dict[str, dict]  # {split: {field: values}}, the MMSA layout
+
+@dataclass
+class BuiltData:
+    """Features that are being built."""
+
+    content: dict[str, dict]  # {split: {field: values}}, the MMSA layout
+    cut: dict[str, int] = field(default_factory=dict)  # utterances with more steps, by field
+    scalings: dict[str, dict] = field(default_factory=dict)  # mean and scale (d,), by modality
+    encoder: object = None  # configuration of the text encoder, if there are tokens
+
+    @property
+    def first(self) -> dict:
+        """The fields of one of the splits."""
+        return next(iter(self.content.values()))
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of text, audio and vision."""
+        text = self.first["text_bert" if self.encoder else "text"]  # (N, 3, steps) or (N, steps, d)
+        text_steps = text.shape[2 if self.encoder else 1]
+        return [text_steps, self.first["audio"].shape[1], self.first["vision"].shape[1]]
+
+    @property
+    def feature_dims(self) -> list[int]:
+        """The widths of text, audio and vision; that of text is the encoder's if there is one."""
+        text_width = self.encoder.hidden_size if self.encoder else self.first["text"].shape[2]
+        return [text_width, self.first["audio"].shape[2], self.first["vision"].shape[2]]
 
 
-def build(options: argparse.Namespace) -> tuple[Content, dict[str, int], dict]:
-    """Read everything and cut or pad it, as the options of the command say; without tokens.
-    -> content; by field, how many utterances were longer than its steps; mean and scale (d,) where they were applied
+def build(options: argparse.Namespace) -> BuiltData:
+    """Read table and folders, and bring all sequences to one length; without tokens.
 
-    Raises ConfigError for the options, DataError for the files.
+    Args:
+        options: Those of the command.
+
+    Returns:
+        The features.
+
+    Raises:
+        ConfigError: If the options are invalid.
+        DataError: If the files are.
     """
-    given = {"text": options.text_steps, "audio": options.audio_steps, "vision": options.vision_steps}
-    if min(n for n in (options.average, *given.values()) if n is not None) < 1:
-        raise ConfigError("--text-steps, --audio-steps, --vision-steps and --average must be at least 1.")
-    table = read_table(options.text, options.unlabelled)
-    fields_of = {"id": "id", "text": "raw_text", "label": "regression_labels"}  # by column
-    content = {
-        split: {field: part[column].tolist() for column, field in fields_of.items() if column in part}
-        for split in SPLITS
-        if len(part := table[table["split"] == split])
-    }
-    known = load_pickle(options.standardise).get("standardised", {}) if options.standardise else {}
-    if options.standardise is not None and not known and (options.standardise or "train" not in content):
-        raise ConfigError("--standardise: needs a train split, or the FILE.pkl trained on, if it was standardised.")
-    cut, scalings = {}, {}
-    for key, folder in zip(FIELDS, (options.text_features, options.audio, options.vision), strict=True):
-        if not folder:
+    for steps in (options.text_steps, options.audio_steps, options.vision_steps, options.pool_to):
+        if steps is not None and steps < 1:
+            raise ConfigError(
+                "--text-steps, --audio-steps, --vision-steps and --pool-to must be at least 1."
+            )
+    table = read_table(options.text, options.unlabeled)
+    data = BuiltData(_split_rows(table))
+    trained = _scalings_trained_on(options.standardize, data.content)
+    if options.text_features:
+        _add_text(data, options.text_features, options.text_steps)
+    _add_modality(data, "audio", options.audio, options.audio_steps, trained, options)
+    _add_modality(data, "vision", options.vision, options.vision_steps, trained, options)
+    return data
+
+
+def _split_rows(table: pd.DataFrame) -> dict[str, dict]:
+    """id, raw_text and labels of the splits that the table has."""
+    fields = {"id": "id", "text": "raw_text", "label": "regression_labels"}  # by column
+    content = {}
+    for split in SPLITS:
+        rows = table[table["split"] == split]
+        if rows.empty:
             continue
-        segments = options.average if key != "text" else None
-        scaling = known.get(key)
-        sequences = read_folder(folder, table["id"].tolist(), key == "audio", scaling and len(scaling["mean"]))
-        if options.standardise is not None and key != "text":
-            scalings[key] = scaling or scaling_of(sequences[name] for name in content["train"]["id"])
-            sequences = {name: standardised(sequence, scalings[key]) for name, sequence in sequences.items()}
-        if segments:
-            sequences = {name: averaged(sequence, segments) for name, sequence in sequences.items()}
-        steps = given[key] or segments
-        if not steps:
-            if "train" not in content:
-                raise ConfigError(f"--{key}-steps: without a train split, say how many the checkpoint was trained on.")
-            steps = min(max(len(sequences[name]) for name in content["train"]["id"]), LONGEST)
-        cut[key] = sum(len(sequence) > steps for sequence in sequences.values())
-        for fields in content.values():
-            fields[key], fields[f"{key}_lengths"] = padded([sequences[name] for name in fields["id"]], steps)
-    return content, cut, scalings
+        content[split] = {}
+        for column, name in fields.items():
+            if column in rows:
+                content[split][name] = rows[column].tolist()
+    return content
 
 
-def add_tokens(content: Content, pretrained: str, steps: int) -> tuple[object, int]:
-    """Add text_bert (N, 3, steps): input ids, attention mask and segment ids, as [CLS] … [SEP] and padding.
-    -> configuration of the encoder; how many texts were longer
+def _scalings_trained_on(file: str | None, content: dict) -> dict[str, dict]:
+    """Mean and scale of each modality in the file of --standardize; {} for those of train."""
+    if not file:
+        if file is not None and "train" not in content:
+            raise ConfigError("--standardize: needs a train split, or the FILE.pkl trained on.")
+        return {}
+    trained = load_pickle(file)
+    # Files of earlier versions have the British spelling.
+    scalings = trained.get("standardized") or trained.get("standardised")
+    if not scalings:
+        raise ConfigError(
+            f"--standardize: {file} is not standardized. Name the FILE.pkl trained on, or none for "
+            "mean and scale of the train split."
+        )
+    return scalings
 
-    Raises ConfigError, and DataError where a text is empty.
+
+def _add_text(data: BuiltData, folder: str, steps: int) -> None:
+    """Add ready-made text features, which are neither standardized nor pooled."""
+    sequences = read_folder(folder, _all_ids(data.content))
+    _add_padded(data, "text", sequences, steps)
+
+
+def _add_modality(
+    data: BuiltData,
+    key: str,
+    folder: str,
+    steps: int | None,
+    trained: dict[str, dict],
+    options: argparse.Namespace,
+) -> None:
+    """Add audio or vision: read, standardized, pooled, and of one length."""
+    scaling = trained.get(key)
+    width = len(scaling["mean"]) if scaling else None
+    sequences = read_folder(folder, _all_ids(data.content), key == "audio", width)
+    if options.standardize is not None:
+        if scaling is None:
+            scaling = fit_scaling(sequences[name] for name in data.content["train"]["id"])
+        data.scalings[key] = scaling
+        for name, sequence in sequences.items():
+            sequences[name] = standardize(sequence, scaling)
+    if options.pool_to:
+        for name, sequence in sequences.items():
+            sequences[name] = pool(sequence, options.pool_to)
+        steps = steps or options.pool_to
+    if not steps:
+        if "train" not in data.content:
+            raise ConfigError(
+                f"--{key}-steps: without a train split, give the number of steps in training."
+            )
+        longest = max(len(sequences[name]) for name in data.content["train"]["id"])
+        steps = min(longest, MOST_STEPS)
+    _add_padded(data, key, sequences, steps)
+
+
+def _all_ids(content: dict[str, dict]) -> list[str]:
+    """The ids of all splits."""
+    ids = []
+    for fields in content.values():
+        ids += fields["id"]
+    return ids
+
+
+def _add_padded(data: BuiltData, key: str, sequences: dict[str, np.ndarray], steps: int) -> None:
+    """Add a field of sequences, and one of their lengths, to all splits."""
+    data.cut[key] = sum(len(sequence) > steps for sequence in sequences.values())
+    for fields in data.content.values():
+        array, lengths = pad([sequences[name] for name in fields["id"]], steps)
+        fields[key] = array
+        fields[f"{key}_lengths"] = lengths
+
+
+def add_tokens(data: BuiltData, pretrained: str, steps: int) -> None:
+    """Add text_bert (N, 3, steps): token ids, attention mask and segment ids, as [CLS] … [SEP].
+
+    Args:
+        data: Features, to which `text_bert` and the configuration of the encoder are added.
+        pretrained: The encoder whose tokenizer is used.
+        steps: Longer texts are cut, shorter ones padded.
+
+    Raises:
+        ConfigError: If there is no tokenizer, or the encoder does not take so many steps.
+        DataError: If texts are empty.
     """
-    texts = {name: text for part in content.values() for name, text in zip(part["id"], part["raw_text"], strict=True)}
-    if blank := [name for name, text in texts.items() if not text.strip()]:
-        raise DataError(f"--text: no text in {len(blank)} rows ({shorten(blank)}). {TRANSCRIPTS}")
+    _check_texts(data.content)
     try:
         tokenizer, config = load_tokenizer(pretrained)
     except ConfigError as error:
-        raise ConfigError(f"--{error} To try it without: --pretrained dataset/synthetic_bert.") from error
-    if not 3 <= steps <= most_tokens(config):
         raise ConfigError(
-            f"--text-steps: {steps}, but with the first and the last token '{pretrained}' takes 3 to "
-            f"{most_tokens(config)}."
+            f"--{error} To try it without: --pretrained dataset/synthetic_bert."
+        ) from error
+    if not MIN_TOKENS <= steps <= most_tokens(config):
+        raise ConfigError(
+            f"--text-steps: {steps}, but with the first and the last token '{pretrained}' takes "
+            f"{MIN_TOKENS} to {most_tokens(config)}."
         )
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
     cut = 0
-    for fields in content.values():
-        cut += sum(len(ids) > steps for ids in tokenizer(fields["raw_text"], verbose=False)["input_ids"])
-        tokens = tokenizer(fields["raw_text"], padding="max_length", truncation=True, max_length=steps)
+    for fields in data.content.values():
+        texts = fields["raw_text"]
+        for ids in tokenizer(texts, verbose=False)["input_ids"]:
+            cut += len(ids) > steps
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=steps)
         ids = np.array(tokens["input_ids"], np.float32)
-        segments = tokens.get("token_type_ids", np.zeros_like(ids))  # not every tokenizer has them
-        fields["text_bert"] = np.stack([ids, tokens["attention_mask"], segments], axis=1).astype(np.float32)
-    return config, cut
+        mask = np.array(tokens["attention_mask"], np.float32)
+        segments = np.zeros_like(ids)
+        if "token_type_ids" in tokens:  # not every tokenizer has them
+            segments = np.array(tokens["token_type_ids"], np.float32)
+        fields["text_bert"] = np.stack([ids, mask, segments], axis=1)
+    data.cut["text_bert"] = cut
+    data.encoder = config
 
 
-def config_entry(path: Path, dims: list[int], steps: list[int], pretrained: str, encoder) -> tuple[str, dict]:
-    """-> name and section of the data set under datasetCommonParams, with everything that it needs to be trained on"""
-    path, root = path.resolve(), Path("dataset").resolve()  # dataset_root_dir, seen from where run.py is called
-    feature_path = str(path.relative_to(root) if path.is_relative_to(root) else path)
-    section = {"featurePath": feature_path, "feature_dims": dims}
-    if encoder:
-        kind = encoder.model_type
-        section |= {"pretrained": pretrained, "transformers": kind if kind in ("bert", "roberta") else "auto"}
-    for letter, count in zip("lav", steps, strict=True):
+def _check_texts(content: dict[str, dict]) -> None:
+    """Raise DataError for empty texts."""
+    blank = []
+    for fields in content.values():
+        for name, text in zip(fields["id"], fields["raw_text"], strict=True):
+            if not text.strip():
+                blank.append(name)
+    if blank:
+        raise DataError(f"--text: no text in {len(blank)} rows ({shorten(blank)}). {TRANSCRIPTS}")
+
+
+def describe_provenance(data: BuiltData, options: argparse.Namespace) -> str:
+    """Describe what features to predict on must have in common with those trained on.
+
+    Args:
+        data: The features.
+        options: Those of the command.
+
+    Returns:
+        One line; the rates are those of dataset.extract, if its features.json is in the folder
+        that has the folder of audio.
+    """
+    vocabulary = data.encoder.vocab_size if data.encoder else None
+    provenance = (
+        f"--pool-to {options.pool_to}, standardized {bool(data.scalings)}, vocabulary {vocabulary}"
+    )
+    extracted = Path(options.audio).resolve().parent / "features.json"
+    if extracted.exists():
+        provenance += f", rates {read_json(extracted).get('rates (Hz)')}"
+    return provenance
+
+
+def config_entry(path: Path, data: BuiltData, pretrained: str) -> tuple[str, dict]:
+    """Make the entry of a data set for config.json.
+
+    Args:
+        path: Its feature pickle.
+        data: Its features.
+        pretrained: The encoder of its tokens.
+
+    Returns:
+        The name of the data set, and its section of datasetCommonParams.
+    """
+    path = path.resolve()
+    root = Path("dataset").resolve()  # dataset_root_dir, seen from where run.py is called
+    feature_path = path.relative_to(root) if path.is_relative_to(root) else path
+    section = {"featurePath": str(feature_path), "feature_dims": data.feature_dims}
+    if data.encoder:
+        kind = data.encoder.model_type
+        section["pretrained"] = pretrained
+        section["transformers"] = kind if kind in ("bert", "roberta") else "auto"
+    for letter, steps in zip("lav", data.steps, strict=True):
         key = f"conv1d_kernel_size_{letter}"
-        if count < DMDConfig.model_fields[key].default:
-            section[key] = count
-    variant = "aligned" if len(set(steps)) == 1 else "unaligned"
-    return re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()), {variant: section}
+        if steps < DMDConfig.model_fields[key].default:
+            section[key] = steps
+    variant = "aligned" if len(set(data.steps)) == 1 else "unaligned"
+    name = re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower())
+    return name, {variant: section}
+
+
+class RenamedFlag(argparse.Action):
+    """A flag of earlier versions: an error that names its successor, which is `const`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is now {self.const}")
+
+
+def make_parser() -> ArgumentParser:
+    """The flags of the command."""
+    description = "Make a feature pickle of your data."
+    parser = ArgumentParser(prog="python -m dataset.build", description=description)
+    add = parser.add_argument
+    add("--text", required=True, metavar="T.csv", help="table: columns id, split, label, text")
+    for key in ("audio", "vision"):
+        add(f"--{key}", required=True, metavar="DIR", help="one <id>.npy or <id>.csv an utterance")
+        default = f"default: the longest of train, at most {MOST_STEPS}"
+        add(f"--{key}-steps", type=int, metavar="N", help=default)
+    add("-o", "--output", required=True, metavar="FILE.pkl")
+    add("--text-features", default="", metavar="DIR", help="ready-made text features, as for audio")
+    add("--pretrained", default="", help=f"encoder whose tokenizer is used (default: {BERT_BASE})")
+    add("--text-steps", type=int, default=TEXT_STEPS, metavar="N", help=f"default: {TEXT_STEPS}")
+    add("--pool-to", type=int, metavar="N", help="average audio and vision over N parts each")
+    add(
+        "--standardize",
+        nargs="?",
+        const="",
+        metavar="FILE.pkl",
+        help="give audio and vision mean 0 and scale 1 on train, or as in the file trained on",
+    )
+    add("--unlabeled", action="store_true", help="leave the labels out: a file to predict on")
+    add("--overwrite", action="store_true", help="replace an existing file")
+    renamed = {
+        "--average": "--pool-to",
+        "--standardise": "--standardize",
+        "--unlabelled": "--unlabeled",
+    }
+    for old, new in renamed.items():
+        add(old, action=RenamedFlag, nargs="?", const=new, help=argparse.SUPPRESS)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m dataset.build", description="Make a feature pickle of your data.")
-    parser.add_argument("--text", required=True, metavar="T.csv", help="table with the columns id, split, label, text")
-    for key in ("audio", "vision"):
-        parser.add_argument(f"--{key}", required=True, metavar="DIR", help="a file <id>.npy or <id>.csv an utterance")
-        helps = f"default: the longest of train, at most {LONGEST}"
-        parser.add_argument(f"--{key}-steps", type=int, metavar="N", help=helps)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.pkl")
-    parser.add_argument("--text-features", default="", metavar="DIR", help="ready-made text features, as for audio")
-    parser.add_argument("--pretrained", default="", help=f"BERT whose tokenizer is used (default: {BERT_BASE})")
-    parser.add_argument("--text-steps", type=int, default=TEXT_STEPS, metavar="N", help=f"default: {TEXT_STEPS}")
-    parser.add_argument("--average", type=int, metavar="N", help="average audio and vision over N parts each")
-    helps = "make audio and vision of mean 0 and scale 1 on train, or as in the file trained on"
-    parser.add_argument("--standardise", nargs="?", const="", metavar="FILE.pkl", help=helps)
-    parser.add_argument("--unlabelled", action="store_true", help="leave the labels out: a file to predict on")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
-    options = parser.parse_args(argv)
-    path, pretrained, encoder = check_output(options.output, options.overwrite), options.pretrained or BERT_BASE, None
-    content, cut, scalings = build(options)
+    """Run the command.
+
+    Args:
+        argv: Its arguments (default: those of the process).
+
+    Raises:
+        ConfigError: If the options are invalid.
+        DataError: If the files are; then nothing is written.
+    """
+    options = make_parser().parse_args(argv)
+    path = check_output(options.output, options.overwrite)
+    pretrained = options.pretrained or BERT_BASE
+    data = build(options)
     if options.pretrained or not options.text_features:
-        encoder, cut["text_bert"] = add_tokens(content, pretrained, options.text_steps)
-    to_predict = options.unlabelled or "train" not in content
-    findings = list(check_content(str(path), content, None, to_predict, pretrained, encoder and encoder.vocab_size))
-    errors = [text for level, text in findings if level == "error"]
+        add_tokens(data, pretrained, options.text_steps)
+    to_predict = options.unlabeled or "train" not in data.content
+    _check(path, data, to_predict, pretrained)
+
+    content = dict(data.content)
+    content["provenance"] = describe_provenance(data, options)
+    content["standardized"] = data.scalings
+    write_pickle(path, content)
+    _report(path, data, to_predict, pretrained)
+
+
+def _check(path: Path, data: BuiltData, to_predict: bool, pretrained: str) -> None:
+    """Print what dataset.check notes about the features. Raises DataError for its errors."""
+    size = data.encoder.vocab_size if data.encoder else None
+    findings = list(check_content(str(path), data.content, None, to_predict, pretrained, size))
+    errors = [finding.text for finding in findings if finding.level == "error"]
     if errors:
         raise DataError(f"{errors[0]} {len(errors)} errors in all; nothing was written.")
-    made = f"--average {options.average}, standardised {bool(scalings)}, vocabulary {encoder and encoder.vocab_size}"
-    if (beside := Path(options.audio).resolve().parent / "features.json").exists():  # as dataset.extract leaves it
-        made += f", rates {read_json(beside).get('rates (Hz)')}"
-    write_pickle(path, content | {"made": made, "standardised": scalings})
-    print(*(f"note  {text}\n" for level, text in findings if level == "note"), sep="", end="")
-    fields = next(iter(content.values()))
-    steps = [options.text_steps, fields["audio"].shape[1], fields["vision"].shape[1]]
-    dims = [encoder.hidden_size if encoder else fields["text"].shape[2], *(fields[k].shape[2] for k in FIELDS[1:])]
-    counts = ", ".join(f"{key} {count}" for key, count in cut.items() if count) or "none"
-    sizes = ", ".join(f"{split} {len(fields['id'])}" for split, fields in content.items())
-    print(f"{path}: {sizes} utterances. Text, audio, vision: {steps} steps, {dims} wide.")
-    print(f"Longer ones that were cut: {counts}.")
+    for finding in findings:
+        if finding.level == "note":
+            print(f"note  {finding.text}")
+
+
+def _report(path: Path, data: BuiltData, to_predict: bool, pretrained: str) -> None:
+    """Print the sizes of the features, and how to use them."""
+    sizes = ", ".join(f"{split} {len(fields['id'])}" for split, fields in data.content.items())
+    cut = ", ".join(f"{key} {count}" for key, count in data.cut.items() if count) or "none"
+    print(f"{path}: {sizes} utterances.", end=" ")
+    print(f"Text, audio, vision: {data.steps} steps, {data.feature_dims} wide.")
+    print(f"Longer ones that were cut: {cut}.")
     if to_predict:
         print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
         return
-    name, section = config_entry(path, dims, steps, pretrained, encoder)
+    name, section = config_entry(path, data, pretrained)
     print('Paste this line into config/config.json, right after "datasetCommonParams": {')
     print(f"{json.dumps(name)}: {json.dumps(section, ensure_ascii=False)},")
-    print(f"Train on it: python run.py -d {name}{'' if encoder else ' --set use_bert=false'}")
+    without_bert = "" if data.encoder else " --set use_bert=false"
+    print(f"Train on it: python run.py -d {name}{without_bert}")
 
 
 if __name__ == "__main__":

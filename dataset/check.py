@@ -1,4 +1,4 @@
-"""What is in a feature pickle, and what is wrong or odd about it.
+"""Report the content of a feature pickle, and errors and anomalies in it.
 
 python -m dataset.check dataset/MOSI/aligned_50.pkl -d mosi
 """
@@ -6,13 +6,22 @@ python -m dataset.check dataset/MOSI/aligned_50.pkl -d mosi
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from easydict import EasyDict
 
 from config import load_config, parse_overrides
-from dataset.features import FIELDS, PUBLISHED_SHA256, SPLITS, load_published, shorten, take_features
+from dataset.features import (
+    FIELDS,
+    PUBLISHED_SHA256,
+    SPLITS,
+    FeatureSet,
+    load_published,
+    shorten,
+    take_features,
+)
 from dataset.pickles import load_pickle
 from dataset.tokens import check_tokens, local_folder
 from utils.cli import ArgumentParser, run_command
@@ -21,144 +30,306 @@ from utils.files import sha256_of
 from utils.reading import printable, read_json
 
 BERT_BASE = "bert-base-uncased"
-VOCABULARIES = {BERT_BASE: 30522}  # sizes that are known without the hub
+VOCABULARY_SIZES = {BERT_BASE: 30522}  # known without the hub
 
-Finding = tuple[str, str]  # 'ok', 'note' (may be as it should) or 'error' (training would be wrong or fail); and a text
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    level: str  # "ok", "note" (may be intended) or "error" (training would fail or be wrong)
+    text: str
 
 
 def check_content(
-    path: str, content: dict, settings: EasyDict | None, to_predict: bool, pretrained: str = "", size: int | None = None
+    path: str,
+    content: dict,
+    settings: EasyDict | None,
+    to_predict: bool,
+    pretrained: str = "",
+    vocabulary_size: int | None = None,
 ) -> Iterator[Finding]:
-    """Everything there is to say about the content of a feature pickle that is, or will be, at `path`.
+    """Check the content of a feature pickle.
 
-    settings          a data set's, which the file should fit
-    to_predict        the file is not trained on: any of the splits will do, and labels may be absent
-    pretrained, size  whose tokens the text has (default: the settings'), and the size of that vocabulary
+    Args:
+        path: The file that has it, or will have it.
+        content: {split: {field: values}}
+        settings: Settings of the data set that the file should fit.
+        to_predict: The file is not for training: one split suffices, and labels may be missing.
+        pretrained: The encoder of the tokens (default: the settings', or bert-base-uncased).
+        vocabulary_size: Size of its vocabulary, if the caller knows it.
+
+    Yields:
+        Findings, in the order of the report.
     """
-    splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
-    for name, fields in splits.items():
-        shapes = [f"{k} {getattr(x, 'shape', '')} {getattr(x, 'dtype', type(x).__name__)}" for k, x in fields.items()]
-        yield "ok", f"{name}: {printable(', '.join(shapes), 1000)}."
-    names = (tuple(splits) or SPLITS) if to_predict else SPLITS
-    first = splits.get(names[0], {})
-    dims = [first[key].shape[2] if getattr(first.get(key), "ndim", 0) == 3 else 1 for key in FIELDS]
-    expected = settings.feature_dims if settings else dims
-    args = EasyDict(featurePath=path, need_data_aligned=False)
-    parts, arrays = {}, {}
-    modes = {"text_bert": True, "text": False}
-    for text in [key for key in modes if key in first] or modes:
-        args.use_bert, mode = modes[text], f"use_bert={str(modes[text]).lower()}"
-        args.feature_dims = [expected[0] if args.use_bert else dims[0], *expected[1:]]
-        # Copied two levels deep: taking a field out leaves it to the next round.
-        raw = {name: dict(fields) for name, fields in splits.items()}
-        try:
-            features = take_features({path: raw}, args, [path] * 3, names, to_predict)
-        except DataError as error:
-            yield "error", f"{mode}: {error}"
+    splits = {}
+    for name in SPLITS:
+        if isinstance(content.get(name), dict):
+            splits[name] = content[name]
+            yield Finding("ok", f"{name}: {_describe_fields(splits[name])}.")
+    names = tuple(splits) if to_predict and splits else SPLITS
+
+    feature_sets = {}  # by the field of their text
+    for key in _text_fields(splits, names[0]):
+        args = _settings_to_read(path, splits.get(names[0], {}), settings, key)
+        features, finding = _try_to_read(splits, args, names, to_predict)
+        yield finding
+        if features:
+            feature_sets[key] = features
+    if not feature_sets:
+        return
+
+    if not pretrained:
+        pretrained = settings.pretrained if settings else BERT_BASE
+    if "text_bert" in feature_sets:
+        features = feature_sets["text_bert"]
+        yield from _check_text_bert(features, settings, pretrained, vocabulary_size)
+    if "text" in feature_sets:
+        yield from _check_sequences(feature_sets["text"], "text")
+    features = next(iter(feature_sets.values()))  # the other fields are the same in both
+    yield from _check_labels(features)
+    yield from _check_sequences(features, "audio")
+    yield from _check_sequences(features, "vision")
+    yield from _check_ids(features)
+
+
+def _describe_fields(fields: dict) -> str:
+    """Shape and type of each field of a split."""
+    descriptions = []
+    for key, values in fields.items():
+        kind = getattr(values, "dtype", type(values).__name__)
+        descriptions.append(f"{key} {getattr(values, 'shape', '')} {kind}")
+    return printable(", ".join(descriptions), 1000)
+
+
+def _text_fields(splits: dict[str, dict], first: str) -> list[str]:
+    """The fields of text that the first split has; both if it has none, whose lack is reported."""
+    fields = ["text_bert", "text"]
+    return [key for key in fields if key in splits.get(first, {})] or fields
+
+
+def _settings_to_read(path: str, fields: dict, settings: EasyDict | None, key: str) -> EasyDict:
+    """Settings that fit the file itself, except for the widths that the data set should have."""
+    dims = []
+    for field in FIELDS:
+        array = fields.get(field)
+        dims.append(array.shape[2] if getattr(array, "ndim", 0) == 3 else 1)
+    if settings:
+        # Text features are not those of the settings, whose width is that of the encoder.
+        text_width = settings.feature_dims[0] if key == "text_bert" else dims[0]
+        dims = [text_width, *settings.feature_dims[1:]]
+    use_bert = key == "text_bert"
+    return EasyDict(featurePath=path, need_data_aligned=False, use_bert=use_bert, feature_dims=dims)
+
+
+def _try_to_read(
+    splits: dict[str, dict], args: EasyDict, names: Sequence[str], to_predict: bool
+) -> tuple[FeatureSet | None, Finding]:
+    """The features for one kind of text, or None; and what this means for its use."""
+    mode = f"use_bert={str(args.use_bert).lower()}"
+    path = args.featurePath
+    # Copied two levels deep: the fields are taken out of the copy.
+    raw = {path: {name: dict(fields) for name, fields in splits.items()}}
+    try:
+        features = take_features(raw, args, [path] * 3, names, to_predict)
+    except DataError as error:
+        return None, Finding("error", f"{mode}: {error}")
+    use = "predicted" if to_predict else "trained"
+    needed = "" if args.use_bert else f", with feature_dims={features.feature_dims}"
+    return features, Finding("ok", f"{mode}: can be {use} on{needed}.")
+
+
+def _check_text_bert(
+    features: FeatureSet, settings: EasyDict | None, pretrained: str, size: int | None
+) -> Iterator[Finding]:
+    """Padding and vocabulary of the tokens."""
+    foreign = check_tokens(features, settings) if settings else None
+    if foreign:
+        yield Finding("error", foreign)
+    if size is None:
+        size = _vocabulary_size(pretrained)
+    for name, split in features.splits.items():
+        ids, mask = split.text[:, 0], split.text[:, 1]
+        where = f"{name}: 'text_bert'"
+        yield _check_padding(where, mask != 0)
+        if size is None:
+            yield Finding(
+                "note",
+                f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is not known "
+                "here.",
+            )
             continue
-        parts = features.splits
-        if settings and args.use_bert:
-            foreign = check_tokens(features, settings)
-            if foreign:
-                yield "error", foreign
-        dims_needed = "" if args.use_bert else f", with feature_dims={dims}"
-        yield "ok", f"{mode}: can be {'predicted' if to_predict else 'trained'} on{dims_needed}."
-        for name, part in parts.items():
-            arrays |= {(name, text): part.text, (name, "audio"): part.audio, (name, "vision"): part.vision}
-    for name, part in parts.items():
-        if part.labelled:
-            counts = sorted(Counter(np.rint(part.labels).astype(int).tolist()).items())
-            yield "ok", f"{name}: labels, rounded: {', '.join(f'{value:+d}: {n}' for value, n in counts)}."
-    for (name, key), array in arrays.items():
-        where = f"{name}: '{key}'"
-        if key == "text_bert":
-            yield _padding(where, array[:, 1] != 0)
-            yield _vocabulary(where, array[:, 0], pretrained or (settings.pretrained if settings else BERT_BASE), size)
+        outside = (ids >= size).sum()
+        yield Finding(
+            "error" if outside else "ok",
+            f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is of {size}, and "
+            f"{outside} are outside it.",
+        )
+
+
+def _vocabulary_size(pretrained: str) -> int | None:
+    """The size of the vocabulary of an encoder, or None if it is not known on this machine."""
+    folder = local_folder(pretrained)
+    if folder and (folder / "config.json").is_file():
+        return read_json(folder / "config.json").get("vocab_size")
+    return VOCABULARY_SIZES.get(pretrained)
+
+
+def _check_labels(features: FeatureSet) -> Iterator[Finding]:
+    """The distribution of the labels of each split."""
+    for name, split in features.splits.items():
+        if not split.labeled:
             continue
-        yield _padding(where, (array != 0).any(axis=2))
+        counts = Counter(np.rint(split.labels).astype(int).tolist())
+        shown = ", ".join(f"{value:+d}: {count}" for value, count in sorted(counts.items()))
+        yield Finding("ok", f"{name}: labels, rounded: {shown}.")
+
+
+def _check_sequences(features: FeatureSet, field: str) -> Iterator[Finding]:
+    """Padding, and features that never change, of one modality."""
+    for name, split in features.splits.items():
+        array = getattr(split, field)  # (N, T, d)
+        where = f"{name}: '{field}'"
+        yield _check_padding(where, (array != 0).any(axis=2))
         constant = np.flatnonzero(array.min((0, 1)) == array.max((0, 1)))
-        if len(constant):
-            kind = "never change" if array.any() else "are all zero, so that nothing can be learned from them"
-            yield "note", f"{where}: {len(constant)} of {array.shape[2]} features {kind}: {constant[:8].tolist()}."
-    yield from _identities({name: part.ids for name, part in parts.items()})
+        if len(constant) == 0:
+            continue
+        problem = "never change"
+        if not array.any():
+            problem = "are all zero, so that nothing can be learned from them"
+        yield Finding(
+            "note",
+            f"{where}: {len(constant)} of {array.shape[2]} features {problem}: "
+            f"{constant[:8].tolist()}.",
+        )
 
 
-def _vocabulary(where: str, ids: np.ndarray, pretrained: str, size: int | None) -> Finding:
-    if size is None:
-        folder = local_folder(pretrained)
-        if folder and (folder / "config.json").is_file():
-            size = read_json(folder / "config.json").get("vocab_size")
-        else:
-            size = VOCABULARIES.get(pretrained)
-    if size is None:
-        return "note", f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is not known here."
-    outside = (ids >= size).sum()
-    level = "error" if outside else "ok"
-    told = f"the vocabulary of {pretrained} is of {size}, and {outside} are outside it"
-    return level, f"{where}: ids up to {ids.max():g}; {told}."
-
-
-def _padding(where: str, real: np.ndarray) -> Finding:
+def _check_padding(where: str, real: np.ndarray) -> Finding:
     """real (N, T): steps that are not padding."""
+    steps = real.shape[1]
     filled = real.any(axis=1)
-    before, after = (np.where(filled, side.argmax(axis=1), 0) for side in (real, real[:, ::-1]))
-    lengths = np.where(filled, real.shape[1] - before - after, 0)
-    return "note" if before.any() and after.any() else "ok", (
-        f"{where}: {lengths.min()} to {lengths.max()} of {real.shape[1]} steps, median {np.median(lengths):g}; padded "
-        f"in front in {(before > 0).sum()} and after in {(after > 0).sum()} utterances; {(~filled).sum()} empty."
+    before = np.where(filled, real.argmax(axis=1), 0)
+    after = np.where(filled, real[:, ::-1].argmax(axis=1), 0)
+    lengths = np.where(filled, steps - before - after, 0)
+    return Finding(
+        "note" if before.any() and after.any() else "ok",
+        f"{where}: {lengths.min()} to {lengths.max()} of {steps} steps, median "
+        f"{np.median(lengths):g}; padded in front in {(before > 0).sum()} and after in "
+        f"{(after > 0).sum()} utterances; {(~filled).sum()} empty.",
     )
 
 
-def _identities(ids: dict[str, list[str]]) -> Iterator[Finding]:
-    """Utterances that occur twice, and videos of which splits share utterances."""
-    for name, names in ids.items():
-        twice = [item for item, count in Counter(names).items() if count > 1]
+def _check_ids(features: FeatureSet) -> Iterator[Finding]:
+    """Utterances that occur twice, and splits that share utterances or videos."""
+    for name, split in features.splits.items():
+        twice = [item for item, count in Counter(split.ids).items() if count > 1]
         if twice:
-            yield "note", f"{name}: {len(twice)} ids occur more than once ({shorten(twice)}); they weigh more."
-    for (first, one), (second, other) in combinations(ids.items(), 2):
-        both, shared = f"{first} and {second} share", set(one) & set(other)
+            yield Finding(
+                "note",
+                f"{name}: {len(twice)} ids occur more than once ({shorten(twice)}); they weigh "
+                "more.",
+            )
+    for first, second in combinations(features.splits, 2):
+        first_ids = set(features.splits[first].ids)
+        second_ids = set(features.splits[second].ids)
+        shared = first_ids & second_ids
         if shared:
-            remedy = "scores would be of what was trained on. Remove them from one of the two"
-            yield "error", f"{both} {len(shared)} utterances ({shorten(shared)}): {remedy}."
-        # MOSI's and MOSEI's ids are video$_$clip.
-        videos = set.intersection(*({i.split("$_$")[0] for i in {*s} - shared if "$_$" in i} for s in (one, other)))
+            yield Finding(
+                "error",
+                f"{first} and {second} share {len(shared)} utterances ({shorten(shared)}): scores "
+                "would include training data. Remove them from one of the two.",
+            )
+        videos = _videos(first_ids - shared) & _videos(second_ids - shared)
         if videos:
-            yield "note", f"{both} {len(videos)} videos ({shorten(videos)}): the same speaker is in both."
+            yield Finding(
+                "note",
+                f"{first} and {second} share {len(videos)} videos ({shorten(videos)}): the same "
+                "speaker is in both.",
+            )
 
 
-def _digest(path: str, dataset_name: str) -> Finding:
+def _videos(ids: set[str]) -> set[str]:
+    """The videos of MOSI's and MOSEI's ids, video$_$clip."""
+    return {name.partition("$_$")[0] for name in ids if "$_$" in name}
+
+
+def _check_sha256(path: str, dataset_name: str) -> Finding:
+    """Whether the file is a published one, and that of the data set."""
     digest = sha256_of(path)
     for (name, aligned), published in PUBLISHED_SHA256.items():
         if digest == published:
-            kind = f"SHA-256 {digest}: the published {'aligned' if aligned else 'unaligned'} features of {name}."
-            return "ok" if dataset_name in ("", name) else "error", f"{kind} Use it with -d {name}."
-    return "note", f"SHA-256 {digest}: no published file; published numbers cannot be expected of it."
+            kind = "aligned" if aligned else "unaligned"
+            return Finding(
+                "ok" if dataset_name in ("", name) else "error",
+                f"SHA-256 {digest}: the published {kind} features of {name}. Use it with -d "
+                f"{name}.",
+            )
+    return Finding(
+        "note",
+        f"SHA-256 {digest}: no published file; published numbers cannot be expected of it.",
+    )
+
+
+def make_parser() -> ArgumentParser:
+    """The flags of the command."""
+    parser = ArgumentParser(prog="python -m dataset.check", description="Check a feature pickle.")
+    parser.add_argument("file")
+    parser.add_argument(
+        "-d", "--dataset", default="", help="a data set of the config: check against its settings"
+    )
+    parser.add_argument(
+        "-c", "--config", default="", help="JSON config with it (default: config/config.json)"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings",
+    )
+    parser.add_argument(
+        "--to-predict",
+        action="store_true",
+        help="for test.py --features: any split, with or without labels",
+    )
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m dataset.check", description="Say what is in a feature pickle.")
-    parser.add_argument("file")
-    parser.add_argument("-d", "--dataset", default="", help="a data set of the config: check against its settings")
-    parser.add_argument("-c", "--config", default="", help="JSON config of that data set (default: config/config.json)")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings")
-    parser.add_argument("--to-predict", action="store_true", help="for test.py --features: any split, labels or none")
-    options = parser.parse_args(argv)
+    """Run the command.
+
+    Args:
+        argv: Its arguments (default: those of the process).
+
+    Raises:
+        DMDError: If the file has errors, after they have been printed.
+    """
+    options = make_parser().parse_args(argv)
     settings = None
     if options.dataset:
-        settings = load_config("dmd", options.dataset, options.config, parse_overrides(options.set))
+        overrides = parse_overrides(options.set)
+        settings = load_config("dmd", options.dataset, options.config, overrides)
     elif options.config or options.set:
         raise ConfigError("-c and --set: name the data set whose settings they change with -d.")
     if settings and not options.to_predict:
-        content = load_published(options.file, settings.dataset_name, settings.need_data_aligned)
+        aligned = settings.need_data_aligned
+        content = load_published(options.file, settings.dataset_name, aligned)
     else:
         content = load_pickle(options.file)
-    findings = [_digest(options.file, options.dataset.lower())]
+
+    findings = [_check_sha256(options.file, options.dataset.lower())]
     findings += check_content(options.file, content, settings, options.to_predict)
-    print(*(f"{level:5} {' '.join(text.split())}" for level, text in findings), sep="\n")
-    errors = sum(level == "error" for level, _ in findings)
+    errors = 0
+    for finding in findings:
+        print(f"{finding.level:5} {' '.join(finding.text.split())}")
+        errors += finding.level == "error"
     if errors:
-        hint = "" if options.to_predict else " (A file to predict on is checked with --to-predict.)"
-        raise DMDError(f"{options.file}: {errors} error{'s' * (errors > 1)}, above.{hint}")
+        plural = "s" if errors > 1 else ""
+        hint = ""
+        if not options.to_predict:
+            hint = " (Use --to-predict to check a file to predict on.)"
+        raise DMDError(f"{options.file}: {errors} error{plural}, above.{hint}")
 
 
 if __name__ == "__main__":

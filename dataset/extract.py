@@ -1,11 +1,13 @@
-"""Audio and vision features of video clips, for dataset.build.
+"""Extract audio and vision features of video clips, for dataset.build.
 
 python -m dataset.extract clips/ -o features/
 
-They are not the published COVAREP and FACET features: a model is only good for features made as its training data were.
+They are not the published COVAREP and FACET features: a model is only good for features that were
+extracted in the same way as its training data.
 Legend: S samples, T steps, d columns. Step i is at i / rate seconds of the clip.
 """
 
+import argparse
 import math
 import os
 import signal
@@ -14,12 +16,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -33,180 +33,415 @@ from utils.files import write_atomically, write_json
 from utils.reading import printable, read_json
 
 VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi")
-SAMPLE_RATE, WINDOW = 16000, 1024  # Hz; samples around each step that audio features look at
-# f0 is tracked every 10 ms between these Hz; the thresholds' prior is pYIN's for noisy sound, as of a webcam.
-TRACK, LOWEST, HIGHEST, PRIOR = 160, 65, 400, (2, 8)
-KINDS = ("done before", "complete", "without sound", "without a face", "failed")
-AUDIO = {f"mfcc_{i}": "librosa's scale" for i in range(20)}  # columns, as features.json names them
-AUDIO |= {"f0": "Hz; 0 where nothing is voiced", "voicing": "probability", "rms": "of 1"}
-AUDIO |= {"zero_crossings": "share of the samples", "spectral_centroid": "Hz"}
+SOUND = ".wav"
+MODALITIES = ("audio", "vision")  # folders of the output
 
-SURE = 0.7  # confidence in a face; at MediaPipe's 0.5 drawings on the wall have one
+SAMPLE_RATE = 16000  # Hz
+WINDOW = 1024  # samples around each step that audio features are computed from
+TRACK = 160  # samples between the steps at which f0 is tracked
+LOWEST, HIGHEST = 65, 400  # Hz of f0
+PRIOR = (2, 8)  # of the thresholds, pYIN's for noisy sound, as of a webcam
+SILENCE = 1e-4  # of 1: a sound track below it has no sound
+LONGEST_JITTER = SAMPLE_RATE / 20  # samples; longer gaps in the sound track are filled with zeros
+
+# Columns and their units, as features.json has them.
+AUDIO = {f"mfcc_{i}": "librosa's scale" for i in range(20)}
+AUDIO["f0"] = "Hz; 0 where nothing is voiced"
+AUDIO["voicing"] = "probability"
+AUDIO["rms"] = "of 1"
+AUDIO["zero_crossings"] = "share of the samples"
+AUDIO["spectral_centroid"] = "Hz"
+
+CONFIDENCE = 0.7  # in a face; at MediaPipe's 0.5, drawings on the wall are faces
 # Landmarks of MediaPipe's face mesh; right and left are the speaker's.
-EYE_CORNERS, IRISES, INNER_LIPS, MOUTH_CORNERS = [33, 133, 362, 263], [468, 473], [13, 14], [61, 291]
-FOREHEAD, NOSE_BASE = 10, 2
+EYE_CORNERS = [33, 133, 362, 263]
+OUTER_EYE_CORNERS = [33, 263]
+IRISES = [468, 473]
+INNER_LIPS = [13, 14]
+MOUTH_CORNERS = [61, 291]
+FOREHEAD = 10
+NOSE_BASE = 2
 DISTANCES = {
-    "mouth_width": MOUTH_CORNERS, "mouth_open": INNER_LIPS, "lips_height": (0, 17), "nose_to_lip": (NOSE_BASE, 0),
-    "nose_to_chin": (NOSE_BASE, 152), "brows_gap": (107, 336), "brow_inner_right": (107, 133),
-    "brow_inner_left": (336, 362), "brow_outer_right": (105, 33), "brow_outer_left": (334, 263),
-    "eye_open_right": (159, 145), "eye_open_left": (386, 374),
-}  # fmt: skip
+    "mouth_width": MOUTH_CORNERS,
+    "mouth_open": INNER_LIPS,
+    "lips_height": (0, 17),
+    "nose_to_lip": (NOSE_BASE, 0),
+    "nose_to_chin": (NOSE_BASE, 152),
+    "brows_gap": (107, 336),
+    "brow_inner_right": (107, 133),
+    "brow_inner_left": (336, 362),
+    "brow_outer_right": (105, 33),
+    "brow_outer_left": (334, 263),
+    "eye_open_right": (159, 145),
+    "eye_open_left": (386, 374),
+}
 VISION = {
-    "yaw": "degrees to the image's right", "pitch": "degrees up, of which only differences mean something",
-    "roll": "degrees clockwise in the image", "size": "between the outer corners of the eyes, in widths of the image",
-    "x": "share of the image's width, from the left", "y": "share of the image's height, from the top",
-    **dict.fromkeys(DISTANCES, "in sizes, in three dimensions"),
-    **dict.fromkeys(("mouth_corner_right", "mouth_corner_left"), "in sizes, above the middle of the lips"),
-    **dict.fromkeys(("gaze_x", "gaze_y"), "in sizes, of the irises to the image's right and down, the head as it is"),
-}  # fmt: skip
+    "yaw": "degrees to the image's right",
+    "pitch": "degrees up; only differences are meaningful",
+    "roll": "degrees clockwise in the image",
+    "size": "between the outer corners of the eyes, in widths of the image",
+    "x": "share of the image's width, from the left",
+    "y": "share of the image's height, from the top",
+}
+VISION.update(dict.fromkeys(DISTANCES, "in sizes, in three dimensions"))
+VISION["mouth_corner_right"] = "in sizes, above the middle of the lips"
+VISION["mouth_corner_left"] = "in sizes, above the middle of the lips"
+VISION["gaze_x"] = "in sizes, of the irises to the image's right, relative to the head"
+VISION["gaze_y"] = "in sizes, of the irises down, relative to the head"
+
+DONE_BEFORE = "done before"
+COMPLETE = "complete"
+WITHOUT_SOUND = "without sound"
+WITHOUT_FACE = "without a face"
+FAILED = "failed"
 
 
-class Clip(NamedTuple):
-    name: str  # the utterance's id
+@dataclass(frozen=True)
+class Clip:
+    """The files of one utterance."""
+
+    name: str  # its id
     video: Path | None
-    sound: Path | None  # the wav file, else the video
+    sound: Path  # the wav file, else the video
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the extraction of one clip ended."""
+
+    kind: str  # DONE_BEFORE, COMPLETE, WITHOUT_SOUND, WITHOUT_FACE or FAILED
+    remark: str = ""
 
 
 def find_clips(folder: Path) -> list[Clip]:
-    """The clips of a folder by name, `<id>.mp4` and so on, `<id>.wav` or both. Raises DataError."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != ".")
-    videos = {file.stem: file for file in files if file.suffix.lower() in VIDEO}
-    sounds = {file.stem: file for file in files if file.suffix.lower() == ".wav"}
-    twice = [file.stem for file in files if file.suffix.lower() in VIDEO and file != videos[file.stem]]
-    if twice or not (videos or sounds):
-        found = f"more than one video of {shorten(twice)}" if twice else "no clips"
-        raise DataError(f"{folder}: {found}; expected <id>{', <id>'.join((*VIDEO, '.wav'))}, one of each utterance.")
-    return [Clip(name, videos.get(name), sounds.get(name) or videos[name]) for name in sorted(videos | sounds)]
+    """Find the clips of a folder: `<id>.mp4` and so on, `<id>.wav`, or both.
+
+    Args:
+        folder: Other files in it are ignored.
+
+    Returns:
+        The clips by name.
+
+    Raises:
+        DataError: If there are none, or two videos of one name.
+    """
+    expected = f"expected {', '.join(f'<id>{suffix}' for suffix in (*VIDEO, SOUND))}"
+    videos, sounds, twice = {}, {}, []
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or file.name.startswith("."):
+            continue
+        if file.suffix.lower() == SOUND:
+            sounds[file.stem] = file
+        elif file.suffix.lower() in VIDEO:
+            if file.stem in videos:
+                twice.append(file.stem)
+            videos[file.stem] = file
+    if twice:
+        raise DataError(
+            f"{folder}: more than one video of {shorten(twice)}; {expected}, one of each utterance."
+        )
+    if not videos and not sounds:
+        raise DataError(f"{folder}: no clips; {expected}, one of each utterance.")
+    clips = []
+    for name in sorted(videos.keys() | sounds.keys()):
+        video = videos.get(name)
+        clips.append(Clip(name, video, sounds.get(name, video)))
+    return clips
 
 
 def read_sound(file: Path) -> np.ndarray:
-    """The first sound track as mono (S,) at SAMPLE_RATE, in [-1, 1]; zeros before it and in gaps; S = 0 for none."""
+    """Read the first sound track of a file.
+
+    Args:
+        file: A video or a wav file.
+
+    Returns:
+        (S,) mono at SAMPLE_RATE, in [-1, 1]; zeros before the track begins and in its gaps. S is 0
+        if there is none.
+    """
     import av
 
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)  # in floats, stereo would be louder
-    samples, length = [np.zeros(0)], 0
+    # Of integers: the resampler makes stereo louder than mono in floats.
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+    samples = [np.zeros(0)]
+    length = 0
     with av.open(str(file)) as container:
-        frames = container.decode(audio=0) if container.streams.audio else ()
-        for part in chain.from_iterable(map(resampler.resample, chain(frames, [None]))):
-            gap = round(((part.time or 0) - (container.start_time or 0) / av.time_base) * SAMPLE_RATE) - length
-            samples += [np.zeros(gap if gap > SAMPLE_RATE / 20 else 0), part.to_ndarray()[0] / 2**15]  # or inexact
-            length += len(samples[-2]) + len(samples[-1])
+        start = (container.start_time or 0) / av.time_base
+        for frame in _frames_and_end(container.decode(audio=0) if container.streams.audio else ()):
+            for part in resampler.resample(frame):
+                gap = round(((part.time or 0) - start) * SAMPLE_RATE) - length
+                silence = np.zeros(gap if gap > LONGEST_JITTER else 0)
+                sound = part.to_ndarray()[0] / 2**15
+                samples += [silence, sound]
+                length += len(silence) + len(sound)
     return np.concatenate(samples, dtype=np.float32)
 
 
+def _frames_and_end(frames: Iterator) -> Iterator:
+    """The frames, and None after the last."""
+    yield from frames
+    yield None
+
+
 def read_images(file: Path, rate: float) -> Iterator[np.ndarray]:
-    """The picture (H, W, 3), uint8 RGB, that a player shows at each step up to the last picture's, and the way up."""
+    """Read the pictures that a player shows at each step, up to the last one's time.
+
+    Args:
+        file: A video.
+        rate: Steps a second.
+
+    Yields:
+        Pictures (H, W, 3), uint8 RGB, upright.
+    """
     import av
 
     with av.open(str(file)) as container:
-        start, step, shown = (container.start_time or 0) / av.time_base, 0, None
-        for frame in chain(container.decode(video=0) if container.streams.video else (), [None]):
-            while shown and step / rate < (frame.time - 1e-6 if frame else shown.time + 1e-6) - start:
-                yield np.ascontiguousarray(np.rot90(shown.to_ndarray(format="rgb24"), shown.rotation // 90))
-                step += 1
+        start = (container.start_time or 0) / av.time_base
+        step = 0
+        shown = None
+        for frame in _frames_and_end(container.decode(video=0) if container.streams.video else ()):
+            if shown is not None:
+                # Until the next frame; the last one is shown at its own time only.
+                end = shown.time + 1e-6 if frame is None else frame.time - 1e-6
+                while step / rate < end - start:
+                    image = shown.to_ndarray(format="rgb24")
+                    yield np.ascontiguousarray(np.rot90(image, shown.rotation // 90))
+                    step += 1
             shown = frame
 
 
 def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
-    """(S,) at SAMPLE_RATE -> (T, 25), the columns AUDIO."""
+    """Compute the columns AUDIO.
+
+    Args:
+        samples: (S,) at SAMPLE_RATE.
+        rate: Steps a second.
+
+    Returns:
+        (T, 25)
+    """
     from librosa import feature, pyin
 
     hop = int(SAMPLE_RATE / rate)
-    parts = next(n for n in range(math.ceil(hop / TRACK), hop + 1) if hop % n == 0)
+    parts = math.ceil(hop / TRACK)  # steps of f0 in one of the features
+    while hop % parts:
+        parts += 1
+    f0, _, voicing = pyin(
+        samples,
+        fmin=LOWEST,
+        fmax=HIGHEST,
+        fill_na=0,
+        sr=SAMPLE_RATE,
+        frame_length=WINDOW,
+        hop_length=hop // parts,
+        beta_parameters=PRIOR,
+    )
     frames = {"frame_length": WINDOW, "hop_length": hop}
     spectrum = {"y": samples, "sr": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": hop}
-    track = {"sr": SAMPLE_RATE, "frame_length": WINDOW, "hop_length": hop // parts, "beta_parameters": PRIOR}
-    f0, _, voicing = pyin(samples, fmin=LOWEST, fmax=HIGHEST, fill_na=0, **track)
-    loudness, crossings = feature.rms(y=samples, **frames), feature.zero_crossing_rate(samples, **frames)
-    mfcc, centroid = feature.mfcc(n_mfcc=20, **spectrum), feature.spectral_centroid(**spectrum)
-    columns = [mfcc, f0[None, ::parts], voicing[None, ::parts], loudness, crossings, centroid]
+    columns = [
+        feature.mfcc(n_mfcc=20, **spectrum),
+        f0[None, ::parts],
+        voicing[None, ::parts],
+        feature.rms(y=samples, **frames),
+        feature.zero_crossing_rate(samples, **frames),
+        feature.spectral_centroid(**spectrum),
+    ]
     return np.concatenate(columns).T.astype(np.float32)
 
 
 def vision_features(images: Iterator[np.ndarray]) -> np.ndarray:
-    """Images (H, W, 3), one a step -> (T, 22), the columns VISION: zeros where no face is found."""
+    """Compute the columns VISION.
+
+    Args:
+        images: Pictures (H, W, 3), one for each step.
+
+    Returns:
+        (T, 22), with zeros where no face is found.
+    """
     from mediapipe.python.solutions import face_detection, face_mesh
 
-    rows, options = [], {"static_image_mode": True, "refine_landmarks": True, "min_detection_confidence": SURE}
-    with face_detection.FaceDetection(model_selection=1) as finder, face_mesh.FaceMesh(**options) as mesh:
+    rows = []
+    mesh_options = {
+        "static_image_mode": True,
+        "refine_landmarks": True,
+        "min_detection_confidence": CONFIDENCE,
+    }
+    with (
+        face_detection.FaceDetection(model_selection=1) as finder,
+        face_mesh.FaceMesh(**mesh_options) as mesh,
+    ):
         for image in images:
             points = find_face(image, finder, mesh)
-            rows.append(np.zeros(len(VISION)) if points is None else face_features(points, *image.shape[1::-1]))
+            if points is None:
+                rows.append(np.zeros(len(VISION)))
+            else:
+                height, width, _ = image.shape
+                rows.append(face_features(points, width, height))
     return np.array(rows, np.float32).reshape(-1, len(VISION))
 
 
 def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
-    """The landmarks (478, 3) of the largest face in an image (H, W, 3), in pixels to the right, down and away, or None.
+    """Find the largest face in an image.
 
-    The mesh overlooks faces that are small in the image, so that it is given what is around one; the finder large ones.
+    The mesh overlooks faces that are small in the image, and gets the surroundings of one; the
+    finder overlooks large ones, and the mesh then gets the whole image.
+
+    Args:
+        image: (H, W, 3)
+        finder: MediaPipe's FaceDetection.
+        mesh: MediaPipe's FaceMesh.
+
+    Returns:
+        Landmarks (478, 3) in pixels to the right, down and away from the camera; None without face.
     """
-    boxes = [found.location_data.relative_bounding_box for found in finder.process(image).detections or ()]
-    size = image.shape[1::-1]
-    (left, top), (right, bottom) = (0, 0), size
+    height, width, _ = image.shape
+    left, top, right, bottom = 0, 0, width, height
+    boxes = []
+    for found in finder.process(image).detections or ():
+        boxes.append(found.location_data.relative_bounding_box)
     if boxes:
-        box = max(boxes, key=lambda box: box.width)
-        middle, reach = (box.xmin + box.width / 2, box.ymin + box.height / 2) * np.array(size), box.width * size[0]
-        (left, top), (right, bottom) = np.clip([middle - reach, middle + reach], 0, size).astype(int)
-    around = np.ascontiguousarray(image[top:bottom, left:right])
-    faces = mesh.process(around).multi_face_landmarks if around.size else None
+        widths = [box.width for box in boxes]
+        box = boxes[np.argmax(widths)]
+        size = np.array([width, height])
+        middle = np.array([box.xmin + box.width / 2, box.ymin + box.height / 2]) * size
+        reach = box.width * width
+        corners = np.clip([middle - reach, middle + reach], 0, size).astype(int)
+        (left, top), (right, bottom) = corners
+    surroundings = np.ascontiguousarray(image[top:bottom, left:right])
+    if surroundings.size == 0:
+        return None
+    faces = mesh.process(surroundings).multi_face_landmarks
     if not faces:
         return None
     points = np.array([(point.x, point.y, point.z) for point in faces[0].landmark])
-    return points * [right - left, bottom - top, right - left] + [left, top, 0]  # MediaPipe's depth is in widths
+    scale = [right - left, bottom - top, right - left]  # MediaPipe's depth is in widths
+    return points * scale + [left, top, 0]
 
 
 def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Landmarks (478, 3) in pixels of an image of that size -> (22,), the columns VISION."""
-    across, down = points[263] - points[33], points[NOSE_BASE] - points[FOREHEAD]
-    size, middle = np.linalg.norm(across), points[[33, 263]].mean(axis=0)
+    """Compute the columns VISION of one face.
+
+    Args:
+        points: Landmarks (478, 3) in pixels, as find_face returns them.
+        width: That of the image, in pixels.
+        height: That of the image, in pixels.
+
+    Returns:
+        (22,)
+    """
+    right_eye, left_eye = points[OUTER_EYE_CORNERS]
+    across = left_eye - right_eye
+    down = points[NOSE_BASE] - points[FOREHEAD]
+    size = np.linalg.norm(across)
+    middle = points[OUTER_EYE_CORNERS].mean(axis=0)
     axes = [across / size, down / np.linalg.norm(down)]
     head, _ = Rotation.align_vectors(axes, [[1, 0, 0], [0, 1, 0]])
     yaw, pitch, roll = head.as_euler("YXZ", degrees=True)
+    pose = [-yaw, -pitch, roll, size / width, middle[0] / width, middle[1] / height]
+
     face = head.apply(points - middle, inverse=True) / size  # in the axes of the head
     pairs = face[list(DISTANCES.values())]  # (12, 2, 3)
-    corners_up = face[INNER_LIPS, 1].mean() - face[MOUTH_CORNERS, 1]
-    gaze = (face[IRISES] - face[EYE_CORNERS].reshape(2, 2, 3).mean(axis=1)).mean(axis=0)[:2]
     distances = np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1)
-    pose = [-yaw, -pitch, roll, size / width, middle[0] / width, middle[1] / height]
+    corners_up = face[INNER_LIPS, 1].mean() - face[MOUTH_CORNERS, 1]
+    eyes = face[EYE_CORNERS].reshape(2, 2, 3).mean(axis=1)
+    gaze = (face[IRISES] - eyes).mean(axis=0)[:2]
     return np.concatenate([pose, distances, corners_up, gaze])
 
 
-def extract(clip: Clip, output: Path, audio_rate: float, vision_rate: float) -> tuple[str, str]:
-    """Write the two files of a clip.  -> which of KINDS it is; a remark"""
-    try:
-        samples = read_sound(clip.sound)
-        vision = vision_features(read_images(clip.video, vision_rate) if clip.video else iter(()))
-        silent = np.abs(samples).max(initial=0) < 1e-4  # of 1: a track may be there, and without sound
-        seen = vision.any(axis=1).sum() / max(1, len(vision))
-        audio = np.zeros((1, len(AUDIO)), np.float32) if silent else audio_features(samples, audio_rate)
-    except Exception as error:  # a damaged file can fail in any way that the libraries know
-        return "failed", f"cannot be read ({printable(getattr(error, 'strerror', None) or error, 160)})"
-    if silent and not seen:
-        return "failed", "has neither sound nor a face" if len(samples) or len(vision) else "has no length"
-    vision = vision if len(vision) else np.zeros((1, len(VISION)), np.float32)
-    for key, array in (("audio", audio), ("vision", vision)):
-        write_atomically(output / key / f"{clip.name}.npy", lambda file, array=array: np.save(file, array))
-    remarks = {"no sound; its audio is zeros": silent, "no face found; its vision is zeros": not seen}
-    remarks[f"a face in only {seen:.0%} of the frames"] = 0 < seen < 0.5
-    kind = "without sound" if silent else "complete" if seen else "without a face"
-    return kind, "; ".join(remark for remark, holds in remarks.items() if holds)
+@dataclass(frozen=True)
+class Extractor:
+    """Writes the two feature files of a clip; called in the processes of the pool.
+
+    Args:
+        output: The folder.
+        audio_rate: Steps a second.
+        vision_rate: Steps a second.
+    """
+
+    output: Path
+    audio_rate: float
+    vision_rate: float
+
+    def __call__(self, clip: Clip) -> Outcome:
+        """Extract one clip, whatever is wrong with it."""
+        try:
+            samples = read_sound(clip.sound)
+            images = read_images(clip.video, self.vision_rate) if clip.video else iter(())
+            vision = vision_features(images)
+            silent = np.abs(samples).max(initial=0) < SILENCE
+            audio = np.zeros((1, len(AUDIO)), np.float32)
+            if not silent:
+                audio = audio_features(samples, self.audio_rate)
+        except Exception as error:  # a damaged file can fail in any way that the libraries know
+            reason = printable(getattr(error, "strerror", None) or error, 160)
+            return Outcome(FAILED, f"cannot be read ({reason})")
+        faces = vision.any(axis=1).sum() / max(1, len(vision))  # share of the frames
+        if silent and not faces:
+            empty = len(samples) == 0 and len(vision) == 0
+            return Outcome(FAILED, "has no length" if empty else "has neither sound nor a face")
+        if len(vision) == 0:
+            vision = np.zeros((1, len(VISION)), np.float32)
+        for file, array in zip(self.files(clip), (audio, vision), strict=True):
+            _write_array(file, array)
+        return _outcome(silent, faces)
+
+    def files(self, clip: Clip) -> list[Path]:
+        """The files of audio and vision."""
+        return [self.output / key / f"{clip.name}.npy" for key in MODALITIES]
+
+    def is_done(self, clip: Clip) -> bool:
+        """Whether both files exist and are not older than the clip."""
+        newest = clip.sound.stat().st_mtime
+        if clip.video:
+            newest = max(newest, clip.video.stat().st_mtime)
+        files = self.files(clip)
+        if not all(file.is_file() for file in files):
+            return False
+        oldest = min(file.stat().st_mtime for file in files)
+        return oldest >= newest
 
 
-def is_done(clip: Clip, output: Path) -> bool:
-    """Whether both files of a clip are there, and no older than what they were made of."""
-    files = [output / key / f"{clip.name}.npy" for key in ("audio", "vision")]
-    newest = max(file.stat().st_mtime for file in (clip.video, clip.sound) if file)
-    return all(file.is_file() and file.stat().st_mtime >= newest for file in files)
+def _write_array(file: Path, array: np.ndarray) -> None:
+    """Write a .npy file completely or not at all."""
+    write_atomically(file, lambda opened: np.save(opened, array))
+
+
+def _outcome(silent: bool, faces: float) -> Outcome:
+    """The outcome of a clip with sound or faces, in this share of its frames."""
+    remarks = []
+    kind = COMPLETE
+    if not faces:
+        kind = WITHOUT_FACE
+        remarks.append("no face found; its vision is zeros")
+    elif faces < 0.5:
+        remarks.append(f"a face in only {faces:.0%} of the frames")
+    if silent:
+        kind = WITHOUT_SOUND
+        remarks.insert(0, "no sound; its audio is zeros")
+    return Outcome(kind, "; ".join(remarks))
 
 
 def describe(audio_rate: float, vision_rate: float) -> dict:
-    """What features.json says of the features. Raises ConfigError where a library is missing."""
+    """Describe the features, for features.json.
+
+    Args:
+        audio_rate: Steps a second.
+        vision_rate: Steps a second.
+
+    Returns:
+        The version of the extractor and of libraries, rates, and columns with their units.
+
+    Raises:
+        ConfigError: If a library is missing.
+    """
     try:
         import av  # noqa: F401
         from librosa import feature, pyin  # noqa: F401
         from mediapipe.python.solutions import face_mesh  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"{error}. On Python 3.11 or 3.12 type: pip install -r requirements-extract.txt") from error
+        raise ConfigError(
+            f"{error}. On Python 3.11 or 3.12 type: pip install -r requirements-extract.txt"
+        ) from error
     return {
         "extractor": "dataset.extract 1",
         "versions": {name: version(name) for name in ("av", "librosa", "mediapipe", "numpy")},
@@ -215,50 +450,127 @@ def describe(audio_rate: float, vision_rate: float) -> dict:
     }
 
 
+def _check_earlier_features(file: Path, description: dict) -> None:
+    """Raise ConfigError if the output has features of other versions or rates."""
+    if not file.exists():
+        return
+    earlier = read_json(file)
+    for key in ("extractor", "versions", "rates (Hz)"):
+        if not isinstance(earlier, dict) or earlier.get(key) != description[key]:
+            raise ConfigError(
+                f"{file}: this folder has features of other rates or versions. Name another folder "
+                "with -o."
+            )
+
+
 def _prepare_worker() -> None:
-    """Ctrl-C is for the main process; MediaPipe cannot be kept off stderr; more threads would add in another order."""
-    threadpool_limits(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    """Set up a process of the pool."""
+    threadpool_limits(1)  # more threads would add up in another order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # MediaPipe writes to it
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m dataset.extract", description="Features of video clips.")
-    parser.add_argument("clips", type=Path, help=f"folder of <id>{', '.join(VIDEO)}; <id>.wav is taken for the sound")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--audio-rate", type=float, default=20, metavar="HZ", help="steps a second, default: 20")
-    parser.add_argument("--vision-rate", type=float, default=5, metavar="HZ", help="steps a second, default: 5")
-    parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="processes, default: 1")
-    options = parser.parse_args(argv)
-    if min(options.audio_rate, options.vision_rate) <= 0 or SAMPLE_RATE % options.audio_rate or options.jobs < 1:
-        raise ConfigError(f"rates must be above 0 Hz, that of audio a divisor of {SAMPLE_RATE}; -j must be at least 1.")
-    clips = find_clips(options.clips)
-    description, file = describe(options.audio_rate, options.vision_rate), options.output / "features.json"
-    if file.exists() and read_json(file) != description:
-        raise ConfigError(f"{file}: features of other rates or versions are there. Name another folder with -o.")
-    write_json(file, description)
-    todo = [clip for clip in clips if not is_done(clip, options.output)]
-    kind_of = {clip.name: "done before" for clip in clips}
-    work = partial(extract, output=options.output, audio_rate=options.audio_rate, vision_rate=options.vision_rate)
-    pool = ProcessPoolExecutor(options.jobs, get_context("spawn"), _prepare_worker)
+def run(clips: Sequence[Clip], extractor: Extractor, jobs: int) -> dict[str, Outcome]:
+    """Extract clips in several processes, and print a remark where one is needed.
+
+    Args:
+        clips: Those whose features exist already are skipped.
+        extractor: What is done to a clip.
+        jobs: The number of processes.
+
+    Returns:
+        The outcome of each clip, by its name.
+
+    Raises:
+        DataError: If a process died.
+    """
+    outcomes = {clip.name: Outcome(DONE_BEFORE) for clip in clips}
+    todo = [clip for clip in clips if not extractor.is_done(clip)]
+    remaining = list(todo)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker)
     try:
-        for clip, (kind, remark) in zip(todo, tqdm(pool.map(work, todo), total=len(todo), unit="clip"), strict=True):
-            kind_of[clip.name] = kind
-            if remark:
-                tqdm.write(f"{clip.name}: {remark}.")
+        results = tqdm(pool.map(extractor, todo), total=len(todo), unit="clip")
+        for clip, outcome in zip(todo, results, strict=True):
+            remaining.remove(clip)
+            outcomes[clip.name] = outcome
+            if outcome.remark:
+                tqdm.write(f"{clip.name}: {outcome.remark}.")
     except BrokenProcessPool as error:
-        name = next(clip.name for clip in todo if kind_of[clip.name] == "done before")
-        advice = "If memory ran out, take a smaller -j; if -j 1 stops there too, take the clip away."
-        raise DataError(f"{name}: a process died there, or soon after. {advice}") from error
+        raise DataError(
+            f"{remaining[0].name}: a process died at this clip, or soon after. If memory ran out, "
+            "take a smaller -j; if -j 1 stops at the same clip, remove the clip."
+        ) from error
     finally:
         for process in active_children():  # after Ctrl-C some are still at work
             process.terminate()
         pool.shutdown(cancel_futures=True)
-    counts, failed = Counter(kind_of.values()), [name for name, kind in kind_of.items() if kind == "failed"]
-    print(f"{len(clips)} clips: {', '.join(f'{counts[kind]} {kind}' for kind in KINDS if counts[kind])}.")
+    return outcomes
+
+
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags of the command.
+
+    Args:
+        argv: Its arguments (default: those of the process).
+
+    Returns:
+        The options.
+
+    Raises:
+        ConfigError: If they are invalid.
+    """
+    description = "Extract features of video clips."
+    parser = ArgumentParser(prog="python -m dataset.extract", description=description)
+    add = parser.add_argument
+    videos = ", ".join(VIDEO)
+    add("clips", type=Path, help=f"folder of <id>{videos}; the sound is taken from <id>{SOUND}")
+    add("-o", "--output", type=Path, required=True, metavar="DIR")
+    steps = "steps a second, default: %(default)s"
+    add("--audio-rate", type=float, default=20, metavar="HZ", help=steps)
+    add("--vision-rate", type=float, default=5, metavar="HZ", help=steps)
+    add("-j", "--jobs", type=int, default=1, metavar="N", help="processes, default: 1")
+    options = parser.parse_args(argv)
+    positive = options.audio_rate > 0 and options.vision_rate > 0 and options.jobs >= 1
+    if not positive or SAMPLE_RATE % options.audio_rate:
+        raise ConfigError(
+            f"rates must be above 0 Hz, that of audio a divisor of {SAMPLE_RATE}; -j must be at "
+            "least 1."
+        )
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: Its arguments (default: those of the process).
+
+    Raises:
+        ConfigError: If the options are invalid or a library is missing.
+        DataError: If there are no clips, or, after the others are done, if clips have failed.
+    """
+    options = read_options(argv)
+    clips = find_clips(options.clips)
+    description = describe(options.audio_rate, options.vision_rate)
+    file = options.output / "features.json"
+    _check_earlier_features(file, description)
+    write_json(file, description)
+    extractor = Extractor(options.output, options.audio_rate, options.vision_rate)
+    outcomes = run(clips, extractor, options.jobs)
+
+    counts = Counter(outcome.kind for outcome in outcomes.values())
+    shown = []
+    for kind in (DONE_BEFORE, COMPLETE, WITHOUT_SOUND, WITHOUT_FACE, FAILED):
+        if counts[kind]:
+            shown.append(f"{counts[kind]} {kind}")
+    print(f"{len(clips)} clips: {', '.join(shown)}.")
+    failed = [name for name, outcome in outcomes.items() if outcome.kind == FAILED]
     if failed:
-        raise DataError(f"{len(failed)} clips failed ({shorten(failed)}): replace them, or leave out their rows.")
+        raise DataError(
+            f"{len(failed)} clips failed ({shorten(failed)}): replace them, or leave out their "
+            "rows."
+        )
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, lambda: "The same command goes on."))
+    sys.exit(run_command(main, lambda: "The same command continues."))

@@ -1,11 +1,12 @@
-"""Text features of GloVe vectors, made from the raw_text of a feature pickle: for use_bert = false.
+"""Make text features for use_bert=false: GloVe vectors of the raw_text of a feature pickle.
 
 python -m dataset.glove --vectors vectors/glove.840B.300d.txt --pickle IN.pkl -o OUT.pkl
 
-A text is split much as the texts were that GloVe learned from: at spaces, with every punctuation mark by itself and
-English contractions in two ("don't" is do, n't). A word takes the vector that is listed for it as it is written, or
-else the one of its lower case, or else zeros, which count as padding. One word is one step; what is longer loses its
-end, what is shorter is padded with zeros after it. All else in the pickle stays.
+A text is split much as the texts that GloVe was trained on: at spaces, every punctuation mark is a
+word, and English contractions are two ("don't" is do, n't). A word takes the vector of its own
+spelling, or else that of its lower case, or else zeros, which count as padding. One word is one
+step; longer texts are cut at the end, shorter ones padded with zeros. Everything else in the pickle
+is copied.
 """
 
 import re
@@ -18,90 +19,180 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
-from dataset.features import SPLITS, strings_of, take_features
+from dataset.features import SPLITS, take_features, to_strings
 from dataset.pickles import check_output, load_pickle, write_pickle
 from utils.cli import ArgumentParser, run_command
 from utils.errors import DataError
 from utils.reading import printable
 
-STEPS = 50  # where the pickle has no text yet
+STEPS = 50  # if the pickle has no text yet
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)
 
 
-def words_of(text: str) -> list[str]:
-    """The words and punctuation marks of a text, each as it is written."""
+def split_words(text: str) -> list[str]:
+    """Split a text into words and punctuation marks.
+
+    Args:
+        text: A text in English.
+
+    Returns:
+        The words in their own spelling.
+    """
     return WORD.findall(text.replace("’", "'"))
 
 
 def read_vectors(path: str | Path, words: Collection[str]) -> dict[str, np.ndarray]:
-    """The vectors (width,) of those of the words that are listed, in one pass that keeps nothing else. DataError."""
-    wanted, vectors = {word.encode(): word for word in words}, {}
+    """Read the vectors of these words, in one pass that keeps no others in memory.
+
+    Args:
+        path: A text file with a word and its numbers on each line.
+        words: The words.
+
+    Returns:
+        {word: vector (width,)} of the words that the file has.
+
+    Raises:
+        DataError: If a line is invalid, or the file has none of the words.
+    """
+    wanted = {word.encode(): word for word in words}
+    vectors = {}
     with open(path, "rb") as file:
         width = len(file.readline().split()) - 1
         file.seek(0)
         for line in file:
             if line.partition(b" ")[0] not in wanted:
                 continue
-            name, *numbers = line.rstrip().rsplit(b" ", width)  # some words hold spaces
+            name, *numbers = line.rstrip().rsplit(b" ", width)  # some words contain spaces
+            if name not in wanted:
+                continue
             try:
-                if name in wanted:
-                    vectors.setdefault(wanted[name], np.array(numbers, np.float32).reshape(width))
+                vector = np.array(numbers, np.float32).reshape(width)
             except ValueError as error:
-                raise DataError(f"{path}: not a word and {width} numbers a line ({error}).") from error
+                raise DataError(
+                    f"{path}: not a word and {width} numbers a line ({error})."
+                ) from error
+            vectors.setdefault(wanted[name], vector)
     if not vectors:
-        raise DataError(f"{path}: none of the {len(words)} words that are needed is listed with {width} numbers.")
+        raise DataError(
+            f"{path}: none of the {len(words)} words that are needed is listed with {width} "
+            "numbers."
+        )
     return vectors
 
 
 def add_glove(content: dict, path: str | Path, vectors_file: str | Path) -> str:
-    """Give each split of a pickle's content (read from `path`) a field `text` (N, steps, width), in place of one that
-    it may have, of as many steps.
-    -> how many words of the texts have no vector, and how many texts were cut
+    """Add the field `text` (N, steps, width) to each split, or replace it.
 
-    Raises DataError.
+    Args:
+        content: Content of a feature pickle, which is changed. The steps are those of text_bert or
+            text.
+        path: The pickle, for errors.
+        vectors_file: The vectors, as for read_vectors.
+
+    Returns:
+        A sentence on words without a vector, and texts that were cut.
+
+    Raises:
+        DataError: If texts or vectors are invalid.
     """
-    splits = {name: content[name] for name in SPLITS if isinstance(content.get(name), dict)}
-    first = next(iter(splits.values()), {})
-    axes = {"text_bert": 2, "text": 1}
-    steps = next((np.shape(first[key])[axis] for key, axis in axes.items() if np.ndim(first.get(key)) == 3), STEPS)
-    texts = {
-        name: [words_of(text) for text in strings_of(fields.get("raw_text"), str(path), name, "raw_text")]
-        for name, fields in splits.items()
-    }
-    counts = Counter(word for split in texts.values() for words in split for word in words)
-    vectors = read_vectors(vectors_file, {form for word in counts for form in (word, word.lower())})
-    zeros = np.zeros_like(next(iter(vectors.values())))
-    for name, split in texts.items():
-        splits[name]["text"] = array = np.zeros((len(split), steps, len(zeros)), np.float32)
-        for row, words in zip(array, split, strict=True):
-            for step, word in enumerate(words[:steps]):
-                row[step] = vectors.get(word, vectors.get(word.lower(), zeros))
-    unknown = Counter({word: n for word, n in counts.items() if not {word, word.lower()} & vectors.keys()})
-    frequent = ", ".join(f"{printable(word)} {count}" for word, count in unknown.most_common(10)) or "none"
-    cut = sum(len(words) > steps for split in texts.values() for words in split)
+    words = {}  # of each text, by split
+    for split in SPLITS:
+        if isinstance(content.get(split), dict):
+            raw_text = to_strings(content[split].get("raw_text"), str(path), split, "raw_text")
+            words[split] = [split_words(text) for text in raw_text]
+    steps = _count_steps(content[next(iter(words))]) if words else STEPS
+
+    counts = Counter()
+    cut = 0
+    for texts in words.values():
+        for text in texts:
+            counts.update(text)
+            cut += len(text) > steps
+    spellings = counts.keys() | {word.lower() for word in counts}
+    vectors = read_vectors(vectors_file, spellings)
+    for split, texts in words.items():
+        content[split]["text"] = _embed(texts, vectors, steps)
+    return f"{_describe_coverage(counts, vectors)} Texts longer than the steps, and cut: {cut}."
+
+
+def _count_steps(fields: dict) -> int:
+    """The steps of the text that a split has already."""
+    if np.ndim(fields.get("text_bert")) == 3:
+        return np.shape(fields["text_bert"])[2]
+    if np.ndim(fields.get("text")) == 3:
+        return np.shape(fields["text"])[1]
+    return STEPS
+
+
+def _embed(texts: list[list[str]], vectors: dict[str, np.ndarray], steps: int) -> np.ndarray:
+    """N lists of words -> (N, steps, width)"""
+    width = len(next(iter(vectors.values())))
+    array = np.zeros((len(texts), steps, width), np.float32)
+    for row, words in zip(array, texts, strict=True):
+        for step, word in enumerate(words[:steps]):
+            if word in vectors:
+                row[step] = vectors[word]
+            elif word.lower() in vectors:
+                row[step] = vectors[word.lower()]
+    return array
+
+
+def _describe_coverage(counts: Counter, vectors: dict[str, np.ndarray]) -> str:
+    """How many words have no vector, and the most frequent of them."""
+    unknown = Counter()
+    for word, count in counts.items():
+        if word not in vectors and word.lower() not in vectors:
+            unknown[word] = count
+    total = counts.total()
+    frequent = [f"{printable(word)} {count}" for word, count in unknown.most_common(10)]
     return (
-        f"Without a vector: {unknown.total()} of {counts.total()} words ({unknown.total() / counts.total():.1%}); most "
-        f"frequent: {frequent}. Texts longer than the steps, and cut: {cut}."
+        f"Without a vector: {unknown.total()} of {total} words ({unknown.total() / total:.1%}); "
+        f"most frequent: {', '.join(frequent) or 'none'}."
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m dataset.glove", description="Make text features of GloVe vectors.")
-    parser.add_argument("--vectors", required=True, metavar="FILE.txt", help="a word and its numbers a line")
-    parser.add_argument("--pickle", required=True, metavar="IN.pkl", help="feature pickle with raw_text")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.pkl", help="the same with the field text")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    """Run the command.
+
+    Args:
+        argv: Its arguments (default: those of the process).
+
+    Raises:
+        ConfigError: If the output exists.
+        DataError: If a file is invalid; then nothing is written.
+    """
+    description = "Make text features of GloVe vectors."
+    parser = ArgumentParser(prog="python -m dataset.glove", description=description)
+    add = parser.add_argument
+    add("--vectors", required=True, metavar="FILE.txt", help="a word and its numbers on each line")
+    add("--pickle", required=True, metavar="IN.pkl", help="feature pickle with raw_text")
+    add("-o", "--output", required=True, metavar="OUT.pkl", help="the same with the field text")
+    add("--overwrite", action="store_true", help="replace an existing file")
     options = parser.parse_args(argv)
     path = check_output(options.output, options.overwrite)
     content = load_pickle(options.pickle)
     coverage = add_glove(content, options.pickle, options.vectors)
-    args = EasyDict(featurePath=str(path), use_bert=False, need_data_aligned=False, feature_dims=[0, 0, 0])
-    copies = {split: dict(fields) for split, fields in content.items() if split in SPLITS}
-    widths = take_features({str(path): copies}, args, [str(path)] * 3, list(copies), to_predict=True).feature_dims
+    widths = _check(content, str(path))
     write_pickle(path, content)
     print(coverage)
-    settings = ["use_bert=false", f"feature_dims={str(widths).replace(' ', '')}", f"featurePath={path.resolve()}"]
-    print(f"{path}: train with {shlex.join(word for item in settings for word in ('--set', item))}")
+    command = []
+    for setting in (
+        "use_bert=false",
+        f"feature_dims={str(widths).replace(' ', '')}",
+        f"featurePath={path.resolve()}",
+    ):
+        command += ["--set", setting]
+    print(f"{path}: train with {shlex.join(command)}")
+
+
+def _check(content: dict, path: str) -> list[int]:
+    """The widths of the features. Raises DataError if they are invalid."""
+    args = EasyDict(
+        featurePath=path, use_bert=False, need_data_aligned=False, feature_dims=[0, 0, 0]
+    )
+    copies = {split: dict(fields) for split, fields in content.items() if split in SPLITS}
+    features = take_features({path: copies}, args, [path] * 3, list(copies), to_predict=True)
+    return features.feature_dims
 
 
 if __name__ == "__main__":

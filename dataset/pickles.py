@@ -1,11 +1,13 @@
-"""Reading feature pickles without running what is in them, and writing them.
+"""Read feature pickles without running any code in them, and write them.
 
-A pickle is a program that can call whatever it names. Here it can name numpy's array, dtype and scalar only, and these
-names mean stand-ins: they check what they are given, and np.frombuffer makes the arrays when all has been read.
+A pickle is a program that can call whatever it names. Here it can name numpy's array, dtype and
+scalar only, and these names mean stand-ins: they check their arguments, and np.frombuffer makes the
+arrays after everything has been read.
 
-The standard library's reader in Python is used, not the one in C. That one lets tuples be keys, and the hash of a
-deeply nested tuple crashes the interpreter: here tuples are read as lists, which cannot be keys. And it keeps what
-arrays are made of until the end, which of float64 is three times the result.
+The standard library's reader in Python is used, not the one in C. That one lets tuples be keys, and
+the hash of a deeply nested tuple crashes the interpreter: here tuples are read as lists, which
+cannot be keys. And it keeps the bytes of all arrays until the end, which for float64 is three times
+the result.
 """
 
 import os
@@ -23,6 +25,7 @@ from utils.reading import printable
 
 LARGE = 2**20  # bytes
 PICKLE_STARTS = (b"\x80", b"}", b"(d")  # of a dict, in protocols 2 and up, 1 and 0
+UTF8_MARK = b"\xef\xbb\xbf"
 ARCHIVES = {  # by the first bytes of their files
     b"PK\x03\x04": "zip",
     b"PK\x05\x06": "zip",
@@ -34,8 +37,95 @@ ARCHIVES = {  # by the first bytes of their files
 }
 
 
+def load_pickle(path: str | Path) -> dict:
+    """Read a dict of numpy arrays, numpy scalars, lists and dicts from a pickle of any protocol.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The dict. Tuples become lists, float64 becomes float32; arrays may be read-only.
+
+    Raises:
+        DataError: If the file is damaged or asks for anything else, none of which is run.
+        OSError: If it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        try:
+            content = _with_arrays(_Reader(file).load())
+            if not isinstance(content, dict):
+                raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
+            return content
+        except Exception as error:  # a damaged pickle can fail in any way that numpy knows
+            message = f"{path}: not a readable pickle{_explain(file, error)}"
+            raise DataError(message) from error
+
+
+def write_pickle(path: Path, content: dict) -> None:
+    """Write a feature pickle completely or not at all.
+
+    Args:
+        path: The file; its folder is created.
+        content: {split: {field: values}}
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
+
+
+def check_output(path: str | Path, overwrite: bool) -> Path:
+    """Check that a command may write its output file.
+
+    Args:
+        path: The file.
+        overwrite: An existing file may be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: If the path exists and must not be replaced.
+    """
+    path = Path(path)
+    if path.exists() and not (overwrite and path.is_file()):
+        raise ConfigError(f"--output: {path} exists already; --overwrite replaces a file.")
+    return path
+
+
+def _explain(file: BinaryIO, error: Exception) -> str:
+    """The rest of the message on an unreadable pickle: the kind of the file, and the remedy."""
+    file.seek(0)
+    start = file.read(512)
+    size = file.seek(0, os.SEEK_END)
+    text = start.removeprefix(UTF8_MARK).lstrip()
+    if size == 0:
+        return ": the file is empty (0 bytes). Download it again."
+    if text.startswith(b"<"):
+        return (
+            f": it is a web page of {size} bytes, not the file. Open its link in a browser to "
+            "download the file."
+        )
+    if text.startswith(b"version https://git-lfs"):
+        return ": it is a Git LFS pointer, not the file itself. Get the file with: git lfs pull"
+    if start.startswith(b"PK") and b"/data.pkl" in start:
+        return ": it is a checkpoint of PyTorch, not features."
+    for signature, kind in ARCHIVES.items():
+        if start.startswith(signature):
+            return f": it is an archive ({kind}). Unpack it, and use the .pkl file inside."
+    if isinstance(error, _EndsEarly) and start.startswith(PICKLE_STARTS):
+        return (
+            f": it ends early ({size} bytes), as after an interrupted download. Download it again."
+        )
+    reason = printable(error, 120) or type(error).__name__
+    return (
+        f" ({reason}). Expected a dict of numpy arrays and lists: the file is damaged, unsafe, or "
+        "of another kind. Download or make it again."
+    )
+
+
 class _Dtype:
-    """Stands for numpy.dtype. Of its state only the byte order is taken."""
+    """Stand-in for numpy.dtype. Of its state only the byte order is used."""
 
     def __init__(self, code: str, *_):
         if not re.fullmatch(r"[biufSUO]\d{0,9}", code):
@@ -47,19 +137,27 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray, and for what makes one: _frombuffer at once, _reconstruct with a state that follows."""
+    """Stand-in for numpy.ndarray and the functions that make one.
 
-    def __init__(self, data, dtype: _Dtype, shape: list, order: str = "C", axes: list | None = None):
-        self.shape, self.order, self.axes = shape, order, axes
+    _frombuffer passes the data at once, _reconstruct is followed by a state with them.
+    """
+
+    def __init__(
+        self, data, dtype: _Dtype, shape: list, order: str = "C", axes: list | None = None
+    ):
+        self.shape = shape
+        self.order = order
+        self.axes = axes
         if isinstance(dtype, _Dtype):  # else a state follows
-            self._take(data, dtype.type)
+            self._set_values(data, dtype.type)
 
     def __setstate__(self, state: list) -> None:
         self.shape, dtype, is_fortran, data = state[-4:]
         self.order = "F" if is_fortran else "C"
-        self._take(data, dtype.type)
+        self._set_values(data, dtype.type)
 
-    def _take(self, data, dtype: np.dtype) -> None:
+    def _set_values(self, data, dtype: np.dtype) -> None:
+        """Keep the elements (one axis), or the list of objects that they are."""
         if dtype.hasobject:
             self.values = data
             return
@@ -69,42 +167,55 @@ class _Array:
                 self.values = self.values.astype(np.float32)
 
     def make(self) -> np.ndarray:
-        array = self.values
-        if not isinstance(array, np.ndarray):
-            array = np.fromiter(_with_arrays(array), object, len(array))
-        array = array.reshape(self.shape, order="C" if self.order == "K" else self.order)
+        """The array itself."""
+        values = self.values
+        if not isinstance(values, np.ndarray):
+            values = np.fromiter(_with_arrays(values), object, len(values))
+        array = values.reshape(self.shape, order="C" if self.order == "K" else self.order)
         return array if self.axes is None else array.transpose(self.axes)
 
 
 def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
+    """Stand-in for numpy's function of that name."""
     return np.frombuffer(_bytes(data), dtype.type)[0]
 
 
 def _encode(text: str, _: str) -> str:
-    """Protocols below 3 make bytes with _codecs.encode. They stay text until `_bytes`, so as not to be held twice."""
+    """Stand-in for _codecs.encode, with which protocols below 3 make bytes.
+
+    The text is converted only in `_bytes`, so that it is not held twice.
+    """
     return text
 
 
 def _bytes(data: bytes | bytearray | str) -> bytes | bytearray:
+    """Bytes that old protocols may have as text."""
     return data.encode("latin1") if isinstance(data, str) else data
 
 
-NAMES = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode}
+NAMES = {
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+}
 for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    NAMES |= {
-        (f"{core}.multiarray", "_reconstruct"): _Array,
-        (f"{core}.multiarray", "scalar"): _scalar,
-        (f"{core}.numeric", "_frombuffer"): _Array,
-    }
+    NAMES[f"{core}.multiarray", "_reconstruct"] = _Array
+    NAMES[f"{core}.multiarray", "scalar"] = _scalar
+    NAMES[f"{core}.numeric", "_frombuffer"] = _Array
 
 
 class _Memo(dict):
-    """What the pickle may refer back to by number, but for the bytes of arrays, which would be held until the end."""
+    """Objects that the pickle may refer to by number.
+
+    The bytes of arrays are left out: they would be held until the end.
+    """
 
     def __setitem__(self, number: int, value: object) -> None:
         parts = value if isinstance(value, list) else [value]
-        large = any(isinstance(part, (str, bytes, bytearray)) and len(part) >= LARGE for part in parts)
-        super().__setitem__(number, None if large else value)
+        for part in parts:
+            if isinstance(part, (str, bytes, bytearray)) and len(part) >= LARGE:
+                value = None
+        super().__setitem__(number, value)
 
 
 class _EndsEarly(Exception):
@@ -112,7 +223,7 @@ class _EndsEarly(Exception):
 
 
 class _File:
-    """A file of which an end within the pickle is an error of its own; pickle has many for it."""
+    """A file that raises one kind of error at its end, for which pickle has many."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -131,9 +242,11 @@ class _File:
 
 
 class _Reader(pickle._Unpickler):
-    dispatch = dict(pickle._Unpickler.dispatch)
+    """The reader of the standard library, with other names and without tuples."""
 
-    def __init__(self, file):
+    dispatch = dict(pickle._Unpickler.dispatch)  # {code of an instruction: the method for it}
+
+    def __init__(self, file: BinaryIO):
         super().__init__(_File(file), encoding="latin1")
         self.memo = _Memo()
 
@@ -143,82 +256,38 @@ class _Reader(pickle._Unpickler):
         return NAMES[module, name]
 
     def load_bytearray8(self) -> None:
-        self.append(self.read(int.from_bytes(self.read(8), "little")))  # as bytes: one copy less
+        size = int.from_bytes(self.read(8), "little")
+        self.append(self.read(size))  # as bytes: one copy less
 
-    def last_as_list(self, count: int) -> None:
-        self.stack[-count:] = [self.stack[-count:]]
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
+    def load_tuple1(self) -> None:
+        self.stack[-1:] = [self.stack[-1:]]
 
-_Reader.dispatch |= {
-    pickle.BYTEARRAY8[0]: _Reader.load_bytearray8,
-    pickle.EMPTY_TUPLE[0]: _Reader.load_empty_list,
-    pickle.TUPLE1[0]: lambda reader: reader.last_as_list(1),
-    pickle.TUPLE2[0]: lambda reader: reader.last_as_list(2),
-    pickle.TUPLE3[0]: lambda reader: reader.last_as_list(3),
-    pickle.TUPLE[0]: _Reader.load_list,
-}
+    dispatch[pickle.TUPLE1[0]] = load_tuple1
+
+    def load_tuple2(self) -> None:
+        self.stack[-2:] = [self.stack[-2:]]
+
+    dispatch[pickle.TUPLE2[0]] = load_tuple2
+
+    def load_tuple3(self) -> None:
+        self.stack[-3:] = [self.stack[-3:]]
+
+    dispatch[pickle.TUPLE3[0]] = load_tuple3
+
+    dispatch[pickle.TUPLE[0]] = pickle._Unpickler.load_list
+    dispatch[pickle.EMPTY_TUPLE[0]] = pickle._Unpickler.load_empty_list
 
 
 def _with_arrays(value: object) -> object:
-    """The value, where arrays have taken the places of their stand-ins."""
+    """The value, with arrays in place of their stand-ins."""
     if isinstance(value, _Array):
         return value.make()
-    if isinstance(value, (dict, list)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+    if isinstance(value, dict):
+        for key, item in value.items():
             value[key] = _with_arrays(item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            value[index] = _with_arrays(item)
     return value
-
-
-def load_pickle(path: str | Path) -> dict:
-    """Read a dict of numpy arrays, numpy scalars, lists and dicts from a pickle of any protocol. Tuples come as lists,
-    float64 as float32; arrays may be read-only.
-
-    Raises DataError if the file is damaged, or asks for anything else; nothing of it is run. OSError, as open does.
-    """
-    with open(path, "rb") as file:
-        try:
-            content = _with_arrays(_Reader(file).load())
-            if not isinstance(content, dict):
-                raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
-            return content
-        except Exception as error:  # a damaged pickle can fail in any way that Python and numpy know
-            raise DataError(f"{path}: not a readable pickle{_explain(file, error)}") from error
-
-
-def _explain(file: BinaryIO, error: Exception) -> str:
-    """The rest of a sentence on a file that is no readable pickle: what it is instead, and what to do."""
-    file.seek(0)
-    start = file.read(512)
-    size = file.seek(0, os.SEEK_END)
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()  # without the mark of UTF-8
-    if size == 0:
-        return ": the file is empty (0 bytes). Download it again."
-    if text.startswith(b"<"):
-        return f": it is a web page of {size} bytes, not the file. Open its link in a browser to download the file."
-    if text.startswith(b"version https://git-lfs"):
-        return ": it is a Git LFS pointer, not the file itself. Get the file with: git lfs pull"
-    if start.startswith(b"PK") and b"/data.pkl" in start:
-        return ": it is a checkpoint of PyTorch, not features."
-    for signature, kind in ARCHIVES.items():
-        if start.startswith(signature):
-            return f": it is an archive ({kind}). Unpack it, and use the .pkl file inside."
-    if isinstance(error, _EndsEarly) and start.startswith(PICKLE_STARTS):
-        return f": it ends early ({size} bytes), as after an interrupted download. Download it again."
-    reason = printable(error, 120) or type(error).__name__
-    return (
-        f" ({reason}). Expected a dict of numpy arrays and lists: the file is damaged, unsafe, or of another kind. "
-        "Download or make it again."
-    )
-
-
-def check_output(path: str | Path, overwrite: bool) -> Path:
-    """The path, unless something is there that may not be replaced. Raises ConfigError."""
-    path = Path(path)
-    if path.exists() and not (overwrite and path.is_file()):
-        raise ConfigError(f"--output: {path} is there already; --overwrite replaces a file.")
-    return path
-
-
-def write_pickle(path: Path, content: dict) -> None:
-    """Write a feature pickle, whole or not at all. Raises OSError."""
-    write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))

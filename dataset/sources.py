@@ -1,7 +1,7 @@
-"""What a data set of one's own is made of: a table of utterances, and a folder of feature files for a modality.
+"""The sources of a data set of one's own: a table of utterances, and a folder of feature files.
 
-A feature file is <id>.npy or <id>.csv: rows are time steps, columns are features, all of them numbers.
-Legend: N utterances, T steps, d width.
+A feature file is <id>.npy or <id>.csv: rows are time steps, columns are features, all of them
+numbers. Legend: N utterances, T steps, d width.
 """
 
 from collections import Counter
@@ -16,67 +16,113 @@ from dataset.features import SPLITS, shorten
 from utils.errors import DataError
 from utils.reading import printable
 
-TRANSCRIPTS = "What is said in a clip goes into the column text of its row; there is no speech recognition here."
+TRANSCRIPTS = "The words of a clip belong in the column text of its row; speech is not recognized."
 
 
-def read_table(path: str | Path, unlabelled: bool = False) -> pd.DataFrame:
-    """The rows of a CSV table with the columns id, split, label (a float), text. `unlabelled`: `label` is not read, and
-    without a column `split` all rows are of test.
+def read_table(path: str | Path, unlabeled: bool = False) -> pd.DataFrame:
+    """Read the table of utterances.
 
-    Raises DataError, with the first few rows, for what is wrong.
+    Args:
+        path: A CSV file with the columns id, split, label (a float), text.
+        unlabeled: Ignore the column `label`; without a column `split`, all rows belong to test.
+
+    Returns:
+        The columns id, text, split and, unless `unlabeled`, label (NaN if it is not a number).
+
+    Raises:
+        DataError: If the table cannot be read or is empty, an id is repeated or a split unknown.
     """
-    columns = ["id", "text"] if unlabelled else ["id", "split", "label", "text"]
+    columns = ["id", "text"] if unlabeled else ["id", "split", "label", "text"]
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
-        if not isinstance(table.index, pd.RangeIndex):
-            raise ValueError("a row has more fields than the header")
-        if unlabelled:
-            table["split"] = table.get("split", "test")
-        table = table[[*columns, "split"] if unlabelled else columns].fillna("")  # rows may end early
+        table = _read_columns(path, columns, unlabeled)
     except (ValueError, KeyError, FileNotFoundError) as error:
-        hint = TRANSCRIPTS + ("" if unlabelled else " For a file to predict on, id and text will do: --unlabelled.")
+        hint = TRANSCRIPTS
+        if not unlabeled:
+            hint += " A file to predict on needs only id and text: --unlabeled."
         raise DataError(
-            f"{path}: no CSV table in UTF-8 with the columns {','.join(columns)}, a text with a comma in double quotes "
-            f"({printable(error, 160)}). {hint}"
+            f"{path}: no CSV table in UTF-8 with the columns {','.join(columns)}, a text with a "
+            f"comma in double quotes ({printable(error, 160)}). {hint}"
         ) from error
+    if table.empty:
+        raise DataError(f"{path}: the table has no rows.")
     wrong = table["id"].duplicated() | ~table["split"].isin(SPLITS)
     if wrong.any():
         raise DataError(
-            f"{path}: {wrong.sum()} rows have an id that another has too, or a split other than {', '.join(SPLITS)} "
-            f"({shorten(set(table['id'][wrong]))})."
+            f"{path}: {wrong.sum()} rows have an id that another has too, or a split other than "
+            f"{', '.join(SPLITS)} ({shorten(set(table['id'][wrong]))})."
         )
-    return table if unlabelled else table.assign(label=pd.to_numeric(table["label"], errors="coerce"))
+    if not unlabeled:
+        table["label"] = pd.to_numeric(table["label"], errors="coerce")
+    return table
+
+
+def _read_columns(path: str | Path, columns: list[str], unlabeled: bool) -> pd.DataFrame:
+    """These columns of a CSV file, and the split, as strings."""
+    table = pd.read_csv(
+        path,
+        dtype=str,
+        keep_default_na=False,
+        skipinitialspace=True,
+        encoding="utf-8-sig",
+    )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("a row has more fields than the header")
+    if unlabeled:
+        columns = [*columns, "split"]
+        if "split" not in table:
+            table["split"] = "test"
+    return table[columns].fillna("")  # rows may end early
 
 
 def read_folder(
-    path: str | Path, ids: Sequence[str], silence: bool = False, width: int | None = None
+    path: str | Path, ids: Sequence[str], is_audio: bool = False, width: int | None = None
 ) -> dict[str, np.ndarray]:
-    """The sequence (T, d) of each of these utterances, as float32. `silence`: read -inf, its logarithm, as 0.
+    """Read the feature files of one modality.
 
-    Raises DataError where the folder has other utterances, or a file is no array (T, width), or of the others' width.
+    Args:
+        path: The folder.
+        ids: The utterances of the table.
+        is_audio: Read -inf, the logarithm of silence, as 0.
+        width: The expected d; by default that of the first utterance.
+
+    Returns:
+        {id: sequence (T, d), float32}
+
+    Raises:
+        DataError: If utterances are missing or surplus, or a file is not an array (T, d).
     """
-    files = [file for file in Path(path).iterdir() if file.suffix in (".npy", ".csv") and file.name[0] != "."]
-    found, needed = Counter(file.stem for file in files), Counter(ids)
-    missing, surplus = needed - found, found - needed
+    files = []
+    for file in Path(path).iterdir():
+        if file.suffix in (".npy", ".csv") and file.name[0] != ".":
+            files.append(file)
+    found = Counter(file.stem for file in files)
+    needed = Counter(ids)
+    missing = needed - found
+    surplus = found - needed
     if missing or surplus:
         raise DataError(
-            f"{path}: each id of the table needs one file here, <id>.npy or <id>.csv, and each file a row there. "
-            f"Missing: {len(missing)} of {len(ids)} ({shorten(missing)}); surplus: {len(surplus)} ({shorten(surplus)})."
+            f"{path}: each id of the table needs one file here, <id>.npy or <id>.csv, and each "
+            f"file a row there. Missing: {len(missing)} of {len(ids)} ({shorten(missing)}); "
+            f"surplus: {len(surplus)} ({shorten(surplus)})."
         )
+
     sequences = {}
     for file in files:
-        sequence = _read(file)
-        if silence:
+        sequence = _read_array(file)
+        if is_audio:
             sequence[np.isneginf(sequence)] = 0
         sequences[file.stem] = sequence
-    width = width or sequences[ids[0]].shape[1]
+    if width is None:
+        width = sequences[ids[0]].shape[1]
     others = [name for name, sequence in sequences.items() if sequence.shape[1] != width]
     if others:
-        raise DataError(f"{path}: expected {width} wide, but {len(others)} files are not ({shorten(others)}).")
+        raise DataError(
+            f"{path}: expected {width} wide, but {len(others)} files are not ({shorten(others)})."
+        )
     return sequences
 
 
-def _read(file: Path) -> np.ndarray:
+def _read_array(file: Path) -> np.ndarray:
     """The numbers of a feature file (T, d)."""
     try:
         if file.suffix == ".csv":
@@ -87,36 +133,74 @@ def _read(file: Path) -> np.ndarray:
             raise ValueError(f"it is {array.shape} {array.dtype}")
         return array.astype(np.float32)
     except Exception as error:  # a damaged file can fail in any way that numpy and pandas know
-        raise DataError(f"{file}: no table of numbers, steps x features ({printable(error, 120)}).") from error
+        raise DataError(
+            f"{file}: no table of numbers, steps x features ({printable(error, 120)})."
+        ) from error
 
 
-def scaling_of(sequences: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """Mean and scale (d,) of the steps of sequences (T, d), but for those of zeros, which are no data. Features that
-    never change have the scale 1."""
+def fit_scaling(sequences: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Compute mean and scale of features.
+
+    Args:
+        sequences: Arrays (T, d). Steps of zeros are padding or missing data, and do not count.
+
+    Returns:
+        {"mean": (d,), "scale": (d,)}. Features that never change have the scale 1.
+    """
     steps = np.concatenate(list(sequences))
     real = steps[steps.any(axis=1) & np.isfinite(steps).all(axis=1)]
     scaler = StandardScaler().fit(real if len(real) else np.zeros_like(steps))
-    return {"mean": scaler.mean_.astype(np.float32), "scale": scaler.scale_.astype(np.float32)}
+    return {
+        "mean": scaler.mean_.astype(np.float32),
+        "scale": scaler.scale_.astype(np.float32),
+    }
 
 
-def standardised(sequence: np.ndarray, scaling: dict[str, np.ndarray]) -> np.ndarray:
-    """A sequence (T, d) less the mean, over the scale; steps of zeros stay zeros."""
-    return np.where(sequence.any(axis=1, keepdims=True), (sequence - scaling["mean"]) / scaling["scale"], 0)
+def standardize(sequence: np.ndarray, scaling: dict[str, np.ndarray]) -> np.ndarray:
+    """Subtract the mean and divide by the scale; steps of zeros stay zeros.
+
+    Args:
+        sequence: (T, d)
+        scaling: As fit_scaling returns it.
+
+    Returns:
+        (T, d)
+    """
+    real = sequence.any(axis=1, keepdims=True)
+    return np.where(real, (sequence - scaling["mean"]) / scaling["scale"], 0)
 
 
-def averaged(sequence: np.ndarray, segments: int) -> np.ndarray:
-    """The means (segments, d) of about equal parts of a sequence (T, d): part i begins at step floor(i·T/segments), and
-    steps of zeros do not count. A sequence of no more steps than that stays as it is."""
+def pool(sequence: np.ndarray, segments: int) -> np.ndarray:
+    """Average a sequence over segments of about equal length.
+
+    Args:
+        sequence: (T, d). Steps of zeros do not count.
+        segments: Segment i begins at step floor(i·T/segments).
+
+    Returns:
+        (segments, d); the sequence itself if it has no more steps than that.
+    """
     if len(sequence) <= segments:
         return sequence
     starts = np.arange(segments) * len(sequence) // segments
     counts = np.add.reduceat(sequence.any(axis=1), starts, dtype=np.float64).clip(1)
-    return (np.add.reduceat(sequence, starts, axis=0, dtype=np.float64) / counts[:, None]).astype(np.float32)
+    sums = np.add.reduceat(sequence, starts, axis=0, dtype=np.float64)
+    return (sums / counts[:, None]).astype(np.float32)
 
 
-def padded(sequences: Sequence[np.ndarray], steps: int) -> tuple[np.ndarray, list[int]]:
-    """-> (N, steps, d), where what is longer has lost its end, and what is shorter gets zeros; and the lengths left"""
+def pad(sequences: Sequence[np.ndarray], steps: int) -> tuple[np.ndarray, list[int]]:
+    """Bring sequences to one length: cut at the end, or padded with zeros.
+
+    Args:
+        sequences: N arrays (T, d).
+        steps: The length.
+
+    Returns:
+        The array (N, steps, d), and the N lengths without padding.
+    """
     array = np.zeros((len(sequences), steps, sequences[0].shape[1]), np.float32)
+    lengths = []
     for row, sequence in zip(array, sequences, strict=True):
         row[: len(sequence)] = sequence[:steps]
-    return array, [min(len(sequence), steps) for sequence in sequences]
+        lengths.append(min(len(sequence), steps))
+    return array, lengths

@@ -12,23 +12,23 @@ from models.text_encoder import PROJECT_ROOT, load_tokenizer
 from utils.errors import ConfigError
 
 SAMPLE_SIZE = 20  # utterances that are tokenized
-FIRST_TOKENS = {0: "as RoBERTa's <s>", 101: "as BERT's [CLS]"}  # ids with which common tokenizers begin
+# Ids with which common tokenizers begin.
+FIRST_TOKENS = {0: "as RoBERTa's <s>", 101: "as BERT's [CLS]"}
 
 
 def check_tokens(features: FeatureSet, settings: EasyDict) -> str | None:
     """Tokenize a sample of utterances and compare the result with the tokens of the features.
 
-    An encoder with a larger vocabulary accepts the ids of another one, and trains on words that
-    were never said.
+    An encoder accepts the ids of any vocabulary that is not larger than its own, and would train on
+    other words than those of the texts.
 
     Args:
         features: Data read with `use_bert=true`.
         settings: Settings of the run; `use_bert` and `pretrained` are used.
 
     Returns:
-        A warning if less than half of the utterances agree, else None. None also if there is
-        nothing to compare: no raw_text, or an encoder whose tokenizer is not on this machine (the
-        network is not used).
+        A warning if less than half of the utterances agree, else None. None also without raw_text,
+        or if the tokenizer of the encoder is not on this machine (the network is not used).
     """
     if not settings.use_bert:
         return None

@@ -1,4 +1,4 @@
-"""Pickles that want to run something, or to crash numpy or Python. Written opcode by opcode, where needed.
+"""Pickles that try to run something, or to crash numpy or Python; some written opcode by opcode.
 
 HOSTILE is {name: content}; CANARY is the file that any of them would make if it ran.
 """
@@ -37,12 +37,16 @@ def call(module: str, attribute: str, *arguments: bytes) -> bytes:
     return name(module, attribute) + b"(" + b"".join(arguments) + b"tR"
 
 
-def dtype(code: str, state: bytes = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb") -> bytes:
+def dtype(
+    code: str, state: bytes = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+) -> bytes:
     return call("numpy", "dtype", text(code), b"\x89\x88") + state
 
 
 def array(shape: bytes, type_: bytes, values: bytes) -> bytes:
-    start = call("numpy._core.multiarray", "_reconstruct", name("numpy", "ndarray"), b"K\x00\x85", b"U\x01b")
+    start = call(
+        "numpy._core.multiarray", "_reconstruct", name("numpy", "ndarray"), b"K\x00\x85", b"U\x01b"
+    )
     return start + b"(K\x01" + shape + type_ + b"\x89" + values + b"tb"
 
 
@@ -66,13 +70,19 @@ CODE = {
 }
 CRASH = {
     "array of pointers": array(ONE, dtype("O"), b"U\x08aaaaaaaa"),
-    "array that is set twice": array(ONE, dtype("u1"), b"U\x01a") + b"(K\x01" + ONE + dtype("u1") + b"\x89U\x01btb",
+    "array that is set twice": array(ONE, dtype("u1"), b"U\x01a")
+    + b"(K\x01"
+    + ONE
+    + dtype("u1")
+    + b"\x89U\x01btb",
     "forged type": array(ONE, dtype("V8"), EIGHT),
     "type with fields": dtype("f4,O"),
     "huge array": array(MANY, dtype("f4"), b"U\x04aaaa"),
     "scalar of an object": call("numpy._core.multiarray", "scalar", dtype("O"), EIGHT),
     "short scalar": call("numpy._core.multiarray", "scalar", dtype("f8"), b"U\x01a"),
-    "buffer of a huge shape": call("numpy._core.numeric", "_frombuffer", EIGHT, dtype("f8"), MANY, text("C")),
+    "buffer of a huge shape": call(
+        "numpy._core.numeric", "_frombuffer", EIGHT, dtype("f8"), MANY, text("C")
+    ),
     "deep tuple as a key": b"}" + DEEP_TUPLE + b"Ns",
     "deep tuple in a set": b"\x8f(" + DEEP_TUPLE + b"\x90",
     "lists nested deeply": b"]" * 10**5 + b"a" * (10**5 - 1),

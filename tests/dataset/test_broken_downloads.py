@@ -1,4 +1,4 @@
-"""What a file is that was meant to be features: run.py, test.py and dataset.check explain it in one line."""
+"""Broken downloads: run.py, test.py and dataset.check report in one line what the file is."""
 
 import bz2
 import gzip
@@ -71,14 +71,22 @@ def test_every_command_explains_what_the_file_is(case, capsys, trained):
         refused(capsys, test_command, checkpoint, *mosi, "--set", setting),
     ):
         assert "broken.pkl: not a readable pickle: " in message and words in message
-        assert message.rstrip().endswith(f"SHA-256 of this file: {own}; published: {PUBLISHED_SHA256['mosi', True]}.")
+        assert message.rstrip().endswith(
+            f"SHA-256 of this file: {own}; published: {PUBLISHED_SHA256['mosi', True]}."
+        )
     for message in (
         refused(capsys, check, "broken.pkl"),
         refused(capsys, check, "broken.pkl", "-d", "synthetic"),
         refused(capsys, train, "-Fa", "broken.pkl", "--name", "other"),
-        refused(capsys, test_command, checkpoint, "--features", "broken.pkl", "--predictions", "x.csv"),
+        refused(
+            capsys, test_command, checkpoint, "--features", "broken.pkl", "--predictions", "x.csv"
+        ),
     ):
-        assert "broken.pkl: not a readable pickle: " in message and words in message and "SHA-256" not in message
+        assert (
+            "broken.pkl: not a readable pickle: " in message
+            and words in message
+            and "SHA-256" not in message
+        )
 
 
 def test_the_checksum_is_that_of_the_data_set_and_alignment(tmp_path, monkeypatch, capsys):

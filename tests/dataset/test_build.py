@@ -1,4 +1,4 @@
-"""python -m dataset.build: real files, numbers worked out by hand, and each way in which the files can be wrong."""
+"""python -m dataset.build: real files, numbers worked out by hand, and each kind of mistake."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ import test as test_command
 from config import load_config
 from dataset import build
 from dataset.pickles import load_pickle
-from dataset.sources import averaged
+from dataset.sources import pool
 from tests.commands import ROOT, call, files, refused, rows_of, train, write_pickle
 
 BERT = "dataset/synthetic_bert"
@@ -26,6 +26,16 @@ ROWS = [  # id, split, label, text
 LENGTHS = {"v1$_$0": 2, "v1$_$1": 5, "v2$_$0": 7, "v3.b": 1}
 ARGUMENTS = ["--text", "T.csv", "--audio", "audio", "--vision", "vision", "-o", "my.pkl"]
 TOKENS = ["--pretrained", BERT]
+ON_MY_DATA = [
+    "-d",
+    "my",
+    "-c",
+    "own.json",
+    "--set",
+    "dst_feature_dim_nheads=[8,2]",
+    "--epochs",
+    "1",
+]
 
 
 def write_table(rows, header=("id", "split", "label", "text")) -> None:
@@ -46,7 +56,9 @@ def data(tmp_path, monkeypatch) -> Path:
         for folder in ("audio", "vision"):
             os.makedirs(folder, exist_ok=True)
         np.save(f"audio/{name}.npy", audio_of(name))
-        Path(f"vision/{name}.csv").write_text("".join(f"{step},0.5,-{step}\n" for step in range(1, LENGTHS[name] + 1)))
+        Path(f"vision/{name}.csv").write_text(
+            "".join(f"{step},0.5,-{step}\n" for step in range(1, LENGTHS[name] + 1))
+        )
     return tmp_path
 
 
@@ -57,7 +69,7 @@ def made(*arguments: str, file: str = "my.pkl") -> dict:
 
 def test_every_field_by_hand(data, capsys):
     content = made("--text-steps", "8")
-    del content["made"], content["standardised"]
+    del content["provenance"], content["standardized"]
     assert {split: fields["id"] for split, fields in content.items()} == {
         "train": ["v1$_$0", "v1$_$1"], "valid": ["v2$_$0"], "test": ["v3.b"],
     }  # fmt: skip
@@ -68,7 +80,12 @@ def test_every_field_by_hand(data, capsys):
     assert tokens[0].tolist() == [[*map(words.index, expected), 0], [1] * 7 + [0], [0] * 8]
     cut = ["[CLS]", "this", "film", "was", "not", "awful", ",", "[SEP]"]
     assert tokens[1].tolist() == [[*map(words.index, cut)], [1] * 8, [0] * 8]
-    assert content["test"]["text_bert"][0, 0, :4].tolist() == [2, 1, words.index(","), words.index("the")]  # 1: [UNK]
+    assert content["test"]["text_bert"][0, 0, :4].tolist() == [
+        2,
+        1,
+        words.index(","),
+        words.index("the"),
+    ]  # 1: [UNK]
     # The longest of train has 5 steps: the valid one of 7 loses its end.
     assert content["train"]["audio"][0].tolist() == [[1, 10], [2, 20], [0, 0], [0, 0], [0, 0]]
     assert content["valid"]["audio"][0].tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]
@@ -77,7 +94,9 @@ def test_every_field_by_hand(data, capsys):
     assert lengths == [([2, 5], [2, 5]), ([5], [5]), ([1], [1])]
     assert content["train"]["regression_labels"] == [1.5, -3]
     assert content["valid"]["raw_text"] == ["The Movie"]
-    assert {content[s][key].dtype for s in content for key in ("audio", "vision")} == {np.dtype(np.float32)}
+    assert {content[s][key].dtype for s in content for key in ("audio", "vision")} == {
+        np.dtype(np.float32)
+    }
     printed = capsys.readouterr().out
     assert "train 2, valid 1, test 1 utterances" in printed
     assert "Longer ones that were cut: audio 1, vision 1, text_bert 1." in printed
@@ -86,20 +105,32 @@ def test_every_field_by_hand(data, capsys):
 
 def test_averages_by_hand(data):
     sequence = np.array([[1.0], [2], [3], [4], [5], [6], [7]])
-    assert averaged(np.array([[2.0], [0], [0], [0], [3]]), 3).tolist() == [[2], [0], [3]]  # steps of zeros do not count
+    assert pool(np.array([[2.0], [0], [0], [0], [3]]), 3).tolist() == [
+        [2],
+        [0],
+        [3],
+    ]  # steps of zeros do not count
     # Parts begin at floor(0·7/3), floor(1·7/3), floor(2·7/3) = 0, 2, 4.
-    assert averaged(sequence, 3).tolist() == [[1.5], [3.5], [6]]
-    assert averaged(sequence, 7) is sequence and averaged(sequence, 50) is sequence
-    content = made("--average", "3")
+    assert pool(sequence, 3).tolist() == [[1.5], [3.5], [6]]
+    assert pool(sequence, 7) is sequence and pool(sequence, 50) is sequence
+    content = made("--pool-to", "3")
     assert content["train"]["audio"][0].tolist() == [[1, 10], [2, 20], [0, 0]]  # shorter: as it is
-    assert content["train"]["audio"][1].tolist() == [[1, 10], [2.5, 25], [4.5, 45]]  # from 0, 1, 3 of 5
-    assert content["valid"]["vision"][0].tolist() == [[1.5, 0.5, -1.5], [3.5, 0.5, -3.5], [6, 0.5, -6]]
+    assert content["train"]["audio"][1].tolist() == [
+        [1, 10],
+        [2.5, 25],
+        [4.5, 45],
+    ]  # from 0, 1, 3 of 5
+    assert content["valid"]["vision"][0].tolist() == [
+        [1.5, 0.5, -1.5],
+        [3.5, 0.5, -3.5],
+        [6, 0.5, -6],
+    ]
     assert content["valid"]["vision_lengths"] == [3]
 
 
 def test_steps_silence_and_text_features_instead_of_tokens(data, capsys):
     arguments = [*ARGUMENTS, "--text-features", "audio", "--text-steps", "4"]
-    assert call(build, *arguments, "--average", "4") == 0
+    assert call(build, *arguments, "--pool-to", "4") == 0
     content, printed = load_pickle("my.pkl"), capsys.readouterr().out
     assert "text_bert" not in content["train"]
     assert content["train"]["text"][1].tolist() == audio_of("v1$_$1")[:4].tolist()
@@ -108,17 +139,25 @@ def test_steps_silence_and_text_features_instead_of_tokens(data, capsys):
     silent[0, 1] = -np.inf
     np.save("audio/v1$_$1.npy", silent)
     content = made("--audio-steps", "6", "--vision-steps", "4", "--overwrite")
-    assert content["train"]["audio"].shape == (2, 6, 2) and content["train"]["vision"].shape == (2, 4, 3)
+    assert content["train"]["audio"].shape == (2, 6, 2) and content["train"]["vision"].shape == (
+        2,
+        4,
+        3,
+    )
     assert content["train"]["audio"][1, 0].tolist() == [1, 0]
 
 
-def test_standardised_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
-    moving = np.array([[1, 7], [0, 0], [3, 7], [5, 7]])  # a step of zeros is no data; what never changes becomes zero
+def test_standardized_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
+    moving = np.array(
+        [[1, 7], [0, 0], [3, 7], [5, 7]]
+    )  # a step of zeros is no data; what never changes becomes zero
     np.save("audio/v1$_$1.npy", moving)
     np.save("audio/v2$_$0.npy", np.full((4, 2), 9.0))
     Path("features.json").write_text('{"rates (Hz)": {"audio": 20}}')
-    content = made("--standardise")
-    values = np.array([1, 2, 1, 3, 5])  # of the first feature, in train; of the second: 10, 20, 7, 7, 7
+    content = made("--standardize")
+    values = np.array(
+        [1, 2, 1, 3, 5]
+    )  # of the first feature, in train; of the second: 10, 20, 7, 7, 7
     mean, scale = values.mean(), values.std()
     audio = content["train"]["audio"]
     np.testing.assert_allclose(audio[0, :2, 0], ([1, 2] - mean) / scale, rtol=1e-6)
@@ -126,17 +165,32 @@ def test_standardised_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
     assert not audio[0, 2:].any() and not audio[1, 1].any()
     assert not content["train"]["vision"][:, :, 1].any()  # 0.5 in all steps
     np.testing.assert_allclose(content["valid"]["audio"][0, :, 0], (9 - mean) / scale, rtol=1e-6)
-    np.testing.assert_allclose(content["standardised"]["audio"]["mean"], [mean, 10.2], rtol=1e-6)
+    np.testing.assert_allclose(content["standardized"]["audio"]["mean"], [mean, 10.2], rtol=1e-6)
 
     write_table([[row[0], row[3]] for row in ROWS], ("id", "text"))
-    arguments = [*ARGUMENTS[:-1], "new.pkl", *TOKENS, "--unlabelled", "--audio-steps", "4", "--vision-steps", "5"]
-    assert "train split" in refused(capsys, build, *arguments, "--standardise")
-    assert call(build, *arguments, "--standardise", "my.pkl") == 0
+    arguments = [
+        *ARGUMENTS[:-1],
+        "new.pkl",
+        *TOKENS,
+        "--unlabeled",
+        "--audio-steps",
+        "4",
+        "--vision-steps",
+        "5",
+    ]
+    assert "train split" in refused(capsys, build, *arguments, "--standardize")
+    assert call(build, *arguments, "--standardize", "my.pkl") == 0
     new = load_pickle("new.pkl")
-    assert new["made"] == content["made"] and content["made"].endswith("rates {'audio': 20}")
-    assert all(np.array_equal(new["test"][key][:2], content["train"][key]) for key in ("audio", "vision"))
+    assert new["provenance"] == content["provenance"] and content["provenance"].endswith(
+        "rates {'audio': 20}"
+    )
+    assert all(
+        np.array_equal(new["test"][key][:2], content["train"][key]) for key in ("audio", "vision")
+    )
     arguments[3:6:2] = "vision", "audio"
-    assert "expected 2 wide" in refused(capsys, build, *arguments, "--standardise", "my.pkl", "--overwrite")
+    assert "expected 2 wide" in refused(
+        capsys, build, *arguments, "--standardize", "my.pkl", "--overwrite"
+    )
 
 
 def entry(printed: str) -> dict:
@@ -155,14 +209,20 @@ def test_what_is_printed_is_all_that_the_config_needs(data, capsys):
     made("--text-steps", "12", "--audio-steps", "3")
     configured(capsys.readouterr().out)
     args = load_config("dmd", "My", "own.json")  # capitals do not matter
-    assert (args.dataset_name, args.need_data_aligned, args.feature_dims) == ("my", False, [64, 2, 3])
+    assert (args.dataset_name, args.need_data_aligned, args.feature_dims) == (
+        "my",
+        False,
+        [64, 2, 3],
+    )
     assert (args.conv1d_kernel_size_l, args.conv1d_kernel_size_a, args.pretrained) == (5, 3, BERT)
     assert args.featurePath == str(data / "my.pkl")
 
 
 def test_a_roberta_is_named_and_takes_fewer_tokens_than_it_has_positions(data, capsys):
     os.mkdir("roberta")
-    RobertaConfig(vocab_size=300, hidden_size=8, max_position_embeddings=22, pad_token_id=1).save_pretrained("roberta")
+    RobertaConfig(
+        vocab_size=300, hidden_size=8, max_position_embeddings=22, pad_token_id=1
+    ).save_pretrained("roberta")
     tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyz,.", "\u0120"]
     Path("roberta/vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     Path("roberta/merges.txt").write_text("#version: 0.2\n")
@@ -174,16 +234,16 @@ def test_a_roberta_is_named_and_takes_fewer_tokens_than_it_has_positions(data, c
 
 
 def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
-    made("--average", "5")
+    made("--pool-to", "5")
     configured(capsys.readouterr().out)
-    assert train("-d", "my", "-c", "own.json", "--set", "dst_feature_dim_nheads=[8,2]", "--epochs", "1") == 0
+    assert train(*ON_MY_DATA) == 0
     checkpoint = "pt/dmd-my-1111/best.pth"
     assert call(test_command, checkpoint, "--split", "train", "--predictions", "own.csv") == 0
     write_table([[row[0], row[3]] for row in ROWS[:2]], ("id", "text"))
     for name in ("v2$_$0", "v3.b"):
         os.remove(f"audio/{name}.npy")
         os.remove(f"vision/{name}.csv")
-    arguments = [*ARGUMENTS[:-1], "new.pkl", *TOKENS, "--unlabelled", "--average"]
+    arguments = [*ARGUMENTS[:-1], "new.pkl", *TOKENS, "--unlabeled", "--pool-to"]
     assert call(build, *arguments, "5") == 0
     assert "test.py CHECKPOINT --features new.pkl" in capsys.readouterr().out
     assert "regression_labels" not in load_pickle("new.pkl")["test"]
@@ -191,7 +251,10 @@ def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
     printed = capsys.readouterr().out
     assert "Acc_2" not in printed and "new.pkl: no labels" in printed and "SHA-256" not in printed
     own, new = map(rows_of, ("own.csv", "new.csv"))
-    assert [row["label"] for row in new] == ["", ""] and [row["id"] for row in new] == ["v1$_$0", "v1$_$1"]
+    assert [row["label"] for row in new] == ["", ""] and [row["id"] for row in new] == [
+        "v1$_$0",
+        "v1$_$1",
+    ]
     for ours, theirs in zip(own, new, strict=True):
         assert float(ours["prediction"]) == pytest.approx(float(theirs["prediction"]), abs=1e-6)
 
@@ -200,17 +263,62 @@ def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
     wide = load_pickle("my.pkl")
     wide["test"]["audio"] = wide["test"]["audio"].repeat(2, axis=2)
     write_pickle(Path("wide.pkl"), wide)
-    write_pickle(Path("scaled.pkl"), load_pickle("my.pkl") | {"made": "--average 7"})
+    write_pickle(Path("scaled.pkl"), load_pickle("my.pkl") | {"provenance": "--pool-to 7"})
     for words, *more in (
         ("--text-steps 50 --audio-steps 5 --vision-steps 5", "new.pkl", "--predictions", "x.csv"),
         ("audio, vision are [4, 3] wide", "wide.pkl"),
-        ("made with --average 7; but what was trained on, with --average 5, standardised", "scaled.pkl"),
+        (
+            "made with --pool-to 7; but the training data, with --pool-to 5, standardized",
+            "scaled.pkl",
+        ),
         ("split 'valid' lacks the field", "new.pkl", "--split", "valid"),
     ):
         assert words in refused(capsys, test_command, checkpoint, "--features", *more)
     before = files()
-    assert call(test_command, checkpoint, "--features", "my.pkl", "--split", "valid") == 0  # with labels: scored
+    assert (
+        call(test_command, checkpoint, "--features", "my.pkl", "--split", "valid") == 0
+    )  # with labels: scored
     assert "VAL-(dmd)" in capsys.readouterr().out and files() == before
+
+
+def test_files_and_runs_of_earlier_versions_are_understood(data, capsys):
+    content = made("--pool-to", "5", "--standardize")
+    configured(capsys.readouterr().out)
+    old = {split: content[split] for split in ("train", "valid", "test")}
+    old["standardised"] = content["standardized"]
+    old["made"] = (
+        content["provenance"].replace("pool-to", "average").replace("standardized", "standardised")
+    )
+    write_pickle(Path("my.pkl"), old)
+    arguments = [*ARGUMENTS[:-1], "new.pkl", *TOKENS, "--pool-to", "5"]
+    assert call(build, *arguments, "--standardize", "my.pkl") == 0
+    new = load_pickle("new.pkl")
+    assert np.array_equal(new["test"]["audio"], content["test"]["audio"])
+
+    assert train(*ON_MY_DATA) == 0
+    run = Path("pt/dmd-my-1111")
+    description = json.loads((run / "config.json").read_text())
+    assert description.pop("provenance") == content["provenance"]
+    (run / "config.json").write_text(json.dumps(description | {"made": old["made"]}))
+    arguments = [str(run / "best.pth"), "--features"]
+    assert call(test_command, *arguments, "new.pkl") == 0
+    write_pickle(Path("other.pkl"), old | {"made": old["made"].replace("5", "7")})
+    message = refused(capsys, test_command, *arguments, "other.pkl")
+    assert "made with --pool-to 7" in message and "training data, with --pool-to 5" in message
+
+
+RENAMED = {
+    "--average": ["--pool-to", "5"],
+    "--standardise": ["--standardize"],
+    "--unlabelled": ["--unlabeled"],
+}
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_flag_answers_with_its_new_name(old, data, capsys):
+    new, *values = RENAMED[old]
+    assert f"{old} is now {new}. See" in refused(capsys, build, *ARGUMENTS, *TOKENS, old, *values)
+    assert call(build, *ARGUMENTS, *TOKENS, new, *values) == 0
 
 
 class Trap:
@@ -221,21 +329,70 @@ class Trap:
 ONE = "audio/v1$_$0.npy"
 BAD = {  # what is done to the files, further arguments, words of the error
     "no file for an id": (lambda: os.remove(ONE), [], "1 of 4 (v1$_$0)"),
-    "label is a word": (lambda: write_table([["v1$_$0", "train", "good", "x"], *ROWS[1:]]), [], "no number in [-3, 3]"),
-    "label column": (lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")), [], "--unlabelled"),
-    "no valid": (lambda: write_table([*ROWS[:2], ["v2$_$0", "train", "0", "x"], ROWS[3]]), [], "split 'valid'"),
-    "no text": (lambda: write_table([*ROWS[:3], ["v3.b", "test", "2", " "]]), [], "no text in 1 rows (v3.b). What is"),
-    "no table": (lambda: os.remove("T.csv"), [], "goes into the column text"),
-    "standardised as another": (lambda: write_pickle(Path("o.pkl"), {}), ["--standardise", "o.pkl"], "trained on"),
-    "missing columns": (lambda: write_table(ROWS, ("name", "split", "label", "words")), [], "columns id,sp"),
-    "bare comma": (lambda: Path("T.csv").write_text("id,split,label,text\na,train,1,well, no"), [], "double quotes"),
-    "other width": (lambda: np.save(ONE, np.zeros((4, 5))), [], "5 wide, but 3 files are not (v1$_$1, v2$_$0, v3.b)"),
-    "NaN": (lambda: np.save(ONE, np.array([[1, np.nan]])), [], "'audio' of split 'train' is NaN or infinite in 1 utt"),
-    "pickled objects": (lambda: np.save(ONE, np.array([[Trap()]])), [], "v1$_$0.npy: no table of numbers"),
+    "label is a word": (
+        lambda: write_table([["v1$_$0", "train", "good", "x"], *ROWS[1:]]),
+        [],
+        "no number in [-3, 3]",
+    ),
+    "label column": (
+        lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")),
+        [],
+        "--unlabeled",
+    ),
+    "no valid": (
+        lambda: write_table([*ROWS[:2], ["v2$_$0", "train", "0", "x"], ROWS[3]]),
+        [],
+        "split 'valid'",
+    ),
+    "no text": (
+        lambda: write_table([*ROWS[:3], ["v3.b", "test", "2", " "]]),
+        [],
+        "no text in 1 rows (v3.b). The words",
+    ),
+    "no table": (lambda: os.remove("T.csv"), [], "belong in the column text"),
+    "standardized as another": (
+        lambda: write_pickle(Path("o.pkl"), {}),
+        ["--standardize", "o.pkl"],
+        "trained on",
+    ),
+    "no rows": (lambda: write_table([]), [], "T.csv: the table has no rows"),
+    "missing columns": (
+        lambda: write_table(ROWS, ("name", "split", "label", "words")),
+        [],
+        "columns id,sp",
+    ),
+    "bare comma": (
+        lambda: Path("T.csv").write_text("id,split,label,text\na,train,1,well, no"),
+        [],
+        "double quotes",
+    ),
+    "other width": (
+        lambda: np.save(ONE, np.zeros((4, 5))),
+        [],
+        "5 wide, but 3 files are not (v1$_$1, v2$_$0, v3.b)",
+    ),
+    "NaN": (
+        lambda: np.save(ONE, np.array([[1, np.nan]])),
+        [],
+        "'audio' of split 'train' is NaN or infinite in 1 utt",
+    ),
+    "pickled objects": (
+        lambda: np.save(ONE, np.array([[Trap()]])),
+        [],
+        "v1$_$0.npy: no table of numbers",
+    ),
     "no steps at all": (lambda: None, ["--vision-steps", "0"], "--vision-steps"),
-    "steps unknown": (lambda: write_table([[r[0], "test", *r[2:]] for r in ROWS]), [], "--audio-steps: without"),
-    "output is a folder": (lambda: None, ["-o", "audio", "--overwrite"], "--output: audio is there"),
-}  # fmt: skip
+    "steps unknown": (
+        lambda: write_table([[r[0], "test", *r[2:]] for r in ROWS]),
+        [],
+        "--audio-steps: without",
+    ),
+    "output is a folder": (
+        lambda: None,
+        ["-o", "audio", "--overwrite"],
+        "--output: audio exists already",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -252,5 +409,7 @@ def test_a_file_that_is_there_stays_unless_it_may_go_and_a_better_one_is_whole(d
     settings = json.loads((ROOT / BERT / "config.json").read_text())
     Path("bert/config.json").write_text(json.dumps(settings | {"vocab_size": 20}))
     Path("bert/vocab.txt").write_text((ROOT / BERT / "vocab.txt").read_text())
-    assert "are outside it" in refused(capsys, build, *ARGUMENTS, "--pretrained", "bert", "--overwrite")
+    assert "are outside it" in refused(
+        capsys, build, *ARGUMENTS, "--pretrained", "bert", "--overwrite"
+    )
     assert len(made("--overwrite")["train"]["id"]) == 2

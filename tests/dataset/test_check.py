@@ -19,7 +19,10 @@ def content() -> dict:
     def fields(split, n):
         tokens = np.zeros((n, 3, 6), np.float32)
         tokens[:, 0, :4], tokens[:, 1, :4] = 100, 1
-        modalities = {key: rng.standard_normal((n, 6, 4)).astype(np.float32) for key in ("text", "audio", "vision")}
+        modalities = {
+            key: rng.standard_normal((n, 6, 4)).astype(np.float32)
+            for key in ("text", "audio", "vision")
+        }
         return modalities | {
             "id": [f"{split}{i // 2}$_${i}" for i in range(n)], "text_bert": tokens,
             "raw_text": ["a word"] * n, "regression_labels": np.linspace(-3, 3, n),
@@ -60,18 +63,48 @@ def test_a_good_file_has_no_errors(said):
 
 def test_a_vocabulary_that_only_the_hub_knows(content):
     findings = check_content("a.pkl", content, None, False, "bert-base-cased")
-    assert "note" in [level for level, text in findings if "vocabulary of bert-base-cased is not known" in text]
+    assert "note" in [
+        f.level for f in findings if "vocabulary of bert-base-cased is not known" in f.text
+    ]
 
 
 CASES = {
     "dead modality": (lambda c: c["train"]["vision"].fill(0), "note", "are all zero"),
-    "constant features": (lambda c: c["train"]["audio"][:, :, 1:3].fill(5), "note", "never change: [1, 2]"),
-    "padding": (lambda c: c["train"]["audio"][:, :2].fill(0), "ok", "padded in front in 7 and after in 0"),
-    "twice": (lambda c: c["train"]["id"].__setitem__(1, "train0$_$0"), "note", "train: 1 ids occur more than once"),
-    "leak": (lambda c: c["test"]["id"].__setitem__(0, "train0$_$0"), "error", "train and test share 1 utterances"),
-    "video": (lambda c: c["test"]["id"].__setitem__(0, "train0$_$9"), "note", "train and test share 1 videos (train0)"),
-    "tokens": (lambda c: c["valid"]["text_bert"][0, 0, :1].fill(30522), "error", "1 are outside it"),
-    "labels": (lambda c: c["train"]["regression_labels"].__setitem__(2, 3.5), "error", "train1$_$2"),
+    "constant features": (
+        lambda c: c["train"]["audio"][:, :, 1:3].fill(5),
+        "note",
+        "never change: [1, 2]",
+    ),
+    "padding": (
+        lambda c: c["train"]["audio"][:, :2].fill(0),
+        "ok",
+        "padded in front in 7 and after in 0",
+    ),
+    "twice": (
+        lambda c: c["train"]["id"].__setitem__(1, "train0$_$0"),
+        "note",
+        "train: 1 ids occur more than once",
+    ),
+    "leak": (
+        lambda c: c["test"]["id"].__setitem__(0, "train0$_$0"),
+        "error",
+        "train and test share 1 utterances",
+    ),
+    "video": (
+        lambda c: c["test"]["id"].__setitem__(0, "train0$_$9"),
+        "note",
+        "train and test share 1 videos (train0)",
+    ),
+    "tokens": (
+        lambda c: c["valid"]["text_bert"][0, 0, :1].fill(30522),
+        "error",
+        "1 are outside it",
+    ),
+    "labels": (
+        lambda c: c["train"]["regression_labels"].__setitem__(2, 3.5),
+        "error",
+        "train1$_$2",
+    ),
     "no vision": (lambda c: c["valid"].pop("vision"), "error", "lacks the field 'vision'"),
     "no split": (lambda c: c.pop("test"), "error", "split 'test' lacks the field 'id'"),
 }
@@ -87,7 +120,10 @@ def test_what_is_odd_is_said(case, content, said):
 def test_a_file_to_predict_on_needs_no_labels_and_one_split(tmp_path, content, said):
     del content["test"]["regression_labels"], content["train"], content["valid"]
     findings = said("--to-predict")
-    assert "error" not in findings.values() and level_of(findings, "use_bert=true: can be predicted on") == "ok"
+    assert (
+        "error" not in findings.values()
+        and level_of(findings, "use_bert=true: can be predicted on") == "ok"
+    )
     assert call(check, str(tmp_path / "a.pkl"), "--to-predict") == 0
     assert call(check, str(tmp_path / "a.pkl")) == 2
 

@@ -1,5 +1,6 @@
-"""python -m dataset.extract: clips made of a tone and of a public-domain photograph, which scikit-image brings."""
+"""python -m dataset.extract: clips made of a tone and scikit-image's public-domain photograph."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,12 @@ from dataset.extract import AUDIO, DISTANCES, VISION, face_features
 from tests.commands import ROOT, launch, refused
 from utils.reading import read_json
 
-SECONDS, RATE, PITCHES, LEVEL = 2, 24000, (180, 270), 0.3  # of a clip; samples a second; Hz of its two halves; of 1
+SECONDS, RATE, PITCHES, LEVEL = (
+    2,
+    24000,
+    (180, 270),
+    0.3,
+)  # of a clip; samples a second; Hz of its two halves; of 1
 TIMES = np.arange(15 * SECONDS) / 15  # of the pictures, in seconds
 SHIFTS = 80 - np.abs(np.linspace(-80, 80, len(TIMES)))  # pixels to the right
 TURNS = 15 - np.abs(np.linspace(-30, 30, len(TIMES)))  # degrees clockwise
@@ -27,12 +33,18 @@ def tone(seconds: float = SECONDS) -> np.ndarray:
     return (LEVEL * 2**15 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE)).astype(np.int16)
 
 
-def write(path: Path, images=(), samples=None, times=TIMES, late: float = 0, layout: str = "mono") -> None:
+def write(
+    path: Path, images=(), samples=None, times=TIMES, late: float = 0, layout: str = "mono"
+) -> None:
     """Images (512, 512, 3) at these seconds, and samples (S,) from `late` on."""
     import av
 
     with av.open(str(path), "w") as container:
-        video = container.add_stream("mpeg4", rate=15, width=512, height=512, bit_rate=4_000_000) if images else None
+        video = (
+            container.add_stream("mpeg4", rate=15, width=512, height=512, bit_rate=4_000_000)
+            if images
+            else None
+        )
         codec = "aac" if images else "pcm_s16le"
         sound = None if samples is None else container.add_stream(codec, rate=RATE, layout=layout)
         for image, time in zip(images, times, strict=bool(images)):
@@ -52,16 +64,27 @@ def clips(tmp_path_factory) -> Path:
     pytest.importorskip("mediapipe")
     photograph = astronaut()  # (512, 512, 3), with a face
     folder, grey = tmp_path_factory.mktemp("clips"), np.full((512, 512, 3), 128, np.uint8)
-    write(folder / "moved.mp4", [np.roll(photograph, int(by), axis=1) for by in SHIFTS], tone(), layout="stereo")
+    write(
+        folder / "moved.mp4",
+        [np.roll(photograph, int(by), axis=1) for by in SHIFTS],
+        tone(),
+        layout="stereo",
+    )
     turned = [ndimage.rotate(photograph, -turn, reshape=False, order=1) for turn in TURNS]
     write(folder / "turned.mkv", turned, 0 * tone())
     write(folder / "turned.wav", samples=tone())
     write(folder / "lying.mp4", [np.rot90(photograph)], times=[0])
     content = bytearray((folder / "lying.mp4").read_bytes())
-    at = content.index(b"tkhd") + 44  # the matrix of the track (ISO 14496-12): to be shown turned clockwise
+    at = (
+        content.index(b"tkhd") + 44
+    )  # the matrix of the track (ISO 14496-12): to be shown turned clockwise
     content[at : at + 20] = np.array([0, 1 << 16, 0, -(1 << 16), 0], ">i4").tobytes()
     (folder / "lying.mp4").write_bytes(content)
-    write(folder / "close.mp4", [photograph[70:198, 158:286].repeat(4, axis=0).repeat(4, axis=1)], times=[0])
+    write(
+        folder / "close.mp4",
+        [photograph[70:198, 158:286].repeat(4, axis=0).repeat(4, axis=1)],
+        times=[0],
+    )
     write(folder / "silent.mp4", [photograph, grey, grey], times=[0, 0.4, 1])
     write(folder / "faceless.mkv", [grey] * len(TIMES), tone(1), late=1)
     write(folder / "nothing.mov", [grey], 0 * tone(), times=[0])
@@ -75,7 +98,9 @@ def clips(tmp_path_factory) -> Path:
 def extracted(clips, tmp_path_factory):
     """-> how the command ended; its folder"""
     output = tmp_path_factory.mktemp("work") / "features"
-    return launch("-m", "dataset.extract", str(clips), "-o", str(output), "-j", "2", cwd=ROOT), output
+    return launch(
+        "-m", "dataset.extract", str(clips), "-o", str(output), "-j", "2", cwd=ROOT
+    ), output
 
 
 def read(output: Path, key: str, name: str) -> dict[str, np.ndarray]:
@@ -94,9 +119,18 @@ def test_the_others_are_extracted_where_some_fail_and_what_is_missing_is_zeros(e
     names = ["close.npy", "faceless.npy", "lying.npy", "moved.npy", "silent.npy", "turned.npy"]
     assert sorted(os.listdir(output / "audio")) == sorted(os.listdir(output / "vision")) == names
     columns = read_json(output / "features.json")["columns"]
-    assert not np.load(output / "audio/silent.npy").any() and not np.load(output / "vision/faceless.npy").any()
-    vision = np.load(output / "vision/silent.npy")  # the photograph is shown until 0.4 s, grey ones to 1 s
-    assert vision.shape == (6, len(columns["vision"])) and vision[:2].any(axis=1).all() and not vision[2:].any()
+    assert (
+        not np.load(output / "audio/silent.npy").any()
+        and not np.load(output / "vision/faceless.npy").any()
+    )
+    vision = np.load(
+        output / "vision/silent.npy"
+    )  # the photograph is shown until 0.4 s, grey ones to 1 s
+    assert (
+        vision.shape == (6, len(columns["vision"]))
+        and vision[:2].any(axis=1).all()
+        and not vision[2:].any()
+    )
 
 
 @pytest.mark.parametrize(("name", "begin"), [("moved", 0), ("turned", 0), ("faceless", 1)])
@@ -105,7 +139,10 @@ def test_what_is_known_of_a_tone(extracted, name, begin):
     audio, middle = read(extracted[1], "audio", name), 10 * (begin + SECONDS)
     assert len(audio["f0"]) == pytest.approx(SECONDS * 20, abs=3)
     assert not audio["rms"][: begin * 18].any() and not audio["f0"][: begin * 18].any()
-    for part, pitch in ((slice(begin * 20 + 3, middle - 2), PITCHES[0]), (slice(middle + 3, 37), PITCHES[1])):
+    for part, pitch in (
+        (slice(begin * 20 + 3, middle - 2), PITCHES[0]),
+        (slice(middle + 3, 37), PITCHES[1]),
+    ):
         np.testing.assert_allclose(audio["f0"][part], pitch, rtol=0.02)
         np.testing.assert_allclose(audio["spectral_centroid"][part], pitch, rtol=0.1)
         np.testing.assert_allclose(audio["zero_crossings"][part], 2 * pitch / 16000, rtol=0.1)
@@ -114,13 +151,24 @@ def test_what_is_known_of_a_tone(extracted, name, begin):
 
 
 def test_a_face_that_moves_turns_smiles_lies_down_and_fills_the_image(extracted):
-    moved, turned, lying, close = (read(extracted[1], "vision", name) for name in ("moved", "turned", "lying", "close"))
+    moved, turned, lying, close = (
+        read(extracted[1], "vision", name) for name in ("moved", "turned", "lying", "close")
+    )
     assert moved["size"].all() and len(moved["x"]) == SECONDS * 5 and close["size"].all()
-    np.testing.assert_allclose((moved["x"] - moved["x"][0]) * 512, SHIFTS[::3], atol=4)  # 5 of 15 are looked at
-    np.testing.assert_allclose(turned["roll"] - turned["roll"].mean(), TURNS[::3] - TURNS[::3].mean(), atol=3)
+    np.testing.assert_allclose(
+        (moved["x"] - moved["x"][0]) * 512, SHIFTS[::3], atol=4
+    )  # 5 of 15 are looked at
+    np.testing.assert_allclose(
+        turned["roll"] - turned["roll"].mean(), TURNS[::3] - TURNS[::3].mean(), atol=3
+    )
     np.testing.assert_allclose(turned["size"], moved["size"].mean(), rtol=0.1)
-    np.testing.assert_allclose([lying[key][0] for key in ("x", "y")], [moved[key][0] for key in ("x", "y")], atol=0.01)
-    assert all((moved[key] > 0.02).all() for key in ("mouth_corner_right", "mouth_corner_left", "mouth_open"))
+    np.testing.assert_allclose(
+        [lying[key][0] for key in ("x", "y")], [moved[key][0] for key in ("x", "y")], atol=0.01
+    )
+    assert all(
+        (moved[key] > 0.02).all()
+        for key in ("mouth_corner_right", "mouth_corner_left", "mouth_open")
+    )
 
 
 def test_a_second_run_does_what_is_new_and_gives_the_same_bytes(clips, extracted):
@@ -134,7 +182,27 @@ def test_a_second_run_does_what_is_new_and_gives_the_same_bytes(clips, extracted
     result = launch(*arguments, cwd=ROOT)
     assert "4 done before, 2 complete, 4 failed" in result.stdout and result.returncode == 2
     assert all(file.read_bytes() == before[file][0] for file in files)
-    assert {file.stem for file in files if file.stat().st_mtime_ns != before[file][1]} == {"moved", "turned"}
+    assert {file.stem for file in files if file.stat().st_mtime_ns != before[file][1]} == {
+        "moved",
+        "turned",
+    }
+
+
+def test_other_words_for_the_units_do_not_matter(clips, extracted):
+    output = extracted[1]
+    description = read_json(output / "features.json")
+    description["columns"]["vision"]["pitch"] = (
+        "degrees up, of which only differences mean something"
+    )
+    (output / "features.json").write_text(json.dumps(description))
+    result = launch("-m", "dataset.extract", str(clips), "-o", str(output), cwd=ROOT)
+    assert "6 done before, 4 failed" in result.stdout
+    assert read_json(output / "features.json")["columns"]["vision"] == VISION
+    (output / "features.json").write_text("[]")
+    assert (
+        "another folder"
+        in launch("-m", "dataset.extract", str(clips), "-o", str(output), cwd=ROOT).stderr
+    )
 
 
 def test_no_clips_two_of_one_name_and_no_libraries(tmp_path, monkeypatch, capsys):
@@ -150,17 +218,25 @@ def test_no_clips_two_of_one_name_and_no_libraries(tmp_path, monkeypatch, capsys
 
 
 def test_pose_and_distances_of_known_points():
-    """A head turned by known angles has them, and keeps its distances, wherever it is in the image."""
+    """A head turned by known angles has them, and keeps its distances anywhere in the image."""
     points = np.random.default_rng(0).normal(size=(478, 3))
     points[[33, 263]], points[[10, 2]] = [[-1, 0, 0], [1, 0, 0]], [[0, -1, 0], [0, 1.5, 0]]
     straight = None
     for yaw, pitch, roll in ([0, 0, 0], [30, 0, 0], [0, -20, 0], [0, 0, 15], [25, 10, -40]):
-        turned = Rotation.from_euler("YXZ", [-yaw, -pitch, roll], degrees=True).apply(points)  # x right, y down
+        turned = Rotation.from_euler("YXZ", [-yaw, -pitch, roll], degrees=True).apply(
+            points
+        )  # x right, y down
         found = dict(zip(VISION, face_features(turned * 50 + [300, 200, 0], 640, 480), strict=True))
-        np.testing.assert_allclose([found[key] for key in ("yaw", "pitch", "roll")], [yaw, pitch, roll], atol=1e-6)
-        np.testing.assert_allclose([found["x"], found["y"], found["size"]], [300 / 640, 200 / 480, 100 / 640])
+        np.testing.assert_allclose(
+            [found[key] for key in ("yaw", "pitch", "roll")], [yaw, pitch, roll], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            [found["x"], found["y"], found["size"]], [300 / 640, 200 / 480, 100 / 640]
+        )
         shape = [found[key] for key in (*DISTANCES, "mouth_corner_left", "gaze_x")]
         straight = straight or shape
         np.testing.assert_allclose(shape, straight)
-    nose = Rotation.from_euler("YXZ", [-30, -30, 0], degrees=True).apply([0, 0, -1])  # towards the camera is -z
+    nose = Rotation.from_euler("YXZ", [-30, -30, 0], degrees=True).apply(
+        [0, 0, -1]
+    )  # towards the camera is -z
     assert nose[0] > 0 and nose[1] < 0

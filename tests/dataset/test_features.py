@@ -45,16 +45,26 @@ def settings(path, **changes) -> EasyDict:
 def test_sizes_types_and_order(tmp_path):
     path = write(tmp_path / "a.pkl", make_content(t_audio=20, t_vision=30))
     for use_bert, width, shape in ((False, 12, (6, 8, 12)), (True, 768, (6, 3, 8))):
-        args = settings(path, use_bert=use_bert, need_data_aligned=False, feature_dims=[width, 5, 4])
+        args = settings(
+            path, use_bert=use_bert, need_data_aligned=False, feature_dims=[width, 5, 4]
+        )
         features = prepare_features(args)
         assert (features.feature_dims, features.seq_lens) == ([width, 5, 4], [8, 20, 30])
         assert {name: len(split) for name, split in features.splits.items()} == SIZES
         train = features.splits["train"]
-        assert {getattr(train, f).dtype for f in ("text", "audio", "vision", "labels")} == {np.dtype(np.float32)}
-        assert train.text.shape == shape and train.ids[1] == "train$_$1" and train.raw_text[1] == "sentence 1"
+        assert {getattr(train, f).dtype for f in ("text", "audio", "vision", "labels")} == {
+            np.dtype(np.float32)
+        }
+        assert (
+            train.text.shape == shape
+            and train.ids[1] == "train$_$1"
+            and train.raw_text[1] == "sentence 1"
+        )
 
 
-def test_one_split_is_enough_where_one_is_asked_for_and_minus_infinity_in_audio_is_silence(tmp_path):
+def test_one_split_is_enough_where_one_is_asked_for_and_minus_infinity_in_audio_is_silence(
+    tmp_path,
+):
     content = {"test": make_content()["test"]}
     content["test"]["audio"][0, 0, 0] = -np.inf
     features = prepare_features(settings(write(tmp_path / "a.pkl", content)), splits=("test",))
@@ -64,7 +74,10 @@ def test_one_split_is_enough_where_one_is_asked_for_and_minus_infinity_in_audio_
 def test_replaced_features_take_their_file_s_width_and_must_be_of_the_same_utterances(tmp_path):
     path, other = write(tmp_path / "a.pkl", make_content()), make_content(d_audio=9)
     file = write(tmp_path / "b.pkl", other)
-    for replaced in ({"feature_A": file}, {"feature_T": file, "feature_A": file, "feature_V": file}):
+    for replaced in (
+        {"feature_A": file},
+        {"feature_T": file, "feature_A": file, "feature_V": file},
+    ):
         assert prepare_features(settings(path), **replaced).feature_dims == [12, 9, 4]
     other["valid"]["id"][1] = "stranger$_$1"
     with pytest.raises(DataError, match="b.pkl: split 'valid' is of other utterances"):
@@ -89,16 +102,31 @@ def set_item(split, field, index, value):
 WRONG = {
     "missing split": (lambda c: c.pop("valid"), "split 'valid' lacks the field 'id'"),
     "missing field": (lambda c: c["test"].pop("vision"), "lacks the field 'vision'"),
-    "N of a field": (change("train", "audio", lambda a: a[:-1]), "'audio' of split 'train' is .* N = 6"),
+    "N of a field": (
+        change("train", "audio", lambda a: a[:-1]),
+        "'audio' of split 'train' is .* N = 6",
+    ),
     "N of labels": (
         change("train", "regression_labels", lambda a: a[:-1]),
         "'regression_labels' of split 'train' is .* N = 6",
     ),
     "N of raw_text": (change("train", "raw_text", lambda a: a[:-1]), "5 'raw_text'"),
-    "width of a split": (change("valid", "audio", lambda a: np.repeat(a, 2, 2)), "'audio' has other sizes"),
-    "NaN": (set_item("train", "vision", (2, 0, 0), np.nan), r"'vision' of split 'train' .* 1 utterances: train\$_\$2"),
-    "+inf in audio": (set_item("train", "audio", (2, 0, 0), np.inf), "'audio' of split 'train' is NaN or infinite"),
-    "label": (set_item("valid", "regression_labels", 2, 3.5), r"'regression_labels' .* valid\$_\$2"),
+    "width of a split": (
+        change("valid", "audio", lambda a: np.repeat(a, 2, 2)),
+        "'audio' has other sizes",
+    ),
+    "NaN": (
+        set_item("train", "vision", (2, 0, 0), np.nan),
+        r"'vision' of split 'train' .* 1 utterances: train\$_\$2",
+    ),
+    "+inf in audio": (
+        set_item("train", "audio", (2, 0, 0), np.inf),
+        "'audio' of split 'train' is NaN or infinite",
+    ),
+    "label": (
+        set_item("valid", "regression_labels", 2, 3.5),
+        r"'regression_labels' .* valid\$_\$2",
+    ),
     "no numbers": (change("train", "audio", ["x"] * 6), "no array of numbers"),
     "empty split": (lambda c: c.update(valid={k: v[:0] for k, v in c["valid"].items()}), "N = 0"),
     "no texts": (change("test", "raw_text", None), "no list of strings"),
@@ -141,7 +169,12 @@ def test_tokens_must_be_ids(index, value, tmp_path):
 def test_a_missing_file_says_where_to_get_it(tmp_path):
     with pytest.raises(DataError) as error:
         prepare_features(settings(tmp_path / "none.pkl"))
-    for word in (str(tmp_path / "none.pkl"), PUBLISHED_SHA256["mosi", True], "MMSA", "--dataset synthetic"):
+    for word in (
+        str(tmp_path / "none.pkl"),
+        PUBLISHED_SHA256["mosi", True],
+        "MMSA",
+        "--dataset synthetic",
+    ):
         assert word in str(error.value)
 
 
@@ -153,7 +186,9 @@ def test_a_large_file_is_held_once(tmp_path, protocol, dtype):
         content[split]["vision"] = np.ones((SIZES[split], 5000, 40), dtype)
     (tmp_path / "large.pkl").write_bytes(pickle.dumps(content, protocol))
     tracemalloc.start()
-    features = prepare_features(settings(tmp_path / "large.pkl", need_data_aligned=False, feature_dims=[12, 5, 40]))
+    features = prepare_features(
+        settings(tmp_path / "large.pkl", need_data_aligned=False, feature_dims=[12, 5, 40])
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak <= 1.8 * sum(split.vision.nbytes for split in features.splits.values())

@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 
 from dataset import glove
-from dataset.glove import words_of
+from dataset.glove import split_words
 from dataset.pickles import load_pickle
 from dataset.synthetic import vocabulary
 from tests.commands import call, refused, train, write_pickle
 
-VECTORS = {"the": (1, 2), "The": (3, 4), "movie": (5, 6), "n't": (7, 8), "do": (9, 1), ". . .": (0, 5), ".": (2, 2)}
+VECTORS = {
+    "the": (1, 2),
+    "The": (3, 4),
+    "movie": (5, 6),
+    "n't": (7, 8),
+    "do": (9, 1),
+    ". . .": (0, 5),
+    ".": (2, 2),
+}
 ARGUMENTS = ["--vectors", "vectors.txt", "--pickle", "in.pkl", "-o", "out.pkl"]
 
 
@@ -21,7 +29,11 @@ def data(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     lines = [f"{word} {a} {b}\n" for word, (a, b) in VECTORS.items()]
     Path("vectors.txt").write_text("".join(lines), encoding="utf-8")
-    texts = {"train": ["The THE movie.", "don't xyzzy XYZZY plugh xyzzy"], "valid": ["the"], "test": [""]}
+    texts = {
+        "train": ["The THE movie.", "don't xyzzy XYZZY plugh xyzzy"],
+        "valid": ["the"],
+        "test": [""],
+    }
     rng = np.random.default_rng(0)
     write_pickle(Path("in.pkl"), {
         split: {
@@ -36,11 +48,21 @@ def data(tmp_path, monkeypatch) -> Path:
 
 
 def test_words_of_a_text():
-    assert words_of("I don't KNOW, it's John's; we're (um) well-made…") == [
-        "I", "do", "n't", "KNOW", ",", "it", "'s", "John", "'s", ";", "we", "'re", "(", "um", ")", "well", "-", "made",
-        "…",
+    assert split_words("I don't KNOW, it's John's; we're (um) well-made…") == [
+        "I", "do", "n't", "KNOW", ",", "it", "'s", "John", "'s", ";", "we", "'re", "(", "um", ")",
+        "well", "-", "made", "…",
     ]  # fmt: skip
-    assert words_of("CAN’T isn’t rock'n'roll") == ["CA", "N'T", "is", "n't", "rock", "'", "n", "'", "roll"]
+    assert split_words("CAN’T isn’t rock'n'roll") == [
+        "CA",
+        "N'T",
+        "is",
+        "n't",
+        "rock",
+        "'",
+        "n",
+        "'",
+        "roll",
+    ]
 
 
 def test_every_vector_by_hand(data, capsys):
@@ -48,16 +70,35 @@ def test_every_vector_by_hand(data, capsys):
     before, after = load_pickle("in.pkl"), load_pickle("out.pkl")
     text = after["train"]["text"]
     assert text.shape == (2, 5, 2) and text.dtype == np.float32  # 5 steps, as text_bert has
-    assert text[0].tolist() == [[3, 4], [1, 2], [5, 6], [2, 2], [0, 0]]  # The, THE -> the, movie, ., padding
-    assert text[1].tolist() == [[9, 1], [7, 8], [0, 0], [0, 0], [0, 0]]  # do, n't, and three unknown ones
-    assert after["valid"]["text"][0].tolist() == [[1, 2], *[[0, 0]] * 4] and not after["test"]["text"].any()
+    assert text[0].tolist() == [
+        [3, 4],
+        [1, 2],
+        [5, 6],
+        [2, 2],
+        [0, 0],
+    ]  # The, THE -> the, movie, ., padding
+    assert text[1].tolist() == [
+        [9, 1],
+        [7, 8],
+        [0, 0],
+        [0, 0],
+        [0, 0],
+    ]  # do, n't, and three unknown ones
+    assert (
+        after["valid"]["text"][0].tolist() == [[1, 2], *[[0, 0]] * 4]
+        and not after["test"]["text"].any()
+    )
     for split, fields in before.items():
         assert fields.keys() == after[split].keys()
         for key in fields.keys() - {"text"}:
             assert np.array_equal(fields[key], after[split][key]), key
     printed = capsys.readouterr().out
     # The THE movie . do n't xyzzy XYZZY plugh xyzzy the: 11 words
-    assert "4 of 11 words (36.4%)" in printed and "xyzzy 2, XYZZY 1, pl" in printed and "cut: 1." in printed
+    assert (
+        "4 of 11 words (36.4%)" in printed
+        and "xyzzy 2, XYZZY 1, pl" in printed
+        and "cut: 1." in printed
+    )
     assert "--set use_bert=false --set 'feature_dims=[2,3,4]' --set featurePath=" in printed
     rewrite(lambda fields: fields.pop("text_bert"))
     assert call(glove, *ARGUMENTS, "--overwrite") == 0
@@ -76,12 +117,21 @@ def rewrite(change) -> None:
 
 
 BAD = {
-    "too few numbers": (lambda: write_vectors("a 1 2\nthe 1\n"), "vectors.txt: not a word and 2 numbers"),
+    "too few numbers": (
+        lambda: write_vectors("a 1 2\nthe 1\n"),
+        "vectors.txt: not a word and 2 numbers",
+    ),
     "binary": (lambda: write_vectors(bytes(range(256))), "vectors.txt: none of the"),
-    "NaN in the pickle": (lambda: rewrite(lambda f: f.update(audio=f["audio"] * np.nan)), "out.pkl: 'audio' of"),
-    "texts of others": (lambda: rewrite(lambda f: f.update(raw_text=["the"] * 9)), "split 'train' has 9"),
-    "it is there": (lambda: Path("out.pkl").write_bytes(b"x"), "--output: out.pkl is there already"),
-}  # fmt: skip
+    "NaN in the pickle": (
+        lambda: rewrite(lambda f: f.update(audio=f["audio"] * np.nan)),
+        "out.pkl: 'audio' of",
+    ),
+    "texts of others": (
+        lambda: rewrite(lambda f: f.update(raw_text=["the"] * 9)),
+        "split 'train' has 9",
+    ),
+    "it exists": (lambda: Path("out.pkl").write_bytes(b"x"), "--output: out.pkl exists already"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -95,7 +145,9 @@ def test_the_features_train(folder, capsys):
     rng = np.random.default_rng(0)
     words = vocabulary()[5::2]
     Path("vectors.txt").write_text(
-        "".join(f"{word} {' '.join(f'{x:.4f}' for x in rng.standard_normal(300))}\n" for word in words)
+        "".join(
+            f"{word} {' '.join(f'{x:.4f}' for x in rng.standard_normal(300))}\n" for word in words
+        )
     )
     content = pickle.loads(Path("dataset/SYNTHETIC/aligned_50.pkl").read_bytes())
     for fields in content.values():

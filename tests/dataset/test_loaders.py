@@ -9,7 +9,9 @@ from tests.dataset.test_features import make_content, settings, write
 
 def orders(features, seed, epochs=2):
     loader = make_loaders(features, batch_size=4, eval_batch_size=4, seed=seed)["train"]
-    return [torch.cat([batch["labels"] for batch in loader]).flatten().tolist() for _ in range(epochs)]
+    return [
+        torch.cat([batch["labels"] for batch in loader]).flatten().tolist() for _ in range(epochs)
+    ]
 
 
 def test_shuffling_follows_the_seed_and_nothing_else(tmp_path):

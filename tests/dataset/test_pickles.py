@@ -30,9 +30,15 @@ def test_arrays_and_containers_of_every_protocol(protocol, tmp_path):
     assert content.keys() == HARMLESS.keys()
     for name, value in HARMLESS.items():
         assert type(content[name]) is type(value)
-        assert np.array_equal(content[name], value) if isinstance(value, np.ndarray) else content[name] == value
+        assert (
+            np.array_equal(content[name], value)
+            if isinstance(value, np.ndarray)
+            else content[name] == value
+        )
     # Large arrays, one of them twice, with others before and after it.
-    arrays = [np.full(2**18 + shift, shift, dtype) for shift, dtype in enumerate(("f8", "f8", "f4", "f8"))]
+    arrays = [
+        np.full(2**18 + shift, shift, dtype) for shift, dtype in enumerate(("f8", "f8", "f4", "f8"))
+    ]
     content = read(tmp_path / "b.pkl", [*arrays, arrays[1]], protocol)
     for one, other in zip(content, [*arrays, arrays[1]], strict=True):
         assert np.array_equal(one, other) and one.dtype == np.float32
@@ -67,7 +73,10 @@ def test_a_hostile_pickle_is_refused_in_one_line_and_runs_nothing(case, tmp_path
 
 
 def test_every_truncation_and_damage_is_one_line(tmp_path):
-    data, path = pickle.dumps({"a": np.arange(4.0), "b": ["x", None, np.array(["y"], object)]}), tmp_path / "a.pkl"
+    data, path = (
+        pickle.dumps({"a": np.arange(4.0), "b": ["x", None, np.array(["y"], object)]}),
+        tmp_path / "a.pkl",
+    )
     rng = np.random.default_rng(0)
     damaged = [bytearray(data) for _ in range(300)]
     for one in damaged:

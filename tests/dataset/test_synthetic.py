@@ -38,9 +38,16 @@ def test_the_rules_by_hand(sentence, label):
 
 def test_labels_follow_from_the_rules_and_spread_as_mosi_s(content):
     for fields in content.values():
-        assert fields["regression_labels"] == pytest.approx([label_of(text) for text in fields["raw_text"]])
+        assert fields["regression_labels"] == pytest.approx(
+            [label_of(text) for text in fields["raw_text"]]
+        )
     labels = content["train"]["regression_labels"]
-    assert labels.min() == -3 and labels.max() == 3 and abs(labels.mean()) < 0.2 and 1.4 < labels.std() < 1.9
+    assert (
+        labels.min() == -3
+        and labels.max() == 3
+        and abs(labels.mean()) < 0.2
+        and 1.4 < labels.std() < 1.9
+    )
 
 
 def test_fields_shapes_and_types_of_the_published_layout(content):
@@ -48,10 +55,19 @@ def test_fields_shapes_and_types_of_the_published_layout(content):
     for split, n in SIZES.items():
         fields = content[split]
         assert len(fields) == 9 and all(len(values) == n for values in fields.values())
-        shapes = {"text_bert": (n, 3, 50), "text": (n, 50, 300), "audio": (n, 50, 5), "vision": (n, 50, 20),
-                  "regression_labels": (n,)}  # fmt: skip
+        shapes = {
+            "text_bert": (n, 3, 50),
+            "text": (n, 50, 300),
+            "audio": (n, 50, 5),
+            "vision": (n, 50, 20),
+            "regression_labels": (n,),
+        }
         for name, shape in shapes.items():
-            assert fields[name].shape == shape and fields[name].dtype == np.float32 and np.isfinite(fields[name]).all()
+            assert (
+                fields[name].shape == shape
+                and fields[name].dtype == np.float32
+                and np.isfinite(fields[name]).all()
+            )
         videos.append({name.split("$_$")[0] for name in fields["id"]})
         assert len(set(fields["id"])) == n
         padding = fields["text_bert"][:, 1] == 0
@@ -66,7 +82,10 @@ def test_it_is_written_whole_and_once(content, tmp_path):
     args = settings(path, dataset_name="synthetic", feature_dims=[300, 5, 20])
     prepare_features(args)
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing temporary is left
-    assert all(np.array_equal(value, content["test"][name]) for name, value in load_pickle(path)["test"].items())
+    assert all(
+        np.array_equal(value, content["test"][name])
+        for name, value in load_pickle(path)["test"].items()
+    )
     path.write_bytes(b"the user's own")
     with pytest.raises(DataError):
         prepare_features(args)
@@ -78,7 +97,9 @@ def test_tokens_are_bert_s(content):
     assert BertConfig.from_pretrained(FOLDER).vocab_size == len(vocabulary())
     tokenizer = BertTokenizer.from_pretrained(FOLDER)
     sentences = [str(sentence) for sentence in content["test"]["raw_text"]]
-    ids = tokenizer(sentences, padding="max_length", max_length=50, return_tensors="np")["input_ids"]
+    ids = tokenizer(sentences, padding="max_length", max_length=50, return_tensors="np")[
+        "input_ids"
+    ]
     assert np.array_equal(ids, content["test"]["text_bert"][:, 0])
 
 

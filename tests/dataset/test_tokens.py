@@ -18,7 +18,7 @@ BERT = ROOT / "dataset/synthetic_bert"
 
 @pytest.fixture
 def other(tmp_path) -> Path:
-    """An encoder whose vocabulary has the same special tokens, and the same words in another order."""
+    """An encoder with the same special tokens, and the same words in another order."""
     folder = Path(shutil.copytree(BERT, tmp_path / "other"))
     words = (BERT / "vocab.txt").read_text().split()
     count = len(SPECIAL_TOKENS)
@@ -28,11 +28,16 @@ def other(tmp_path) -> Path:
 
 def read(corpus: dict, **changes) -> FeatureSet:
     """The corpus, with these fields changed in all splits."""
-    content = {split: {field: np.copy(values) for field, values in corpus[split].items()} for split in SPLITS}
+    content = {
+        split: {field: np.copy(values) for field, values in corpus[split].items()}
+        for split in SPLITS
+    }
     for fields in content.values():
         for field, change in changes.items():
             fields[field] = change(fields[field])
-    args = EasyDict(featurePath="a.pkl", use_bert=True, need_data_aligned=False, feature_dims=[64, 5, 20])
+    args = EasyDict(
+        featurePath="a.pkl", use_bert=True, need_data_aligned=False, feature_dims=[64, 5, 20]
+    )
     return take_features({"a.pkl": content}, args, ["a.pkl"] * 3)
 
 
@@ -52,32 +57,44 @@ def pad_in_front(tokens: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((len(tokens), 3, 4), np.float32), tokens], axis=2)
 
 
-@pytest.mark.parametrize("change", [lambda tokens: tokens, cut, pad_in_front], ids=["as it is", "cut", "padded"])
+@pytest.mark.parametrize(
+    "change", [lambda tokens: tokens, cut, pad_in_front], ids=["as it is", "cut", "padded"]
+)
 def test_tokens_of_the_encoder_agree(corpus, change):
     assert check_tokens(read(corpus, text_bert=change), settings(BERT)) is None
 
 
-@pytest.mark.parametrize("change", [lambda tokens: tokens, cut, pad_in_front], ids=["as it is", "cut", "padded"])
+@pytest.mark.parametrize(
+    "change", [lambda tokens: tokens, cut, pad_in_front], ids=["as it is", "cut", "padded"]
+)
 def test_tokens_of_another_vocabulary_are_reported(corpus, other, change):
     warning = check_tokens(read(corpus, text_bert=change), settings(other))
     assert warning.startswith("a.pkl: ") and "\n" not in warning
-    assert "(first id 2) than pretrained=" in warning and "0 of 20 sampled utterances agree" in warning
+    assert (
+        "(first id 2) than pretrained=" in warning and "0 of 20 sampled utterances agree" in warning
+    )
     assert f"python -m dataset.tokenize a.pkl --pretrained {other} -o OUT.pkl" in warning
 
 
 def test_the_file_of_the_text_is_named(corpus, other):
     features = read(corpus)
-    features = FeatureSet(features.path, features.splits, [64, 5, 20], [50] * 3, text_path="my text.pkl")
+    features = FeatureSet(
+        features.path, features.splits, [64, 5, 20], [50] * 3, text_path="my text.pkl"
+    )
     assert "dataset.tokenize 'my text.pkl' --pretrained" in check_tokens(features, settings(other))
 
 
 def test_less_than_half_must_agree(corpus):
     def keep_only(count):
         def change(tokens):
-            tokens[count:, 0] = np.where(tokens[count:, 0] > 4, 93 - tokens[count:, 0], tokens[count:, 0])
+            tokens[count:, 0] = np.where(
+                tokens[count:, 0] > 4, 93 - tokens[count:, 0], tokens[count:, 0]
+            )
             return tokens[:20]
 
-        return {field: (lambda values: values[:20]) for field in corpus["train"]} | {"text_bert": change}
+        return {field: (lambda values: values[:20]) for field in corpus["train"]} | {
+            "text_bert": change
+        }
 
     assert check_tokens(read(corpus, **keep_only(10)), settings(BERT)) is None
     assert "9 of 20" in check_tokens(read(corpus, **keep_only(9)), settings(BERT))
@@ -108,7 +125,9 @@ def test_check_ends_with_an_error(folder, other, capsys):
 
 
 def test_training_warns_once(folder, other, capsys):
-    assert train("--set", f"pretrained={other}", "--epochs", "1", "-s", "1", "2", "--name", "x") == 0
+    assert (
+        train("--set", f"pretrained={other}", "--epochs", "1", "-s", "1", "2", "--name", "x") == 0
+    )
     for text in (capsys.readouterr().out, Path("log/x-synthetic.log").read_text()):
         (line,) = [line for line in text.splitlines() if "another vocabulary" in line]
         assert "WARNING" in line and "dataset.tokenize" in line
