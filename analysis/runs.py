@@ -4,6 +4,8 @@ python -m analysis.runs
 python -m analysis.runs result -d mosi --name 'dmd-table3-*' --output runs.csv
 """
 
+import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
@@ -19,80 +21,192 @@ from utils.cli import ArgumentParser, run_command
 from utils.errors import DMDError, RunError
 from utils.metrics import LOWER_IS_BETTER, METRICS, WIDER_METRICS
 
-VALID = [f"valid_{metric}" for metric in ("Loss", *METRICS)]  # what KeyEval may choose an epoch by
+VALID = [f"valid_{metric}" for metric in ("Loss", *METRICS)]  # KeyEval is one of these
 NUMBERS = [*VALID, *METRICS]
-NO_SETTINGS = ["name", "dataset", "dataset_name", "seeds", "epoch", *NUMBERS]
+NOT_SETTINGS = ["name", "dataset", "dataset_name", "seeds", "epoch", *NUMBERS]
+UNKNOWN = "-"
+LONG_NUMBER = re.compile(r"(\.0*[1-9]\d{3})\d+$")  # more than four digits after the point
 
 
 def read_runs(folder: Path) -> Iterator[dict]:
-    """Name, dataset, seeds, epoch, metrics, and settings as text, of the runs below a result folder. A run that cannot
-    be read is a warning."""
+    """Read the runs below a result folder; one that cannot be read is a warning.
+
+    Args:
+        folder: The folder that holds the runs' result folders.
+
+    Yields:
+        For each run: name, dataset, seeds (its seed), epoch (the best), the settings as text, and
+        the metrics that it has.
+    """
     for path in sorted(folder.glob("*/config.json")):
         try:
             run = RunRecord(path.parent)
         except DMDError as error:
             print(f"Warning: {error}", file=sys.stderr)
             continue
-        settings = run.config["settings"] | {key: run.config.get(key) for key in ("precision", "init", "data")}
-        dataset, seed, metrics = settings["dataset_name"], str(run.config["seed"]), run.metrics or {}
-        row = {"name": run.name.removesuffix(f"-{dataset}-{seed}"), "dataset": dataset, "seeds": seed}
-        row["epoch"] = str(metrics.get("epoch", "-"))
-        row |= {key: str(value) for key, value in settings.items() if key not in INCONSEQUENTIAL}
-        yield row | {key: metrics[key] for key in NUMBERS if key in metrics}
+        yield _row_of_run(run)
+
+
+def _row_of_run(run: RunRecord) -> dict:
+    metrics = run.metrics or {}
+    settings = dict(run.config["settings"])
+    for key in ("precision", "init", "data"):
+        settings[key] = run.config.get(key)
+    dataset = settings["dataset_name"]
+    seed = str(run.config["seed"])
+    row = {
+        "name": run.name.removesuffix(f"-{dataset}-{seed}"),
+        "dataset": dataset,
+        "seeds": seed,
+        "epoch": str(metrics.get("epoch", UNKNOWN)),
+    }
+    for key, value in settings.items():
+        if key not in INCONSEQUENTIAL:
+            row[key] = str(value)
+    for key in NUMBERS:
+        if key in metrics:
+            row[key] = metrics[key]
+    return row
 
 
 def read_trials(folder: Path) -> Iterator[dict]:
-    """The same of the trials of sweeps, from the tables that --tune writes."""
+    """Read the trials of sweeps from the tables that --tune writes.
+
+    Args:
+        folder: The folder that holds `tune/`.
+
+    Yields:
+        For each trial the keys of `read_runs`; its settings are those that the sweep searches.
+    """
     for path in sorted(folder.glob("tune/*.csv")):
-        study, _, dataset = path.stem.rpartition("-")
-        trials = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns=lambda s: s.removeprefix("params_"))
+        trials = pd.read_csv(path, dtype=str, keep_default_na=False)
         for row in trials.to_dict("records"):
-            state, number = row.pop("state").lower(), row.pop("number")
-            name = f"{study} trial {number}" + ("" if state == "complete" else f" ({state})")
-            epoch = row.pop("user_attrs_best_epoch", "").removesuffix(".0") or "-"
-            numbers = {key: float(row[key] or "nan") for key in VALID if key in row}
-            yield row | {"name": name, "dataset": dataset, "seeds": "-", "epoch": epoch} | numbers
+            yield _row_of_trial(path.stem, row)
+
+
+def _row_of_trial(study: str, trial: dict[str, str]) -> dict:
+    # Tables of older versions do not name the data set; it is then the word after the last hyphen.
+    dataset = trial.get("dataset") or study.rpartition("-")[2]
+    name = f"{study.removesuffix(f'-{dataset}')} trial {trial['number']}"
+    state = trial["state"].lower()
+    if state != "complete":
+        name += f" ({state})"
+    epoch = trial.get("user_attrs_best_epoch", "").removesuffix(".0")
+    row = {"name": name, "dataset": dataset, "seeds": UNKNOWN, "epoch": epoch or UNKNOWN}
+    for column, value in trial.items():
+        if column.startswith("params_"):
+            row[column.removeprefix("params_")] = value
+        elif column in VALID:
+            row[column] = float(value or "nan")
+    return row
 
 
 def table_of(rows: list[dict]) -> pd.DataFrame:
-    """A row a setting, best first: name, dataset, the settings that differ, seeds, best epochs; and over the seeds mean
-    and standard deviation (ddof 0) of the valid value that the epoch was chosen by, and of the TEST metrics."""
+    """Bring the seeds of a configuration together, and order the configurations.
+
+    Args:
+        rows: Those of `read_runs` and `read_trials`.
+
+    Returns:
+        A row for each configuration, best first by the value on valid that chose its epoch: name,
+        dataset, the settings that differ, seeds, best epochs; mean and standard deviation (`_std`,
+        ddof 0, NaN for one seed) over the seeds of that value and of the TEST metrics. Unfinished
+        seeds have a row of their own.
+    """
     runs = pd.DataFrame(rows)
     numbers = [column for column in NUMBERS if column in runs]
-    differing = [key for key in runs if key not in NO_SETTINGS and runs[key].nunique() > 1]
-    unfinished = (runs["epoch"] == "-").rename("unfinished")
+    differing = []
+    for key in runs:
+        if key not in NOT_SETTINGS and runs[key].nunique() > 1:
+            differing.append(key)
+    unfinished = (runs["epoch"] == UNKNOWN).rename("unfinished")
     groups = runs.groupby(["name", "dataset", *differing, unfinished], dropna=False, sort=False)
+
+    words = groups[["seeds", "epoch"]].agg(" ".join)
+    means = groups[numbers].mean()
     deviations = groups[numbers].std(ddof=0).where(groups.size() > 1).add_suffix("_std")
-    parts = groups[["seeds", "epoch"]].agg(" ".join), groups[numbers].mean(), deviations
-    table = pd.concat(parts, axis=1).reset_index().drop(columns=["unfinished", "data"], errors="ignore")
+    table = pd.concat([words, means, deviations], axis=1).reset_index()
+    table = table.drop(columns=["unfinished", "data"], errors="ignore")
+
     valid = [column for column in VALID if column in table]
-    return table.sort_values(valid, ascending=[column.removeprefix("valid_") in LOWER_IS_BETTER for column in valid])
+    ascending = [column.removeprefix("valid_") in LOWER_IS_BETTER for column in valid]
+    return table.sort_values(valid, ascending=ascending)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without the wider metrics, 'mean ± std' in one cell, and the numbers that a sweep draws cut short."""
-    table = table[[column for column in table if column.removesuffix("_std") not in WIDER_METRICS]]
-    for name in [column for column in table if f"{column}_std" in table]:
-        deviations = table.pop(f"{name}_std").map(lambda std: "" if pd.isna(std) else f" ± {std:.4f}")
-        table[name] = table[name].map("{:.4f}".format, na_action="ignore") + deviations
-    return table.replace(r"(\.0*[1-9]\d{3})\d+$", r"\1…", regex=True)
+    """Shorten the table of `table_of` for printing.
+
+    Returns:
+        A new table without the wider metrics, with "mean ± std" in one cell, and with the numbers
+        that a sweep has drawn cut to four significant digits.
+    """
+    shown = {}
+    for name, column in table.items():
+        if name.removesuffix("_std") in WIDER_METRICS or name.endswith("_std"):
+            continue
+        deviations = table.get(f"{name}_std")
+        if deviations is not None:
+            column = _mean_and_deviation(column, deviations)
+        shown[name] = column.map(_shorten)
+    return pd.DataFrame(shown)
+
+
+def _shorten(cell: object) -> object:
+    """Cut a text's long number, such as '0.000123456' to '0.0001234…'."""
+    return LONG_NUMBER.sub(r"\1…", cell) if isinstance(cell, str) else cell
+
+
+def _mean_and_deviation(means: pd.Series, deviations: pd.Series) -> pd.Series:
+    """'0.8147 ± 0.0120', '0.8147' where there is no deviation, NaN where there is no mean."""
+    numbers = means.map("{:.4f}".format, na_action="ignore")
+    return numbers + deviations.map(_deviation)
+
+
+def _deviation(value: float) -> str:
+    return "" if pd.isna(value) else f" ± {value:.4f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m analysis.runs", description="List runs, best on valid first.")
-    parser.add_argument("folder", nargs="?", type=Path, default="result", help="where the runs are (default: result)")
-    parser.add_argument("-d", "--dataset", metavar="GLOB", default="*", help="only runs on this data set")
-    parser.add_argument("--name", metavar="GLOB", default="*", help="only runs of these names, such as 'dmd-table3-*'")
-    parser.add_argument("--output", metavar="FILE.csv", help="write the table there too, with all metrics")
-    options = parser.parse_args(argv)
-    rows = [*read_runs(options.folder), *read_trials(options.folder)]
-    rows = [row for row in rows if fnmatch(row["dataset"], options.dataset) and fnmatch(row["name"], options.name)]
+    """Run the command.
+
+    Args:
+        argv: The words after the command's name; by default those of the command line.
+
+    Raises:
+        RunError: If no run matches data set and name.
+    """
+    options = _read_flags(argv)
+    rows = []
+    for row in [*read_runs(options.folder), *read_trials(options.folder)]:
+        if fnmatch(row["dataset"], options.dataset) and fnmatch(row["name"], options.name):
+            rows.append(row)
     if not rows:
-        raise RunError(f"{options.folder}: no runs here, or none of that --dataset and --name.")
+        raise RunError(
+            f"{options.folder}: contains no runs, or none that matches --dataset and --name."
+        )
     table = table_of(rows)
-    print(as_text(readable(table), na_rep="-", index=False))
+    print(as_text(readable(table), missing=UNKNOWN, index=False))
     if options.output:
         write_csv(Path(options.output), table)
+
+
+def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m analysis.runs", description="List runs, best on valid first."
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default="result", help="the runs' folder (default: result)"
+    )
+    parser.add_argument(
+        "-d", "--dataset", metavar="GLOB", default="*", help="only runs on this data set"
+    )
+    parser.add_argument(
+        "--name", metavar="GLOB", default="*", help="only runs of these names, e.g. 'dmd-table3-*'"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE.csv", help="write the table there too, with all metrics"
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables over seeds in `result/normal/`, which all runs share, and how commands print tables."""
+"""The tables over seeds in `result/normal/`, which all runs share, and tables as text."""
 
 from io import StringIO
 from pathlib import Path
@@ -15,40 +15,92 @@ from utils.reading import printable
 TABLE_METRICS = [*CORE_METRICS, "Loss"]
 
 
-def append_results(res_save_dir: str | Path, dataset: str, name: str, per_seed: dict[int, dict]) -> Path:
-    """Append to `normal/<dataset>.csv` a row of `(mean, std)` cells over the seeds, times 100, as the release does,
-    and to `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.  -> the former's path"""
-    seeds = pd.DataFrame.from_dict(per_seed, orient="index")[["epoch", *TABLE_METRICS, *WIDER_METRICS]]
-    cells = {
-        metric: str(tuple(round(float(f(values)) * 100, 2) for f in (np.mean, np.std)))
-        for metric, values in seeds[TABLE_METRICS].items()
-    }
+def append_results(
+    res_save_dir: str | Path, dataset: str, name: str, per_seed: dict[int, dict]
+) -> Path:
+    """Append the results of a command to the two tables of its data set.
+
+    `normal/<dataset>.csv` gets a row of `(mean, std)` cells over the seeds, times 100, as in the
+    release; `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.
+
+    Args:
+        res_save_dir: The folder that holds `normal/`.
+        dataset: Name of the data set.
+        name: Name of the runs, for the column Model.
+        per_seed: TEST metrics and best epoch by seed.
+
+    Returns:
+        The path of `<dataset>.csv`.
+
+    Raises:
+        RunError: If a table cannot be read or written.
+    """
+    seeds = pd.DataFrame.from_dict(per_seed, orient="index")
+    seeds = seeds[["epoch", *TABLE_METRICS, *WIDER_METRICS]]
     append(res_save_dir, f"{dataset}-seeds.csv", name, seeds.rename_axis("seed").reset_index())
+
+    cells = {}
+    for metric in TABLE_METRICS:
+        mean = round(float(np.mean(seeds[metric])) * 100, 2)
+        std = round(float(np.std(seeds[metric])) * 100, 2)
+        cells[metric] = str((mean, std))
     return append(res_save_dir, f"{dataset}.csv", name, pd.DataFrame([cells]))
 
 
 def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -> Path:
-    """Append rows of a model to a table in `normal/`, but for those that it has: a run may have been stopped after it
-    wrote them.  -> its path. Raises RunError where it cannot be read or written."""
-    path, table = Path(res_save_dir) / "normal" / file, rows.copy()
+    """Append rows to a table in `normal/`, except those that it has already.
+
+    It has them where a command stopped after it wrote them, and was resumed.
+
+    Args:
+        res_save_dir: The folder that holds `normal/`.
+        file: Name of the table.
+        name: What the rows have in the first column, Model.
+        rows: The other columns.
+
+    Returns:
+        The path of the table.
+
+    Raises:
+        RunError: If it cannot be read or written.
+    """
+    path = Path(res_save_dir) / "normal" / file
+    table = rows.copy()
     table.insert(0, "Model", name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
-            if path.exists():  # as text, so that existing rows stay as they are
-                files = (path, StringIO(table.to_csv(index=False)))
-                old, new = (pd.read_csv(source, dtype=str, keep_default_na=False) for source in files)
-                both = pd.concat([old, new], ignore_index=True).fillna("")
-                table = both[(both.index < len(old)) | ~both.duplicated()]
+            if path.exists():
+                table = _joined(path, table)
             write_csv(path, table)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise RunError(
-            f"{path}: the tables cannot be read or written ({printable(error)}). The runs themselves are complete: "
-            "make room, or move a damaged table away; --resume then adds the rows."
+            f"{path}: the tables cannot be read or written ({printable(error)}). The runs "
+            "themselves are complete: make room, or move a damaged table away; --resume then adds "
+            "the rows."
         ) from error
     return path
 
 
-def as_text(table: pd.DataFrame, **how) -> str:
-    """A table for reading, with 4 digits; how: as for DataFrame.to_string"""
-    return table.to_string(float_format="{:.4f}".format, **{"na_rep": ""} | how)
+def _joined(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The table of a file and those rows that it lacks; as text, so that its rows stay the same."""
+    old = _read_as_text(path)
+    new = _read_as_text(StringIO(rows.to_csv(index=False)))
+    both = pd.concat([old, new], ignore_index=True).fillna("")
+    is_old = both.index < len(old)
+    return both[is_old | ~both.duplicated()]
+
+
+def _read_as_text(source: Path | StringIO) -> pd.DataFrame:
+    return pd.read_csv(source, dtype=str, keep_default_na=False)
+
+
+def as_text(table: pd.DataFrame, missing: str = "", index: bool = True) -> str:
+    """Format a table for reading, with 4 digits.
+
+    Args:
+        table: The table.
+        missing: Text for NaN.
+        index: Whether to show the index.
+    """
+    return table.to_string(float_format="{:.4f}".format, na_rep=missing, index=index)

@@ -50,7 +50,7 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     known = None if space.keys() & set(DATA_SETTINGS) else features  # else each trial reads its own
     objective = partial(_objective, options=options, space=space, features=known, key_eval=args.KeyEval)
     table = folder / f"{name}.csv"
-    write_table = partial(_write_table, file=table, key_eval=args.KeyEval)
+    write_table = partial(_write_table, file=table, dataset=args.dataset_name, key_eval=args.KeyEval)
     try:
         for parent in (folder, Path(options.model_save_dir)):
             parent.mkdir(parents=True, exist_ok=True)
@@ -137,9 +137,13 @@ def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
             raise optuna.TrialPruned
 
 
-def _write_table(study: optuna.Study, trial: optuna.Trial | None = None, *, file: Path, key_eval: str) -> None:
+def _write_table(
+    study: optuna.Study, trial: optuna.Trial | None = None, *, file: Path, dataset: str, key_eval: str
+) -> None:
+    """Write a row for each trial, as Optuna's `trials_dataframe`, after the name of the data set."""
     with FileLock(file.with_name(".lock")):  # else an older state of the study could replace a newer one
         trials = study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
+        trials.insert(0, "dataset", dataset)  # name and data set may both have hyphens: `file` does not tell them apart
         write_csv(file, trials.rename(columns={"value": f"valid_{key_eval}"}))
 
 

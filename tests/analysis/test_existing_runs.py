@@ -3,15 +3,18 @@
 import contextlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import compare
+import run as training
+from analysis import compare, figures
 from analysis import runs as list_of_runs
-from tests.commands import call, files, metrics_of, refused, rows_of, train
+from analysis.record import RunRecord
+from tests.commands import ROOT, SMALL, TINY, call, files, metrics_of, refused, rows_of, train, write_pickle
 from utils.metrics import CORE_METRICS
 
 A, SECOND, B = (Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1"))
@@ -109,11 +112,40 @@ def test_two_runs(runs, capsys):
     mae = rows.loc["MAE"]
     difference = (first - labels).abs().mean() - (second - labels).abs().mean()
     assert mae["difference"] == pytest.approx(difference, abs=1e-6) and mae["low"] < difference < mae["high"]
-    assert mae[["p", "only_B"]].isna().all() and mae[["utterances", "run_A", "run_B"]].tolist() == [10, str(A), str(B)]
+    assert list(rows) == [
+        "A", "B", "difference", "low", "high", "p", "better", "run_A", "run_B", "utterances", "videos"
+    ]  # fmt: skip
+    assert mae[["run_A", "run_B", "utterances", "videos"]].tolist() == [str(A), str(B), 10, 1]
+    assert "all of one video" in printed and "resamples of the utterances" in printed
+
+
+def test_comparisons_and_intervals_are_over_videos(runs, capsys):
+    """Of 10 utterances, 5 clips of either video: a swap of both videos is as extreme as none, p is about 1 / 2."""
+    ids = [f"{video}$_${clip}" for video in ("x", "y") for clip in range(5)]
+    change(A, id=ids, prediction=read(A)["label"])
+    change(B, id=ids, prediction=-read(B)["label"])
+    assert call(compare, str(A), str(B), "--output", "pair.csv") == 0
+    printed, rows = capsys.readouterr().out, pd.read_csv("pair.csv")
+    assert "10 utterances of test that all runs have (of 10, 10), of 2 videos." in printed
+    assert "Only 2 videos: p cannot fall below 5 %" in printed
+    assert set(rows["videos"]) == {2} and set(rows["better"]) == {"neither"}
+    assert rows["p"].between(0.48, 0.52).all()
+
+    change(SECOND, id=ids)
+    assert call(compare, "--seeds", str(A), str(SECOND), "--output", "seeds.csv") == 0
+    assert "of 2 videos." in capsys.readouterr().out
+    table = pd.read_csv("seeds.csv").set_index("seed")
+    errors = [(read(folder)["prediction"] - read(folder)["label"]).abs() for folder in (A, SECOND)]
+    of_videos = (sum(errors) / 2).groupby([0] * 5 + [1] * 5).mean()
+    # A quarter of the resamples draws the one video twice.
+    assert table.loc[["low", "high"], "MAE"].tolist() == pytest.approx(sorted(of_videos), abs=1e-6)
+    assert train("-s", "1", "2", "--resume") == 0
+    assert "10 utterances of test that all runs have (of 10, 10), of 2 videos." in capsys.readouterr().out
 
 
 def test_the_better_run_is_named_where_they_differ(runs, capsys):
-    """B says the opposite of the label, A the label: 9 or more of 10 labels are not 0, and 2 / 2^9 < 0.05."""
+    """B predicts the opposite of the label, A the label. All are clips of one video, so utterances are swapped:
+    9 or more of 10 labels are not 0, and 2 / 2^9 < 0.05."""
     change(A, prediction=read(A)["label"])
     change(B, prediction=-read(B)["label"])
     for one, other, better in ((A, B, "A"), (B, A, "B"), (SECOND, SECOND, "neither")):
@@ -139,7 +171,7 @@ def test_utterances_are_paired_by_id(runs, capsys):
 PAIR, SEEDS = [str(A), str(B)], ["--seeds", str(A), str(SECOND)]
 BAD = {
     "one run": (lambda: None, [str(A)], "1 runs"),
-    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: no run"),
+    "no run": (lambda: None, [str(A), "result/normal"], "result/normal/config.json: missing"),
     "no table": (lambda: (B / "predictions.csv").write_text(""), PAIR, "predictions.csv"),
     "no common utterance": (lambda: change(B, id="other"), PAIR, "less than 2"),
     "another label": (lambda: change(B, label=2.75), PAIR, "label"),
@@ -199,3 +231,90 @@ def test_a_higher_accuracy_is_better_and_filters_hold(runs, capsys):
     assert "objective" not in rows("--name", "dmd")  # one run differs from none
     for arguments in (["-d", "mosi"], ["--name", "x*"], ["nowhere"]):
         assert call(list_of_runs, *arguments) == 2
+
+
+def test_readable_table_keeps_the_numbers_of_its_source():
+    """The wide table is for --output: shortening it for the screen changes nothing in it."""
+    results = {"valid_Loss": 1.23456, "MAE": 0.98765, "Corr": 0.5}
+    row = {"name": "a", "dataset": "mosi", "epoch": "3", "learning_rate": "0.000123456"}
+    table = list_of_runs.table_of(
+        [row | results | {"seeds": "1"}, row | results | {"seeds": "2", "MAE": 0.98765 + 2e-3}]
+    )
+    before = table.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pandas 2 warns of assignments to what may be a view
+        shown = list_of_runs.readable(table)
+    assert table.equals(before)
+    assert shown["MAE"].tolist() == ["0.9887 ± 0.0010"] and shown["valid_Loss"].tolist() == ["1.2346 ± 0.0000"]
+    assert list(shown) == ["name", "dataset", "seeds", "epoch", "valid_Loss", "MAE"]
+    trials = [{**row, "seeds": "-", "learning_rate": f"0.{n}00123456"} for n in range(2)]
+    shown = list_of_runs.readable(list_of_runs.table_of([{**one, **results} for one in trials]))
+    assert sorted(shown["learning_rate"]) == ["0.0001234…", "0.1001…"]
+
+
+@pytest.fixture
+def own_data(corpus, folder) -> str:
+    """A config file with the small corpus as a data set whose name has a hyphen."""
+    config = json.loads((ROOT / "config/config.json").read_text())
+    for section in (config["datasetCommonParams"], config["dmd"]["datasetParams"]):
+        section["my-data"] = section["synthetic"]
+    Path("own.json").write_text(json.dumps(config))
+    Path("space.json").write_text('{"gamma": [0.1]}')
+    return "own.json"
+
+
+def test_trials_on_a_data_set_with_a_hyphen_are_listed_under_its_name(own_data, capsys):
+    sweep = ["-c", own_data, "-d", "my-data", "--name", "a-b", *SMALL, "--epochs", "1"]
+    assert call(training, *sweep, "--tune", "1", "--search", "space.json") == 0
+    assert rows_of("result/tune/a-b-my-data.csv")[0]["dataset"] == "my-data"
+    table = rows("-d", "my-data")
+    assert list(table.index) == ["a-b trial 0"] and table["dataset"].tolist() == ["my-data"]
+    assert list(rows("--name", "a-b trial*").index) == ["a-b trial 0"]
+    assert call(list_of_runs, "-d", "data") == 2
+
+
+def test_trials_of_an_older_table_without_data_set_are_listed_by_its_file_name(folder, capsys):
+    Path("result/tune").mkdir(parents=True)
+    Path("result/tune/a-b-synthetic.csv").write_text(
+        "number,state,valid_Loss,params_gamma,user_attrs_best_epoch\n"
+        "0,COMPLETE,1.5,0.1,2.0\n1,PRUNED,1.75,0.2,\n2,FAIL,,0.3,\n"
+    )
+    table = rows()
+    assert list(table.index) == ["a-b trial 0", "a-b trial 1 (pruned)", "a-b trial 2 (fail)"]
+    assert table["dataset"].tolist() == ["synthetic"] * 3 and table["epoch"].tolist() == ["2", "-", "-"]
+    assert table["valid_Loss"].tolist()[:2] == [1.5, 1.75] and table["gamma"].tolist() == [0.1, 0.2, 0.3]
+
+
+def strict_json(path: Path) -> dict:
+    def refuse(constant: str):
+        raise ValueError(f"{path}: {constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, corpus, capsys):
+    """Where every label of test is 0, Acc_2 and the correlation are not defined."""
+    neutral = {**corpus["test"], "regression_labels": np.zeros(10, np.float32)}
+    write_pickle(Path("dataset/SYNTHETIC/aligned_50.pkl"), {**corpus, "test": neutral})
+    command = ["-d", "synthetic", *TINY]
+    assert call(training, *command) == 0
+    folder = Path("result/dmd-synthetic-1111")
+    stored = strict_json(folder / "metrics.json")
+    assert [stored[name] for name in ("Acc_2", "F1_score", "Corr")] == [None] * 3 and stored["MAE"] > 0
+    assert (folder / "report.html").exists()  # drawn at the end
+    metrics = RunRecord(folder).metrics
+    assert np.isnan([metrics[name] for name in ("Acc_2", "F1_score", "Corr")]).all()
+
+    table, printed = rows(), capsys.readouterr().out
+    assert table.loc["dmd", ["Acc_2", "Corr"]].isna().all() and table.loc["dmd", "MAE"] == stored["MAE"]
+    line = printed.splitlines()[-1].split()
+    assert line[0] == "dmd" and line[-4:-1] == ["-", "-", f"{stored['Acc_7']:.4f}"]
+    before = files()
+    assert call(training, *command, "--resume", "--no-figures") == 0
+    assert files() == before  # the result that was read back adds no other row
+    assert call(figures, str(folder)) == 0
+
+
+def test_metrics_json_that_is_no_object_is_one_line(runs, capsys):
+    (A / "metrics.json").write_text("[1]")
+    assert f"{A}/metrics.json: expected a JSON object" in refused(capsys, compare, str(A), str(B))
