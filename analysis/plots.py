@@ -1,15 +1,17 @@
-"""The pictures of a run: from numbers to figures, readable without colour.
+"""The pictures of a run: from numbers to figures, readable without color.
 
 No figure is one of pyplot's: no display is needed, and none stays open.
 """
 
 import io
 import textwrap
+from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
 import pandas as pd
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -21,127 +23,256 @@ from models.dmd import MODALITIES
 from trainers.heads import Inspection, embed
 from utils.metrics import regression_metrics, sentiment_classes
 
+# One look for all pictures. Color, line style or marker alone distinguishes the lines.
+LINES = cycler(
+    color=["#0072b2", "#d55e00", "#000000", "#cc79a7", "#009e73", "#8a6d00"],
+    linestyle=["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1))],
+    marker=["o", "s", "^", "D", "v", "P"],
+)
 STYLE = {
-    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.grid": True, "axes.axisbelow": True, "grid.color": "0.88",
-    "legend.fontsize": 9, "legend.title_fontsize": 9, "lines.linewidth": 1.5, "lines.markerfacecolor": "white",
-    "axes.prop_cycle": cycler(  # any one of these tells lines apart
-        color=["#0072b2", "#d55e00", "#000000", "#cc79a7", "#009e73", "#8a6d00"],
-        linestyle=["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1))],
-        marker=["o", "s", "^", "D", "v", "P"],
-    ),
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.88",
+    "legend.fontsize": 9,
+    "legend.title_fontsize": 9,
+    "lines.linewidth": 1.5,
+    "lines.markerfacecolor": "white",
+    "axes.prop_cycle": LINES,
     "text.parse_math": False,  # a run's name may hold a $
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "dmd",  # the same figure gives the same bytes
     "figure.constrained_layout.use": True,
-}  # fmt: skip
-METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}  # no date: the same bytes again
+}
+# No date: the same bytes again.
+METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 MODALITY_MARKS = {"l": ("#0072b2", "o"), "v": ("#d55e00", "^"), "a": ("#009e73", "s")}
-GRAPHS = {"homo": "Homogeneous graph (common features)", "hetero": "Heterogeneous graph (specific features)"}
-HEAD_LABELS = {"output_logit": "all, fused", "logits_c": "common, fused"} | {
-    f"logits_{m}_{graph}": f"{graph} {MODALITIES[m]}" for m in MODALITIES for graph in GRAPHS
+GRAPHS = {
+    "homo": "Homogeneous graph (common features)",
+    "hetero": "Heterogeneous graph (specific features)",
+}
+HEAD_LABELS = {
+    "output_logit": "all, fused",
+    "logits_c": "common, fused",
+    "logits_l_homo": "homo text",
+    "logits_l_hetero": "hetero text",
+    "logits_v_homo": "homo vision",
+    "logits_v_hetero": "hetero vision",
+    "logits_a_homo": "homo audio",
+    "logits_a_hetero": "hetero audio",
 }
 
 
-def draw_all(run: RunRecord, inspection: Inspection | None) -> dict[str, bytes]:
-    """The pictures of a run by their files' names, in this style, whatever a user's matplotlibrc says.
+@dataclass(frozen=True)
+class Panel:
+    """A diagram of columns of history.csv over the epochs.
 
-    Without an inspection of the test split only those of the history. The same run gives the same bytes.
+    Attributes:
+        title: What it shows.
+        unit: Label of the y axis.
+        lines: A column of the history for each label of a line.
+    """
+
+    title: str
+    unit: str
+    lines: dict[str, str]
+
+
+def draw_all(run: RunRecord, inspection: Inspection | None) -> dict[str, bytes]:
+    """Draw the pictures of a run, in one style whatever a user's matplotlibrc sets.
+
+    Args:
+        run: The run.
+        inspection: Of the test split; None leaves only the pictures that the history gives.
+
+    Returns:
+        PNG and SVG files by name, such as training.svg. The same run gives the same bytes.
     """
     files = {}
     with matplotlib.style.context(["default", STYLE]):
         figures = {"training": training_curves(run), "edges": edge_curves(run)}
         if inspection is not None:
-            of_test = {"features": feature_map, "predictions": predictions, "heads": head_bars}
-            figures |= {name: make(run.name, inspection) for name, make in of_test.items()}
+            figures["features"] = feature_map(run.name, inspection)
+            figures["predictions"] = predictions(run.name, inspection)
+            figures["heads"] = head_bars(run.name, inspection)
         for name, figure in figures.items():
             for kind, metadata in METADATA.items():
-                figure.savefig(file := io.BytesIO(), format=kind, dpi=150, metadata=metadata)
+                file = io.BytesIO()
+                figure.savefig(file, format=kind, dpi=150, metadata=metadata)
                 files[f"{name}.{kind}"] = file.getvalue()
     return files
 
 
 def _figure(title: str, height: float) -> Figure:
-    figure = Figure(figsize=(6.4, height))  # inches
+    """An empty figure with a title, `height` inches high."""
+    figure = Figure(figsize=(6.4, height))
     figure.suptitle(textwrap.fill(title, 60), fontsize=11, fontweight="bold")
     return figure
 
 
 def training_curves(run: RunRecord) -> Figure:
-    """Total loss, Loss, MAE and Acc_2 over the epochs, for each split; in grey those of published runs, on test."""
-    splits = {metric: {split: f"{split}/{metric}" for split in SPLITS} for metric in ("Loss", "MAE", "Acc_2")}
-    panels = {
-        ("Objective: what training minimises, mean over the batches of train", "total loss"): {"train": "loss/total"},
-        ("Loss: mean over batches of the MAE", "Loss (sentiment points)"): splits["Loss"],
-        ("MAE: mean distance of predicted and true sentiment", "MAE (sentiment points)"): splits["MAE"],
-        ("Acc_2: positive against negative", "Acc_2 (share of utterances)"): splits["Acc_2"],
-    }
-    legend = f"The best epoch is chosen by {run.config['settings']['KeyEval']} on valid"
+    """Draw total loss, Loss, MAE and Acc_2 over the epochs, a line for each split.
+
+    Grey lines are published runs on test, where there are any for these settings.
+    """
+    panels = [
+        Panel(
+            "Objective: what training minimises, mean over the batches of train",
+            "total loss",
+            {"train": "loss/total"},
+        ),
+        Panel("Loss: mean over batches of the MAE", "Loss (sentiment points)", _splits("Loss")),
+        Panel(
+            "MAE: mean distance of predicted and true sentiment",
+            "MAE (sentiment points)",
+            _splits("MAE"),
+        ),
+        Panel("Acc_2: positive against negative", "Acc_2 (share of utterances)", _splits("Acc_2")),
+    ]
+    settings = run.config["settings"]
     figure = _figure(f"Training of {run.name}", 9.2)
-    return _over_epochs(figure, panels, run, legend, published_runs(run.config["settings"]))
-
-
-def edge_curves(run: RunRecord) -> Figure:
-    """The six edges of both graphs over the epochs."""
-    panels = {
-        (title, "edge weight (six sum to 1)"): {edge.replace("2", "→"): f"edge/{graph}_{edge}" for edge in EDGE_NAMES}
-        for graph, title in GRAPHS.items()
-    }
-    legend = "teacher→student; L text, V vision, A audio; mean over the train split"
-    figure = _figure(f"Who teaches whom: graph edges of {run.name}", 7.4)
-    return _over_epochs(figure, panels, run, legend, {}, sharey=True)
-
-
-def _over_epochs(figure: Figure, panels: dict, run: RunRecord, legend: str, published: dict, **shared) -> Figure:
-    """Columns of the history below each other.  panels: {(title, y label): {label of a line: column}}. Behind the last
-    of them the same of published runs."""
-    epochs, best = run.history["epoch"], run.best_epoch
-    axes = figure.subplots(len(panels), 1, sharex=True, **shared)
-    for ax, ((title, unit), lines) in zip(axes, panels.items(), strict=True):
-        for (name, history), style in zip(published.items(), ("-", ":"), strict=False):
-            column = history.set_index("epoch")[list(lines.values())[-1]]
-            whole = column.reindex(range(1, column.index[-1] + 1))  # no line across epochs that are not known
-            ax.plot(whole, color="0.6", linestyle=style, marker="", label=name)
-        ax.plot(epochs, run.history[list(lines.values())], label=list(lines), markevery=max(1, len(epochs) // 12))
-        ax.axvline(best, color="0.45", linewidth=1, linestyle="--", zorder=1, label=f"best epoch {best}")
-        ax.set(title=title, ylabel=unit)
-    ax.set_xlabel("epoch")
-    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, title=legend, handlelength=3.6)
+    axes = figure.subplots(len(panels), 1, sharex=True)
+    _draw_panels(axes, panels, run, published_runs(settings))
+    _add_legend(figure, axes, f"The best epoch is chosen by {settings['KeyEval']} on valid")
     return figure
 
 
+def _splits(metric: str) -> dict[str, str]:
+    return {split: f"{split}/{metric}" for split in SPLITS}
+
+
+def edge_curves(run: RunRecord) -> Figure:
+    """Draw the six edges of both graphs over the epochs."""
+    panels = []
+    for graph, title in GRAPHS.items():
+        lines = {edge.replace("2", "→"): f"edge/{graph}_{edge}" for edge in EDGE_NAMES}
+        panels.append(Panel(title, "edge weight (six sum to 1)", lines))
+    figure = _figure(f"Who teaches whom: graph edges of {run.name}", 7.4)
+    axes = figure.subplots(len(panels), 1, sharex=True, sharey=True)
+    _draw_panels(axes, panels, run, {})
+    legend = "teacher→student; L text, V vision, A audio; mean over the train split"
+    _add_legend(figure, axes, legend)
+    return figure
+
+
+def _draw_panels(axes: np.ndarray, panels: list[Panel], run: RunRecord, published: dict) -> None:
+    """Draw a panel on each axis, and behind its last line the same column of published runs."""
+    epochs = run.history["epoch"]
+    for ax, panel in zip(axes, panels, strict=True):
+        columns = list(panel.lines.values())
+        _draw_published(ax, columns[-1], published)
+        ax.plot(
+            epochs,
+            run.history[columns],
+            label=list(panel.lines),
+            markevery=max(1, len(epochs) // 12),
+        )
+        ax.axvline(
+            run.best_epoch,
+            color="0.45",
+            linewidth=1,
+            linestyle="--",
+            zorder=1,
+            label=f"best epoch {run.best_epoch}",
+        )
+        ax.set(title=panel.title, ylabel=panel.unit)
+    axes[-1].set_xlabel("epoch")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def _draw_published(ax: Axes, column: str, published: dict[str, pd.DataFrame]) -> None:
+    """Draw a column of the first two published runs in grey."""
+    for (name, history), style in zip(published.items(), ("-", ":"), strict=False):
+        known = history.set_index("epoch")[column]
+        every_epoch = known.reindex(range(1, known.index[-1] + 1))  # no line across unknown epochs
+        ax.plot(every_epoch, color="0.6", linestyle=style, marker="", label=name)
+
+
+def _add_legend(figure: Figure, axes: np.ndarray, title: str) -> None:
+    """Add the legend of the last axis, which holds for all of them, below the figure."""
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, title=title, handlelength=3.6
+    )
+
+
 def feature_map(name: str, inspection: Inspection) -> Figure:
-    """The features on a plane twice: by modality and part, and by sentiment."""
+    """Draw the features on a plane twice: by modality and part, and by sentiment.
+
+    Args:
+        name: Of the run.
+        inspection: Of the test split.
+    """
     embedded, labels = embed(inspection)
     figure = _figure(f"Decoupled features of {name} (test)", 10.4)
     by_part, by_label = figure.subplots(2, 1, sharex=True, sharey=True)
     for (part, m), points in embedded.items():
-        colour, marker = MODALITY_MARKS[m]
-        fill, outline = (colour, "0.3") if part == "common" else ("none", "none")
-        look = {"s": 16, "marker": marker, "linewidths": 0.7}
-        by_part.scatter(*points.T, **look, facecolors=fill, edgecolors=colour, label=f"{part}, {MODALITIES[m]}")
-        shades = by_label.scatter(*points.T, **look, c=labels, cmap="cividis", vmin=-3, vmax=3, edgecolors=outline)
-    title = f"t-SNE of {len(labels)} of {len(inspection.labels)} utterances, mean over the steps"
-    figure.legend(loc="outside lower center", ncols=2, title=title)
-    figure.colorbar(shades, ax=by_label, label="true sentiment (-3 … 3)", orientation="horizontal", aspect=40)
-    by_part.set(title="By modality and part (open: specific, filled: common)", xticks=[], yticks=[])
-    by_label.set(title="The same points by sentiment (outlined: common)")
+        color, marker = MODALITY_MARKS[m]
+        is_common = part == "common"
+        shape = {"s": 16, "marker": marker, "linewidths": 0.7}
+        by_part.scatter(
+            points[:, 0],
+            points[:, 1],
+            facecolors=color if is_common else "none",
+            edgecolors=color,
+            label=f"{part}, {MODALITIES[m]}",
+            **shape,
+        )
+        shades = by_label.scatter(
+            points[:, 0],
+            points[:, 1],
+            c=labels,
+            cmap="cividis",
+            vmin=-3,
+            vmax=3,
+            edgecolors="0.3" if is_common else "none",
+            **shape,
+        )
+    by_part.set_title("By modality and part (open: specific, filled: common)")
+    by_part.set(xticks=[], yticks=[])
+    by_label.set_title("The same points by sentiment (outlined: common)")
+    sizes = f"{len(labels)} of {len(inspection.labels)} utterances"
+    figure.legend(
+        loc="outside lower center", ncols=2, title=f"t-SNE of {sizes}, mean over the steps"
+    )
+    figure.colorbar(
+        shades,
+        ax=by_label,
+        label="true sentiment (-3 … 3)",
+        orientation="horizontal",
+        aspect=40,
+    )
     return figure
 
 
 def predictions(name: str, inspection: Inspection) -> Figure:
-    """Predicted against true sentiment, and the confusion matrix whose diagonal is Acc_7."""
+    """Draw predicted against true sentiment, and the confusion matrix whose diagonal is Acc_7.
+
+    Args:
+        name: Of the run.
+        inspection: Of the test split.
+    """
+    true = inspection.labels
+    predicted = inspection.heads["output_logit"]
+    metrics = regression_metrics(predicted, true)
     figure = _figure(f"Predictions of {name} (test)", 9.6)
     scatter, matrix = figure.subplots(2, 1, height_ratios=(1, 1.15))
-    true, predicted = inspection.labels, inspection.heads["output_logit"]
-    metrics = regression_metrics(predicted, true)
+
     scatter.plot([-3, 3], [-3, 3], color="0.45", linewidth=1, linestyle="--", marker="")
     scatter.scatter(true, predicted, s=16, facecolors="none", edgecolors="#0072b2")
-    scatter.set_title(f"Dashed: predicted = true. MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}")
+    scores = f"MAE {metrics['MAE']:.4f}, correlation {metrics['Corr']:.4f}"
+    scatter.set_title(f"Dashed: predicted = true. {scores}")
     scatter.set(xlabel="true sentiment (-3 … 3)", ylabel="predicted sentiment")
 
-    classes = (sentiment_classes(values, 3) for values in (true, predicted))
-    ConfusionMatrixDisplay.from_predictions(*classes, labels=range(-3, 4), ax=matrix, cmap="Greys", colorbar=False)
+    ConfusionMatrixDisplay.from_predictions(
+        sentiment_classes(true, 3),
+        sentiment_classes(predicted, 3),
+        labels=range(-3, 4),
+        ax=matrix,
+        cmap="Greys",
+        colorbar=False,
+    )
     matrix.set_title(f"Utterances by class; on the diagonal: Acc_7 = {metrics['Acc_7']:.4f}")
     matrix.set(xlabel="predicted class", ylabel="true class")
     matrix.grid(False)
@@ -149,19 +280,30 @@ def predictions(name: str, inspection: Inspection) -> Figure:
 
 
 def head_bars(name: str, inspection: Inspection) -> Figure:
-    """Acc_2 and Acc_7 of every head by itself."""
-    figure = _figure(f"Every head of {name} by itself (test)", 7.2)
+    """Draw Acc_2 and Acc_7 of each head.
+
+    Args:
+        name: Of the run.
+        inspection: Of the test split.
+    """
     metrics = pd.DataFrame(inspection.head_metrics()).T
-    ax, places = figure.subplots(), np.arange(len(metrics))
+    places = np.arange(len(metrics))
+    figure = _figure(f"Every head of {name} by itself (test)", 7.2)
+    ax = figure.subplots()
     look = {"height": 0.38, "edgecolor": "0.2"}
-    acc_2 = ax.barh(places - 0.2, metrics["Acc_2"], **look, color="#9ecae1")
-    acc_7 = ax.barh(places + 0.2, metrics["Acc_7"], **look, color="#fdd0a2", hatch="////")
+    acc_2 = ax.barh(places - 0.2, metrics["Acc_2"], color="#9ecae1", **look)
+    acc_7 = ax.barh(places + 0.2, metrics["Acc_7"], color="#fdd0a2", hatch="////", **look)
     for bars in (acc_2, acc_7):
         ax.bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
     ax.set_yticks(places, [f"{HEAD_LABELS[head]}\n{head}" for head in metrics.index])
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.12), xlabel="accuracy (share of utterances)")
     ax.grid(axis="y", visible=False)
-    names = ["Acc_2 (positive or negative; labels that are not 0)", "Acc_7 (seven classes)"]
-    figure.legend([acc_2, acc_7], names, loc="outside lower center", ncols=2, handlelength=2.4)
+    figure.legend(
+        [acc_2, acc_7],
+        ["Acc_2 (positive or negative; labels that are not 0)", "Acc_7 (seven classes)"],
+        loc="outside lower center",
+        ncols=2,
+        handlelength=2.4,
+    )
     return figure

@@ -1,6 +1,6 @@
-"""Published runs of DMD on the published features: is a run on course?
+"""Published runs of DMD on the published features, to see whether a run is on course.
 
-published.csv has their epochs, as history.csv has ours; docs/analysis.md says where they are from.
+published.csv has their epochs in the columns of history.csv; docs/analysis.md names the sources.
 """
 
 from pathlib import Path
@@ -13,24 +13,40 @@ SHAPES = {"mosi": [768, 5, 20], "mosei": [768, 74, 35]}  # feature_dims with ber
 
 
 def published_runs(settings: dict) -> dict[str, pd.DataFrame]:
-    """The histories of published runs by name, where a run with these settings is to be compared with them."""
-    aligned_with_bert = settings["use_bert"] and settings["need_data_aligned"]
-    if not aligned_with_bert or settings["feature_dims"] != SHAPES.get(settings["dataset_name"]):
+    """Find the published runs that a run can be compared with.
+
+    Args:
+        settings: The resolved settings of the run.
+
+    Returns:
+        Their histories by name; empty where data set, alignment or widths are other ones.
+    """
+    dataset = settings["dataset_name"]
+    if not (settings["use_bert"] and settings["need_data_aligned"]):
+        return {}
+    if settings["feature_dims"] != SHAPES.get(dataset):
         return {}
     rows = pd.read_csv(Path(__file__).with_name("published.csv"))
-    return dict(list(rows[rows["dataset"] == settings["dataset_name"]].groupby("run", sort=False)))
+    rows = rows[rows["dataset"] == dataset]
+    return dict(list(rows.groupby("run", sort=False)))
 
 
 def course(run: RunRecord) -> str:
-    """A line that tells where a run lies beside the published ones; "" where there are none."""
+    """Compare a run with the published ones in one line; "" where there are none."""
     published = published_runs(run.config["settings"])
-    lines = [_in_short(name, history) for name, history in {"this run": run.history, **published}.items()]
-    return f"Beside published runs: {'; '.join(lines)}." if published else ""
+    if not published:
+        return ""
+    parts = [_summary("this run", run.history)]
+    for name, history in published.items():
+        parts.append(_summary(name, history))
+    return f"Beside published runs: {'; '.join(parts)}."
 
 
-def _in_short(name: str, history: pd.DataFrame) -> str:
+def _summary(name: str, history: pd.DataFrame) -> str:
+    """The total loss of epochs 1, 5 and the last one, and the TEST scores of the best epoch."""
     history = history.set_index("epoch")
-    best, shown = history.loc[history["best_epoch"].iloc[-1]], history.index.intersection([1, 5, history.index[-1]])
-    losses = ", ".join(f"{history.at[epoch, 'loss/total']:.2f} (epoch {epoch})" for epoch in shown)
+    epochs = history.index.intersection([1, 5, history.index[-1]])
+    losses = ", ".join(f"{history.at[epoch, 'loss/total']:.2f} (epoch {epoch})" for epoch in epochs)
+    best = history.loc[history["best_epoch"].iloc[-1]]
     scores = f"MAE {best['test/MAE']:.4f}, Acc_2 {best['test/Acc_2']:.4f} (epoch {best.name})"
     return f"{name}: total_loss {losses}, TEST {scores}"
