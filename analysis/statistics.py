@@ -173,12 +173,12 @@ def _bootstrap(sums: np.ndarray, resamples: int) -> np.ndarray:
     """CORE_METRICS of S runs in the same R resamples of the units.  (S, U, 7) -> (S, R, M)"""
     generator = np.random.default_rng(0)  # the same resamples at every call
     number = sums.shape[1]
-    equally = np.full(number, 1 / number)
     metrics = []
     for start in range(0, resamples, BATCH):
         size = min(BATCH, resamples - start)
-        times_drawn = generator.multinomial(number, equally, size)  # (size, U)
-        metrics.append(_metrics(times_drawn @ sums))
+        drawn = generator.integers(0, number, (size, number))
+        times_drawn = np.apply_along_axis(np.bincount, 1, drawn, minlength=number)  # (size, U)
+        metrics.append(_metrics(times_drawn.astype(float) @ sums))
     return np.concatenate(metrics, axis=1)
 
 
@@ -194,7 +194,7 @@ def _differences_after_swaps(sums_a: np.ndarray, sums_b: np.ndarray, resamples: 
     for start in range(0, resamples, BATCH):
         size = min(BATCH, resamples - start)
         swapped = generator.integers(0, 2, (size, len(sums_a)))  # 1: A and B change places
-        moved = swapped @ (sums_b - sums_a)  # what A gains, and B loses
+        moved = swapped.astype(float) @ (sums_b - sums_a)  # what A gains, and B loses
         metrics_a = _metrics(sums_a.sum(axis=0) + moved)
         metrics_b = _metrics(sums_b.sum(axis=0) - moved)
         differences.append(metrics_a - metrics_b)

@@ -71,10 +71,9 @@ def test_p_matches_the_exact_permutation_test_of_scipy_over_videos():
 def test_intervals_match_metrics_scored_resample_by_resample():
     predictions, labels, units = simulated(np.random.default_rng(3), videos=12, clips=5)
     labels[units == 3] = 0  # units differ in what they add
-    times_drawn = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), 60)
     scored = []
-    for times in times_drawn:
-        rows = np.repeat(np.arange(len(labels)), times[units])
+    for drawn in np.random.default_rng(0).integers(0, 12, (60, 12)):
+        rows = np.concatenate([np.flatnonzero(units == video) for video in drawn])
         scored.append([scores(predicted[rows], labels[rows]) for predicted in predictions])
     seeds = over_seeds(predictions, labels, [1, 2], units, resamples=60)
     low, high = np.quantile(np.mean(scored, axis=1), [0.025, 0.975], axis=0)
