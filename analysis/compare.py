@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = _read_flags(argv)
     runs = [RunFolder(folder) for folder in options.runs]
+    for run in runs:
+        run.check_exists()
     if len(runs) < 2 or (len(runs) > 2 and not options.seeds):
         raise ConfigError(
             f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds."

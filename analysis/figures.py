@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     device = choose_device(options.device)
     run = RunFolder(options.run)
+    run.check_exists()
     inspection = None
     skipped = ""
     try:

@@ -29,11 +29,11 @@ from trainers.checkpoint import load_weights, read_state, save_state
 from trainers.evaluate import Predictions
 from utils.errors import CheckpointError, RunError
 from utils.files import link_atomically, lock_folder, remove_leftovers, write_csv, write_json
-from utils.reading import printable, read_json
+from utils.reading import printable, read_metrics
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
-FIGURES = ("training", "edges", "features", "predictions", "heads", "robustness")
+FIGURES = ("training", "edges", "features", "predictions", "heads")
 MAX_SUGGESTED_NAME = 40  # characters
 
 
@@ -106,6 +106,15 @@ class RunFolder:
         return sorted(found)
 
     # Reading a run, as analysis does
+
+    def check_exists(self) -> None:
+        """Check that the folder of results is a run's.
+
+        Raises:
+            RunError: It has no run.json, or a damaged metrics.json.
+        """
+        if self.run_config and self.metrics_file.exists():
+            self._read(self.metrics_file, read_metrics)
 
     @cached_property
     def run_config(self) -> dict:
@@ -459,15 +468,6 @@ def delete_events(folder: Path) -> None:
     for pattern in EVENT_FILES:
         for file in folder.rglob(pattern):
             file.unlink()
-
-
-def read_metrics(path: Path) -> dict:
-    """Read metrics.json, where null stands for a metric that is undefined (NaN)."""
-    metrics = read_json(path)
-    for name, value in metrics.items():
-        if value is None:
-            metrics[name] = float("nan")
-    return metrics
 
 
 def _read_predictions(path: Path) -> pd.DataFrame:

@@ -60,7 +60,7 @@ def _check_provenance(trained: CheckpointSettings, run: LoadedRun) -> None:
     expected = trained.run_config.get("provenance", "")
     if provenance and expected and provenance != expected:
         raise DataError(
-            f"{run.features.path}: was built with {provenance}, but the data of the training with {expected}. "
+            f"{run.features.path}: was built with {provenance}, but the training data with {expected}. "
             "Build it in the same way."
         )
 

@@ -28,9 +28,9 @@ def main(folder: str) -> None:
         features = FeatureSet("", {"train": reference.split(slice(utterances))}, [], [])
         loader = make_loaders(features, batch_size, 5, seed=1)["train"]
         trainer = Trainer(reference.args, *reference.build(), {"train": loader, "test": loader}, device)
-        first = trainer.train_epoch(1)  # with one step, in the end
+        first = trainer.train_epoch()  # with one step, in the end
         gradients = [None if p.grad is None else p.grad.clone() for p in trainer.all_parameters]
-        second = trainer.train_epoch(2)
+        second = trainer.train_epoch()
         evaluated = trainer.evaluate("test")
         results.append((gradients, first, second, evaluated))
     if rank() == 0:

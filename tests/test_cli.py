@@ -52,13 +52,13 @@ def test_a_run_in_a_process_of_its_own_and_what_test_says_of_it(folder, monkeypa
 
 
 def test_what_is_answered_before_pytorch_is_loaded(trained):
-    """Help, an earlier run, features and a checkpoint that are not there. PyTorch takes seconds to load."""
-    commands = (["run", "-h"], ["run", "-d", "synthetic"], ["run", "-d", "synthetic", "--name", "b", "-Fa", "none.pkl"])
+    """Help, a wrong setting, data set or flag, and a checkpoint that does not exist. PyTorch takes seconds to load."""
+    commands = (["run", "-h"], ["run", "-d", "synthetic", "--set", "gama=1"], ["run", "-d", "mossi"], ["run", "--over"])
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport run, test\nfrom utils.cli import run_command\n"
     for name, *arguments in (*commands, ["test", "-h"], ["test", "none.pth"]):
         program += f"try: print(run_command(lambda: {name}.main({arguments})) == 2)\nexcept SystemExit: pass\n"
     done = launch("-c", program + "print('torch' in sys.modules)", cwd=trained)
-    assert [line for line in done.stdout.splitlines() if line in ("True", "False")] == ["True"] * 3 + ["False"], done
+    assert [line for line in done.stdout.splitlines() if line in ("True", "False")] == ["True"] * 4 + ["False"], done
 
 
 def test_the_same_run_by_another_name_and_from_python(trained):

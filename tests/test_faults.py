@@ -236,7 +236,7 @@ def test_the_test_command_tells_other_data_and_settings(trained, corpus, capsys)
     write_pickle(trained / "dataset/SYNTHETIC/aligned_50.pkl", changed)
     assert call(test_command, checkpoint, "--set", "batch_size=4") == 0
     out = capsys.readouterr().out
-    assert "batch_size is 4 here, but was 8 in training" in out
+    assert "batch_size is 4 now, but was 8 in training" in out
     assert "data is {" in out
 
 

@@ -134,7 +134,7 @@ def test_seeds_may_be_a_number_or_any_sequence(options, seeds):
 
 def test_options_of_a_wrong_kind_are_refused():
     assert RunOptions(track="tensorboard").track == ("tensorboard",)
-    with pytest.raises(ConfigError, match="--track: wandbb"):
+    with pytest.raises(ConfigError, match="--track: 'wandbb'"):
         RunOptions(track=["tensorboard", "wandbb"])
     with pytest.raises(ConfigError, match="--seeds"):
         RunOptions(seeds=[0.5])

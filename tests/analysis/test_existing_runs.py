@@ -317,4 +317,4 @@ def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, co
 
 def test_metrics_json_that_is_no_object_is_one_line(runs, capsys):
     (A / "metrics.json").write_text("[1]")
-    assert f"{A}/metrics.json: expected a JSON object" in refused(capsys, compare, str(A), str(B))
+    assert f"{A}/metrics.json: cannot be read (expected a JSON object)" in refused(capsys, compare, str(A), str(B))

@@ -75,7 +75,7 @@ def test_the_embedding_takes_so_many_utterances_at_equal_distances():
     generator = np.random.default_rng(0)
     features = {m: generator.normal(size=(21, 5)).astype(np.float32) for m in "lva"}
     inspection = Inspection(np.arange(21.0), {}, features, features)
-    (points, labels), (again, _) = (embed_features(inspection, at_most=11) for _ in range(2))
+    (points, labels), (again, _) = (embed_features(inspection, max_utterances=11) for _ in range(2))
     assert labels.tolist() == list(range(0, 21, 2)) and [plane.shape for plane in points.values()] == [(11, 2)] * 6
     assert all((again[key] == plane).all() for key, plane in points.items())
     same = {m: np.ones((1, 5), np.float32) for m in "lva"}  # one utterance, and no difference at all
@@ -129,7 +129,7 @@ def test_a_failure_to_draw_is_a_warning_and_drawing_changes_no_number(home, copi
     before = files()
     (copied / "figures").write_text("in the way")
     start_log(Path("log/run.log"), verbose_level=0)
-    figures.draw_after_training(RunFolder(NAME, "synthetic", 1111, "pt", "result"), torch.device("cpu"))
+    figures.draw_after_training(RunFolder(copied, Path("pt") / copied.name), torch.device("cpu"))
     assert re.search(r"No figures \(.*figures.*\)\. To try again: python -m", Path("log/run.log").read_text())
     (copied / "figures").unlink()
     assert files() == before
@@ -152,7 +152,7 @@ def test_a_run_on_the_published_features_is_put_beside_published_runs(folder):
     assert f"this run: total_loss {first:.2f} (epoch 1), {last:.2f} (epoch 2), TEST MAE" in line
     assert "10.67 (epoch 1), 6.41 (epoch 5), 3.19 (epoch 38), TEST MAE 0.7206, Acc_2 0.8384 (epoch 28)" in line
     assert "3.40 (epoch 29), TEST MAE 0.7117, Acc_2 0.8476 (epoch 19)" in line
-    drawn = texts(record.folder / "figures/training.svg").split("\n")
+    drawn = texts(record.results / "figures/training.svg").split("\n")
     assert "reproduction-report-2023" in drawn and "jubaer36-2025" in drawn
-    assert not published_runs(record.config["settings"] | {"need_data_aligned": False})
-    assert list(published_runs(record.config["settings"] | {"dataset_name": "mosei", "feature_dims": [768, 74, 35]}))
+    assert not published_runs(record.run_config["settings"] | {"need_data_aligned": False})
+    assert list(published_runs(record.run_config["settings"] | {"dataset_name": "mosei", "feature_dims": [768, 74, 35]}))

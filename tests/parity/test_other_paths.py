@@ -24,7 +24,7 @@ def check(reference: Reference, tolerance: float, of_gradients: float, least: fl
     step = trainer.training_step(reference.batch())
     assert step.predicted.dtype == step.losses.dtype == torch.float32
     assert relative_difference(step.predicted, reference.group("fwd")["output_logit"]) <= tolerance
-    reference.compare("loss", dict(zip(step.names, step.losses, strict=True)), tolerance)
+    reference.compare("loss", dict(zip(step.loss_names, step.losses, strict=True)), tolerance)
     named = [*model.named_parameters(), *objective.named_parameters()]
     reference.compare("gradnorm", {name: p.grad for name, p in named}, of_gradients, least)
 
@@ -37,7 +37,7 @@ def test_encoders_run_together(case, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.gpu
 def test_compiled(tmp_path):
-    check(Reference("mosi_aligned_bert", tmp_path), 1e-5, 1e-4, compiled=True)
+    check(Reference("mosi_aligned_bert", tmp_path), 1e-5, 1e-4, compile=True)
 
 
 @pytest.mark.parametrize("case", CASES[1:])

@@ -6,30 +6,13 @@ import pytest
 import torch
 
 from dataset.loaders import UtteranceDataset
-from experiments.run_folder import RunFolder
 from tests.reference import CASES, Reference, make_loader, relative_difference
 from trainers.evaluate import predict
-from trainers.trainer import Trainer
+from trainers.trainer import EpochResult, Trainer
 from utils.log import start_log
 from utils.metrics import CORE_METRICS
 
 NUMBER = re.compile(r"(total_loss|Acc_2|F1_score|Acc_7|MAE|Loss): (-?[\d.]+)")
-
-
-class RecordingRun(RunFolder):
-    """Keeps the weight norms of each epoch, and the state after the last."""
-
-    def __init__(self, folder):
-        super().__init__("dmd", "mosi", 1, folder / "pt", folder / "result")
-        self.start({})
-        self.norms, self.last = {}, None
-
-    def save_epoch(self, model, state, row, best_epoch, keep):
-        super().save_epoch(model, state, row, best_epoch, keep)
-        epoch = state["epoch"]
-        for name, parameter in model.named_parameters():
-            self.norms[f"{epoch}/{name}"] = parameter.detach().norm()
-        self.last = {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "plain"])
@@ -48,9 +31,16 @@ def test_three_epochs(case, fast, tmp_path):
     reference.args.max_epochs = info["epochs"]
     model, objective = reference.build()
     trainer = Trainer(reference.args, model, objective, loaders, torch.device(reference.device))
-    run = RecordingRun(tmp_path)
+    norms, last = {}, {}
+
+    def record(result: EpochResult) -> None:
+        for name, parameter in model.named_parameters():
+            norms[f"{result.epoch}/{name}"] = parameter.detach().norm()
+        for name, value in model.state_dict().items():
+            last[name] = value.clone()
+
     start_log(tmp_path / "run.log", verbose_level=0)
-    trainer.fit(run)
+    trainer.fit(on_epoch_end=record)
 
     published = NUMBER.findall("\n".join(str(line) for line in reference.numbers["log"]))
     lines = [line for line in (tmp_path / "run.log").read_text().splitlines() if ">>" in line][: 3 * info["epochs"]]
@@ -64,13 +54,13 @@ def test_three_epochs(case, fast, tmp_path):
 
     expected_norms = reference.group("traj")
     final_logits = expected_norms.pop("final_logits")
-    assert set(run.norms) == set(expected_norms)
+    assert set(norms) == set(expected_norms)
     for name, value in expected_norms.items():
         # The true gradient of an attention key's bias is zero, so that it drifts on rounding.
         tolerance = 1e-2 if name.endswith(("in_proj_bias", "key.bias")) else 1e-3
-        assert relative_difference(run.norms[name], value) <= tolerance, name
+        assert relative_difference(norms[name], value) <= tolerance, name
 
-    model.load_state_dict(run.last)
+    model.load_state_dict(last)
     everything = make_loader(UtteranceDataset(reference.split(slice(n))), size)
     predicted = predict(model, everything, torch.device(reference.device)).predicted[:, None]
     assert relative_difference(predicted, final_logits) <= 1e-3

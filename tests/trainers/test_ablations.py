@@ -48,8 +48,8 @@ def test_without_cross_modal_attention_a_modality_reads_only_itself():
 
 
 @pytest.mark.parametrize("use_bert", [True, False])
-@pytest.mark.parametrize("kept", ["lva", "lv", "a"])
-def test_a_modality_that_is_not_kept_says_nothing(kept, use_bert):
+@pytest.mark.parametrize("modalities", ["lva", "lv", "a"])
+def test_a_modality_that_is_not_listed_is_replaced_by_zeros(modalities, use_bert):
     """Other features of what is masked change nothing; other features of what is kept change the prediction."""
     widths = {} if use_bert else {"feature_dims": [7, 5, 20]}
     args = load_config("dmd", "synthetic", overrides={"nlevels": 1, "use_bert": use_bert} | widths)
@@ -63,15 +63,15 @@ def test_a_modality_that_is_not_kept_says_nothing(kept, use_bert):
             batch["text"] = torch.randn(4, 50, 7, generator=torch.Generator().manual_seed(seed))
         return {field: batch[field].numpy() for field in FIELDS}
 
-    def heads(arrays: dict, kept: str) -> dict:
+    def heads(arrays: dict, modalities: str) -> dict:
         split = Split(**arrays, labels=torch.tensor(LABELS).numpy(), ids=list("abcd"), raw_text=list("abcd"))
-        return inspect(model, make_loader(UtteranceDataset(split), 3), torch.device("cpu"), kept=kept).heads
+        return inspect(model, make_loader(UtteranceDataset(split), 3), torch.device("cpu"), modalities=modalities).heads
 
     arrays, others = features(0), features(1)
-    before = heads(arrays, kept)
+    before = heads(arrays, modalities)
     for field, m in FIELDS.items():
-        after = heads(arrays | {field: others[field]}, kept)
-        assert (before["output_logit"] == after["output_logit"]).all() == (m not in kept)
+        after = heads(arrays | {field: others[field]}, modalities)
+        assert (before["output_logit"] == after["output_logit"]).all() == (m not in modalities)
     with torch.no_grad():  # the masking leaves nothing behind in the model
         output = model(**{field: torch.from_numpy(arrays[field]) for field in FIELDS}).flat()
     for head, predicted in heads(arrays, "lva").items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.run_config import read_description
+from experiments.run_config import read_run_config
 from tests.dataset.hostile import SHELL, Call
 from tests.models.test_dmd import build
 from tests.reference import Reference
@@ -92,6 +92,6 @@ GOOD = {"settings": {"dataset_name": "mosi"}, "features": {"feature_T": "", "fea
 @pytest.mark.parametrize("content", ["no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}}])
 def test_a_config_of_something_else_is_no_run_s(content, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(GOOD))
-    assert read_description(tmp_path) == GOOD
+    assert read_run_config(tmp_path) == GOOD
     (tmp_path / "run.json").write_text(content if isinstance(content, str) else json.dumps(content))
-    assert read_description(tmp_path) is None
+    assert read_run_config(tmp_path) is None
