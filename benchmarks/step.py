@@ -1,159 +1,248 @@
-"""Time a training step and an evaluation: the plain model (fast=false) against the fast one.
+"""Compare the default implementation with the plain one (`fast=false`): time and digits.
 
-python -m benchmarks.step
+    python -m benchmarks.step
 
-A training step is forward, losses, backward and clipping of one batch; an evaluation is the prediction for one batch.
+A training step is forward, losses, backward and clipping of one batch; an evaluation is the
+prediction for one batch. The variants of a case are timed in turn in one process, so that other
+load on the machine affects all of them; only ratios within one run are meaningful. `difference` is
+that of the predictions (largest) or gradients (relative), without dropout.
 """
 
 import argparse
-import itertools
+import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from easydict import EasyDict
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 from transformers import BertConfig
 
-from benchmarks.measure import Work, alternate, free_memory, machine, operations, peak_flops, peak_memory, table
 from config import load_config
 from models.dmd import DMD
 from trainers.losses import Objective
 from trainers.trainer import Trainer
-from utils.device import autocast, choose_device, choose_tf32, keep_freed_memory
+from utils import device as devices
 from utils.seed import set_seed
 
-STEPS = {"aligned": [50, 50, 50], "unaligned": [50, 375, 500]}  # of text, audio, vision in the published files
+WARM_UP_ROUNDS = 2
+MIN_ROUNDS = 3
+MODES = ("train", "eval")
+COLUMNS = ("case", "mode", "variant", "median s", "quartiles", "ratio", "difference", "peak MiB")
 
 
 @dataclass(frozen=True)
 class Case:
-    dataset: str
-    layout: str
-    bert: bool
-    mode: str  # train or eval
-    batch_size: int
+    """Shapes of the published MOSI features."""
 
-    def __str__(self) -> str:
-        bert = "bert-base" if self.bert else "no BERT"
-        return f"{self.dataset}, {self.layout}, {bert}, {self.mode}, b{self.batch_size}"
-
-    def settings(self, bert_folder: str):
-        overrides = {"use_bert": self.bert, "batch_size": self.batch_size}
-        overrides |= {"need_data_aligned": self.layout == "aligned"}
-        if self.bert:
-            BertConfig().save_pretrained(bert_folder)
-            overrides["pretrained"] = bert_folder
-        args = load_config("dmd", self.dataset, overrides=overrides)
-        args.seq_lens = STEPS[self.layout]
-        return args
-
-    def batch(self, args, device: torch.device) -> dict[str, torch.Tensor]:
-        """Random features, as long and wide as those of the data set."""
-        shapes = zip(("text", "audio", "vision"), args.seq_lens, args.feature_dims, strict=True)
-        batch = {name: torch.randn(self.batch_size, steps, width) for name, steps, width in shapes}
-        if self.bert:
-            ids = torch.randint(1000, 30_000, (self.batch_size, args.seq_lens[0]))
-            batch["text"] = torch.stack([ids, torch.ones_like(ids), torch.zeros_like(ids)], dim=1).float()
-        batch["rows"] = torch.arange(self.batch_size)
-        batch["labels"] = torch.round(torch.rand(self.batch_size, 1) * 30 - 15) / 5
-        return {name: x.to(device) for name, x in batch.items()}
-
-    def scores(self) -> int:
-        """Bytes of attention scores that a plain training step keeps: masked, softmax, mask and product of dropout,
-        of 4 layers of the 6 cross-modal encoders with 10 heads."""
-        pairs = [q * s for q, s in itertools.permutations(STEPS[self.layout], 2)]
-        return 4 * 4 * 4 * 10 * self.batch_size * sum(pairs) if self.mode == "train" else 0
+    aligned: bool
+    bert: bool  # of bert-base's size, with random weights
+    seq_lens: tuple[int, int, int]  # text, audio, vision
 
 
-def paths_of(device: torch.device, mode: str) -> dict[str, tuple[bool, str, bool]]:
-    """The paths by name: whether fast, precision, and whether compiled."""
-    paths = {"plain": (False, "fp32", False), "fast": (True, "fp32", False), "bf16": (True, "bf16", False)}
-    if device.type == "cuda" and mode == "train":
-        paths |= {"compiled": (True, "fp32", True), "bf16 compiled": (True, "bf16", True)}
-    return paths
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a case."""
+
+    fast: bool = True
+    precision: str = "fp32"
+    compiled: bool = False
 
 
-def work_of(case: Case, args, device: torch.device, fast: bool, precision: str, compiled: bool) -> Work:
+CASES = {
+    "aligned": Case(aligned=True, bert=False, seq_lens=(50, 50, 50)),
+    "bert": Case(aligned=True, bert=True, seq_lens=(50, 50, 50)),
+    "unaligned": Case(aligned=False, bert=False, seq_lens=(50, 375, 500)),  # plain needs 10 GB
+}
+VARIANTS = {
+    "plain": Variant(fast=False),
+    "fast": Variant(),
+    "bf16": Variant(precision="bf16"),
+    "compiled": Variant(compiled=True),
+}
+
+
+class Runner:
+    """A variant of a case, ready to run on one batch."""
+
+    def __init__(self, args: EasyDict, variant: Variant, batch: dict, device: torch.device):
+        set_seed(1111)
+        args = EasyDict(args, fast=variant.fast)
+        self.batch = batch
+        self.variant = variant
+        self.device = device
+        self.model = DMD(args)
+        self.trainer = Trainer(
+            args,
+            self.model,
+            Objective(args),
+            {"train": [batch] * args.update_epochs},
+            device,
+            precision=variant.precision,
+            compile=variant.compiled,
+        )
+
+    def train(self) -> None:
+        """Run a training step."""
+        self.trainer.training_step(self.batch)
+
+    def evaluate(self) -> Tensor:
+        """Return the predictions (B, 1)."""
+        precision = self.variant.precision
+        devices.choose_tf32(precision)
+        with torch.inference_mode(), devices.autocast(self.device, precision):
+            output = self.model(self.batch["text"], self.batch["audio"], self.batch["vision"])
+        return output.output_logit.float()
+
+    def gradients(self) -> Tensor:
+        """Return the gradients of a training step as one vector."""
+        self.model.zero_grad()
+        self.train()
+        gradients = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
+        return torch.cat(gradients)
+
+    def compare(self, reference: "Runner", mode: str) -> str:
+        """Return the difference from a reference, without dropout."""
+        if self.variant.compiled:
+            return "-"  # without dropout, the model would be compiled a second time
+        self.model.eval()
+        reference.model.eval()
+        if mode == "eval":
+            difference = (self.evaluate() - reference.evaluate()).abs().max()
+        else:
+            expected = reference.gradients()
+            difference = (self.gradients() - expected).norm() / expected.norm()
+        return f"{difference.item():.0e}"
+
+
+def load_case(case: Case, batch_size: int, bert_folder: str) -> EasyDict:
+    """Settings of MOSI with the shapes of a case; bert_folder receives a BERT without weights."""
+    overrides = {"use_bert": case.bert, "need_data_aligned": case.aligned, "batch_size": batch_size}
+    if case.bert:
+        BertConfig().save_pretrained(bert_folder)
+        overrides["pretrained"] = bert_folder
+    args = load_config("dmd", "mosi", overrides=overrides)
+    args.seq_lens = list(case.seq_lens)
+    return args
+
+
+def make_batch(args: EasyDict, device: torch.device) -> dict[str, Tensor]:
+    """Random features and labels: text (B, T, d), or (B, 3, T) for BERT; labels (B, 1)."""
+    size = args.batch_size
+    batch = {}
+    for i, name in enumerate(("text", "audio", "vision")):
+        batch[name] = torch.randn(size, args.seq_lens[i], args.feature_dims[i], device=device)
+    if args.use_bert:
+        ids = torch.randint(1000, 30_000, (size, args.seq_lens[0]), device=device)
+        mask = torch.ones_like(ids)
+        segments = torch.zeros_like(ids)
+        batch["text"] = torch.stack([ids, mask, segments], dim=1).float()
+    batch["labels"] = torch.randint(-15, 16, (size, 1), device=device) / 5
+    batch["rows"] = torch.arange(size, device=device)
+    return batch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the work that is queued on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_in_turn(
+    works: dict[str, Callable[[], object]], device: torch.device, seconds: float
+) -> dict[str, list[float]]:
+    """Time each work once a round, for at least MIN_ROUNDS rounds and `seconds` seconds."""
+    for _ in range(WARM_UP_ROUNDS):
+        for work in works.values():
+            work()
+    times = {name: [] for name in works}
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < MIN_ROUNDS or time.perf_counter() - started < seconds:
+        for name, work in works.items():
+            synchronize(device)
+            start = time.perf_counter()
+            work()
+            synchronize(device)
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return times
+
+
+def measure_memory(work: Callable[[], object], device: torch.device) -> str:
+    """MiB that a work allocates on a GPU at its peak, in addition to those before."""
+    if device.type != "cuda":
+        return "-"
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    synchronize(device)
+    return f"{(torch.cuda.max_memory_allocated(device) - before) / 2**20:.0f}"
+
+
+def run_case(name: str, mode: str, options: argparse.Namespace, device: torch.device) -> None:
+    """Measure the variants of a case; print a row for each, relative to the first variant."""
     set_seed(1111)
-    args = EasyDict(args | {"fast": fast})
-    model, objective, batch = DMD(args), Objective(args), case.batch(args, device)
-    trainer = Trainer(args, model, objective, {"train": range(10)}, device, precision=precision, compiled=compiled)
-    if case.mode == "train":
-        return lambda: trainer.training_step(batch)
-    model.eval()
-
-    @torch.inference_mode()
-    def evaluate():
-        choose_tf32(precision)
-        with autocast(device, precision):
-            return model(batch["text"], batch["audio"], batch["vision"]).output_logit
-
-    return evaluate
-
-
-def run_case(
-    case: Case, device: torch.device, flops: dict[str, float], budget: float, only: Sequence[str]
-) -> list[dict]:
-    """Measure one case on all paths.  -> a row of the table for each"""
     with tempfile.TemporaryDirectory() as bert_folder:
-        args = case.settings(bert_folder)
-        paths = {name: how for name, how in paths_of(device, case.mode).items() if not only or name in only}
-        if case.scores() > 0.7 * free_memory(device):
-            paths.pop("plain", None)
-        works = {name: work_of(case, args, device, *how) for name, how in paths.items()}
-    needed = float("nan")
-    if "plain" in works:
-        with FlopCounterMode(display=False) as counter:
-            works["plain"]()
-        needed = counter.get_total_flops()
-    times = alternate(works, device, budget)
-    rows = []
-    for name, work in works.items():
-        timing, counted = times[name], operations(work, device)
-        _, precision, _ = paths[name]
-        row = {
-            "case": str(case),
-            "path": name,
-            "median s": f"{timing.median:.4f}",
-            "middle half": timing.spread,
-            "ratio": f"{times['plain'].median / timing.median:.2f}" if "plain" in times else "-",
-            "peak MiB": f"{peak_memory(work, device):.0f}",
-            "ATen": f"{counted.aten}",
-        }
-        if device.type == "cuda":
-            row["launches"] = f"{counted.launches}"
-        rows.append(row | {"arithmetic": f"{needed / flops[precision] / timing.median:.0%}"})
-    return rows
+        args = load_case(CASES[name], options.batch_size, bert_folder)
+        batch = make_batch(args, device)
+        runners = {v: Runner(args, VARIANTS[v], batch, device) for v in options.variants}
+    first = options.variants[0]
+    differences = {v: runner.compare(runners[first], mode) for v, runner in runners.items()}
+    works = {}
+    for variant, runner in runners.items():
+        runner.model.train(mode == "train")
+        works[variant] = runner.train if mode == "train" else runner.evaluate
+    times = time_in_turn(works, device, options.seconds)
+    for variant, work in works.items():
+        low, median, high = statistics.quantiles(times[variant], n=4, method="inclusive")
+        seconds = (f"{median:.4f}", f"{low:.4f}-{high:.4f}")
+        ratio = f"{statistics.median(times[first]) / median:.2f}"
+        memory = measure_memory(work, device)
+        print_row(name, mode, variant, *seconds, ratio, differences[variant], memory)
+
+
+def print_row(*cells: str) -> None:
+    """Print a row of a Markdown table at once, since some cases take minutes."""
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def describe_machine(device: torch.device) -> str:
+    """The device with its threads, the processor, versions and date."""
+    parts = [devices.describe_device(device)]
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                parts.append(line.partition(":")[2].strip())
+                break
+    installed = devices.versions()
+    for package in ("python", "torch", "transformers"):
+        parts.append(f"{package} {installed[package]}")
+    return ", ".join([*parts, time.strftime("%Y-%m-%d")])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time training steps and evaluations, plain and fast.")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--datasets", nargs="+", default=["mosi", "mosei"])
-    parser.add_argument("--layouts", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--bert", nargs="+", choices=("no", "yes"), default=["no", "yes"])
-    parser.add_argument("--modes", nargs="+", choices=("train", "eval"), default=["train", "eval"])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 64])
-    parser.add_argument("--paths", nargs="+", default=[], help="plain, fast, bf16, …: only these (default: all)")
-    parser.add_argument("--seconds", type=float, default=10, help="for each case, after two rounds of warming up")
+    """Parse the flags (None: those of the process) and print the table."""
+    parser = argparse.ArgumentParser(description="Time training steps and evaluations.")
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--cases", nargs="+", choices=CASES, default=list(CASES))
+    add("--modes", nargs="+", choices=MODES, default=MODES)
+    add("--variants", nargs="+", choices=VARIANTS, default=["plain", "fast"])
+    add("--batch-size", type=int, default=16)
+    add("--seconds", type=float, default=10, help="at least, for each case and mode (default: 10)")
     options = parser.parse_args(argv)
-    device = choose_device(options.device)
-    keep_freed_memory()
-    flops = peak_flops(device)
-    print(machine(device))
-    rates = ", ".join(f"{precision} {rate / 1e12:.2f} TFLOP/s" for precision, rate in flops.items())
-    print(f"At best: {rates}", flush=True)
-    rows = []
-    for dataset, layout, bert, mode, batch_size in itertools.product(
-        options.datasets, options.layouts, options.bert, options.modes, options.batch_sizes
-    ):
-        case = Case(dataset, layout, bert == "yes", mode, batch_size)
-        new = run_case(case, device, flops, options.seconds, options.paths)
-        # Line by line, as it takes long.
-        print(table(new) if not rows else table(new).split("\n", 2)[2], flush=True)
-        rows += new
+    device = devices.choose_device(options.device)
+    devices.keep_freed_memory()
+    print(describe_machine(device), end="\n\n")
+    print_row(*COLUMNS)
+    print_row(*["---"] * len(COLUMNS))
+    for case in options.cases:
+        for mode in options.modes:
+            run_case(case, mode, options, device)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,49 @@
-"""The benchmarks run, and measure what they say."""
+"""The benchmark runs, and its variants agree."""
 
 import pytest
 import torch
 
-from benchmarks import epoch, step
-from benchmarks.measure import operations, peak_memory
-
-CPU = torch.device("cpu")
+from benchmarks import step
 
 
-def cells(printed: str) -> list[dict[str, str]]:
-    """The rows of the Markdown table in the text."""
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+def read_table(printed: str) -> list[dict[str, str]]:
+    """The rows of the Markdown table in a text."""
+    lines = []
+    for line in printed.splitlines():
+        if line.startswith("|"):
+            lines.append([cell.strip() for cell in line.split("|")[1:-1]])
+    header = lines[0]
+    return [dict(zip(header, cells, strict=True)) for cells in lines[2:]]
 
 
-def test_operations_and_peak_memory():
-    x = torch.ones(1000)
-    assert operations(lambda: x.add(1).mul(2), CPU).aten >= 2
-    assert operations(lambda: None, CPU).aten == 0
-    peak = peak_memory(lambda: torch.ones(2**25).sum(), CPU)
-    assert peak != peak or 120 <= peak < 160  # NaN where the system does not tell
+def test_step_prints_machine_times_and_equal_digits(capsys):
+    step.main(["--cases", "aligned", "--batch-size", "2", "--seconds", "0"])
+    printed = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in printed and "threads" in printed
+    rows = read_table(printed)
+    expected = [("train", "plain"), ("train", "fast"), ("eval", "plain"), ("eval", "fast")]
+    assert [(row["mode"], row["variant"]) for row in rows] == expected
+    for row in rows:
+        assert float(row["median s"]) > 0
+        assert float(row["ratio"]) > 0
+        assert float(row["difference"]) < 1e-5
+    assert [row["ratio"] for row in rows if row["variant"] == "plain"] == ["1.00", "1.00"]
 
 
 @pytest.mark.slow
-def test_step(capsys):
-    small = ["--datasets", "mosi", "--layouts", "aligned", "--bert", "no", "--batch-sizes", "3"]
-    step.main([*small, "--seconds", "0", "--paths", "plain", "fast"])
-    rows = cells(capsys.readouterr().out)
-    assert [(row["case"].split(", ")[3], row["path"]) for row in rows] == [
-        (mode, path) for mode in ("train", "eval") for path in ("plain", "fast")
-    ]
-    assert all(float(row["median s"]) > 0 and int(row["ATen"]) > 1000 for row in rows)
+def test_step_runs_with_bert_and_in_bf16(capsys):
+    command = ["--cases", "bert", "--batch-size", "2", "--seconds", "0", "--variants"]
+    step.main([*command, "plain", "fast", "bf16"])
+    differences = [float(row["difference"]) for row in read_table(capsys.readouterr().out)]
+    plain, fast, bf16 = differences[:3]
+    assert plain == 0 and fast < 1e-5 < bf16 < 1
 
 
-def test_epoch(capsys):
-    epoch.main(["--utterances", "3", "1", "1", "--epochs", "1"])
-    plain, fast = cells(capsys.readouterr().out)
-    assert (plain["path"], fast["path"]) == ("plain", "fast")
-    assert all(float(row["epoch s"]) > 0 for row in (plain, fast))
+def test_compared_gradients_are_those_of_one_step():
+    args = step.load_case(step.CASES["aligned"], batch_size=2, bert_folder="")
+    batch = step.make_batch(args, torch.device("cpu"))
+    runner = step.Runner(args, step.VARIANTS["plain"], batch, torch.device("cpu"))
+    runner.model.eval()
+    once = runner.gradients()
+    runner.train()
+    assert torch.equal(runner.gradients(), once)
