@@ -9,7 +9,7 @@ IGNORED_KEYS = ("num_classes", "language", "train_samples", "need_model_aligned"
 
 # What `objective` chooses for each switch that is null; the paper says nothing of the others.
 RELEASE = {
-    "ort": "batch", "margin": "release", "homo_repr": "off", "hetero_repr": "cosine_apart", "gd_prior": "release",
+    "ort": "batch", "margin": "release", "homo_repr": "off", "hetero_repr": "min_cosine", "gd_prior": "release",
     "fusion": "sigmoid", "leftover_batches": "drop", "weight_decay_applied": False, "valid_loss": "batch_mean",
 }  # fmt: skip
 PAPER = {"ort": "paper", "margin": "paper", "hetero_repr": "off", "gd_prior": "none", "fusion": "gate"}
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Two, Three, Six = (Field(min_length=n, max_length=n) for n in (2, 3, 6))
-Representation = Literal["off", "l1", "cosine_apart"]
+Representation = Literal["off", "l1", "min_cosine"]
 
 
 def knob(default, description: str):

@@ -319,7 +319,7 @@ class Objective(nn.Module):
 
 def _representation_loss(weights: Tensor, student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     """Distance of representations (6, B, ·), weighted by the edges (6, B).  -> scalar"""
-    if kind == "cosine_apart":
+    if kind == "min_cosine":
         # Parity: this lowers the similarity of the representations; distilling would raise it.
         similarity = F.cosine_similarity(student, teacher, dim=-1).clamp(min=0)  # (6, B)
         return (weights.mean(dim=1) * similarity.mean(dim=1)).sum()
