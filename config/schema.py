@@ -27,7 +27,7 @@ RELEASE = {
     "ort": "batch",
     "margin": "release",
     "homo_repr": "off",
-    "hetero_repr": "cosine_apart",
+    "hetero_repr": "min_cosine",
     "gd_prior": "release",
     "fusion": "sigmoid",
     "leftover_batches": "drop",
@@ -53,7 +53,7 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Two = Field(min_length=2, max_length=2)
 Three = Field(min_length=3, max_length=3)
 Six = Field(min_length=6, max_length=6)
-Representation = Literal["off", "l1", "cosine_apart"]
+Representation = Literal["off", "l1", "min_cosine"]
 KeyMetric = Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"]
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from trainers import losses
 from trainers.losses import margin_loss, orthogonality_loss, triplet_margin_loss
 
 ORT = {
@@ -64,17 +65,31 @@ def test_gradients_of_the_margins():
     assert torch.autograd.gradcheck(both_margins, (vectors, labels))
 
 
+def test_margins_in_chunks_equal_those_of_all_triplets_at_once(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    vectors = torch.randn(24, 4, generator=generator, requires_grad=True)
+    labels = torch.randint(-2, 3, (8,), generator=generator).float().repeat(3)
+    results = []
+    for triplets_at_once in (2**24, 5 * 24**2, 1):
+        monkeypatch.setattr(losses, "TRIPLETS_AT_ONCE", triplets_at_once)
+        value = both_margins(vectors, labels)
+        results.append((value, *torch.autograd.grad(value, vectors)))
+    for value, gradient in results[1:]:
+        torch.testing.assert_close(value, results[0][0])
+        torch.testing.assert_close(gradient, results[0][1])
+
+
 def test_triplets_equal_the_loop():
     vectors = torch.randn(12, 4, generator=torch.Generator().manual_seed(3))
     y, m = [0.0, 0.6, 0.0, -1.0] * 3, [0] * 4 + [1] * 4 + [2] * 4
     of = [[cosine(a, b) for b in vectors.tolist()] for a in vectors.tolist()]
-    losses = [
+    hinges = [
         max(0, 0.3 - of[i][j] + of[i][k])
         for i, j, k in itertools.product(range(12), repeat=3)
         if m[i] != m[j] and m[i] == m[k] and y[i] == y[j] and y[i] != y[k]
     ]
     got = triplet_margin_loss(vectors, torch.tensor(y), torch.tensor(m), 0.3).item()
-    assert got == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+    assert got == pytest.approx(sum(hinges) / len(hinges), abs=1e-6)
 
 
 EMPTY = [lambda x, kind=kind: orthogonality_loss(x, torch.zeros(3, 2, 4), kind) for kind in ORT]

@@ -12,7 +12,7 @@ from trainers.losses import Objective
 
 B, D, STEPS = 3, 2, 4
 WEIGHTS = ("recon_weight", "cycle_weight", "margin_weight", "ort_weight", "homo_weight", "hetero_weight")
-KINDS = ("off", "l1", "cosine_apart")
+KINDS = ("off", "l1", "min_cosine")
 LABELS = torch.tensor([[1.0], [1.0], [-2.0]])
 PRIORS = {"homo": [0, 0, 1, 0, 1, 0], "hetero": [0, 0, 1, 0, 1, 1]}
 
@@ -50,11 +50,11 @@ def expected_terms(graph: str, edges, logits, reprs, kind: str, prior: list[floa
         for b in range(B):
             terms["logit"] += weights[b] * abs(logits[student][b].item() - logits[teacher][b].item()) / B
             x, y = reprs[student][b].tolist(), reprs[teacher][b].tolist()
-            if kind != "cosine_apart":
+            if kind != "min_cosine":
                 terms["repr"] += 10 * weights[b] * sum(abs(v - w) for v, w in zip(x, y, strict=True)) / B
             dot = sum(v * w for v, w in zip(x, y, strict=True))
             similarities.append(max(0, dot / math.sqrt(sum(v * v for v in x) * sum(w * w for w in y))))
-        if kind == "cosine_apart":
+        if kind == "min_cosine":
             terms["repr"] += 10 * (sum(weights) / B) * (sum(similarities) / B)
     return terms
 

@@ -18,7 +18,7 @@ from utils.log import start_log
 SWITCHES = [  # each value once
     {},
     {"ort": "feature", "homo_repr": "l1", "hetero_repr": "off", "weight_decay_applied": True},
-    {"ort": "paper", "homo_repr": "cosine_apart", "hetero_repr": "l1", "gd_prior": "none"},
+    {"ort": "paper", "homo_repr": "min_cosine", "hetero_repr": "l1", "gd_prior": "none"},
     {"objective": "paper"},
 ]
 
