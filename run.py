@@ -14,7 +14,8 @@ from utils.cli import ArgumentParser, run_command
 from utils.log import logger
 from utils.ranks import is_first_rank, world_size
 
-# Modules that load PyTorch are imported where they are used, so that -h and a wrong setting answer at once.
+# Modules that load PyTorch are imported where they are used, so that -h and a wrong setting answer
+# at once.
 SCRIPT = "run.py" if Path.cwd() == Path(__file__).resolve().parent else __file__  # as in a command
 
 
@@ -119,7 +120,9 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
     return trained.metrics
 
 
-def search(options: RunOptions, trials: int | None, search_file: str, storage: str, argv: Sequence[str]) -> None:
+def search(
+    options: RunOptions, trials: int | None, search_file: str, storage: str, argv: Sequence[str]
+) -> None:
     """Search settings, and log the command that trains the best ones as an ordinary run."""
     options.load_settings()
 

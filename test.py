@@ -31,15 +31,16 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
 
     Args:
         checkpoint: The .pth file.
-        dataset_name: A data set of the config; by default the one of the training. A checkpoint without run.json next
-            to it needs it.
+        dataset_name: A data set of the config; by default the one of the training. A checkpoint
+            without run.json next to it needs it.
         config_file: JSON config; by default the settings of the training.
         config: Settings by key that override the others.
         split: train, valid or test.
         device: auto, cpu, cuda or cuda:N.
         predictions: CSV to write with the columns id, raw_text, label, prediction; "" for none.
         log_dir: Folder of logs.
-        features: Feature pickle to predict on, which may lack labels; by default the data of the training.
+        features: Feature pickle to predict on, which may lack labels; by default the data of the
+            training.
         overwrite: Replace the file `predictions`.
 
     Returns:
@@ -49,10 +50,17 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         DMDError, OSError: For whatever the caller can fix.
     """
     if not os.path.isfile(checkpoint):
-        raise CheckpointError(f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth.")
-    if predictions and os.path.exists(predictions) and not (overwrite and os.path.isfile(predictions)):
+        raise CheckpointError(
+            f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth."
+        )
+    if (
+        predictions
+        and os.path.exists(predictions)
+        and not (overwrite and os.path.isfile(predictions))
+    ):
         raise ConfigError(
-            f"--predictions: {predictions} already exists. Choose another file, or replace it with --overwrite."
+            f"--predictions: {predictions} already exists. Choose another file, or replace it with "
+            "--overwrite."
         )
 
     from experiments.score import score_checkpoint
@@ -79,13 +87,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description="Score a DMD checkpoint.")
     add = parser.add_argument
     add("checkpoint", help="a .pth file, such as pt/dmd-mosi-1111/best.pth")
-    add("-d", "--dataset", default="", dest="dataset_name", help="a data set of the config (default: as trained)")
+    add(
+        "-d",
+        "--dataset",
+        default="",
+        dest="dataset_name",
+        help="a data set of the config (default: as trained)",
+    )
     add("-c", "--config", default="", dest="config_file", help="JSON config (default: as trained)")
     add("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labeled or not")
     add("--split", choices=("train", "valid", "test"), default="test", help="default: test")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override settings")
-    add("--predictions", default="", metavar="FILE.csv", help="write id, raw_text, label, prediction")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings",
+    )
+    add(
+        "--predictions",
+        default="",
+        metavar="FILE.csv",
+        help="write id, raw_text, label, prediction",
+    )
     add("--overwrite", action="store_true", help="replace the file of --predictions")
     add("--log-dir", default="log", help="folder of logs (default: log)")
     options = vars(parser.parse_args(argv))

@@ -80,7 +80,9 @@ def pair(runs: Sequence[RunFolder]) -> PairedPredictions:
     return PairedPredictions(predictions.T, labels[:, 0], units, description)
 
 
-def report_seeds(runs: dict[int, RunFolder], res_save_dir: str | Path, dataset: str, name: str) -> None:
+def report_seeds(
+    runs: dict[int, RunFolder], res_save_dir: str | Path, dataset: str, name: str
+) -> None:
     """Log the metrics of several seeds with intervals, and append them to a table.
 
     The table is `<res_save_dir>/normal/<dataset>-intervals.csv`. A failure is a warning: the runs

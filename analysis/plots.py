@@ -203,8 +203,9 @@ def embed_features(
 ) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
     """Embed specific and common features by t-SNE, all six in one plane.
 
-    Of more than `max_utterances` utterances, as many are taken at equal distances: t-SNE's time grows faster than their
-    number, and more points hide each other. The same features give the same plane.
+    Of more than `max_utterances` utterances, as many are taken at equal distances: t-SNE's time
+        grows faster than their number, and more points hide each other. The same features give the
+        same plane.
 
     Args:
         inspection: Of the test split.
@@ -222,7 +223,8 @@ def embed_features(
             features.append(getattr(inspection, part)[m][rows])
     stacked = np.concatenate(features)  # (6n, d)
     plane = np.zeros((len(stacked), 2))
-    if stacked.std(axis=0).max() > 0:  # t-SNE starts from principal components, which a single point does not have
+    # t-SNE starts from principal components, which a single point does not have
+    if stacked.std(axis=0).max() > 0:
         perplexity = min(30, (len(stacked) - 1) / 3)
         tsne = TSNE(perplexity=perplexity, init="pca", random_state=0)
         plane = tsne.fit_transform(stacked)

@@ -23,7 +23,8 @@ MAX_SEED = 2**32 - 1
 class RunOptions:
     """What to train, on which data, and where to write the results.
 
-    The fields are the arguments of `run.DMD_run`, where they are documented, and the flags of run.py (`add_flags`).
+    The fields are the arguments of `run.DMD_run`, where they are documented, and the flags of
+    run.py (`add_flags`).
 
     Raises:
         ConfigError: A value that no configuration can make valid.
@@ -78,10 +79,13 @@ class RunOptions:
                 "characters and no slash."
             )
         if self.resume and self.overwrite:
-            raise ConfigError("--resume continues a run and --overwrite replaces it: give only one.")
+            raise ConfigError(
+                "--resume continues a run and --overwrite replaces it: give only one."
+            )
         if self.precision not in PRECISIONS:
             raise ConfigError(
-                f"--precision: '{self.precision}' is unknown; expected one of {', '.join(PRECISIONS)}."
+                f"--precision: '{self.precision}' is unknown; expected one of "
+                f"{', '.join(PRECISIONS)}."
             )
         for tracker in self.track:
             if tracker not in TRACKERS:
@@ -113,7 +117,9 @@ class RunOptions:
         """
         for key in overrides:
             if key in self.config:
-                raise ConfigError(f"{where}: {key} is set on the command line too. Remove one of the two.")
+                raise ConfigError(
+                    f"{where}: {key} is set on the command line too. Remove one of the two."
+                )
         options = replace(self, config={**self.config, **overrides}, **changes)
         try:
             options.load_settings()
@@ -139,37 +145,83 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser: A parser whose `argument_default` is argparse.SUPPRESS.
     """
     add = parser.add_argument
-    # fmt: off
-    add("-d", "--dataset", dest="dataset_name", required=True, metavar="NAME",
-        help="mosi, mosei, synthetic, or a data set of your own in the config")
-    add("-c", "--config", dest="config_file", metavar="FILE.json",
-        help="JSON config (default: config/config.json)")
-    add("--set", dest="config", nargs="+", action="extend", metavar="KEY=VALUE",
-        help="override settings; config/schema.py documents the keys")
-    add("-s", "--seeds", nargs="+", type=int, metavar="N", help="one run for each seed (default: 1111)")
-    add("-Ft", "--feature-T", metavar="FILE.pkl", help="pickle whose text features replace the text")
-    add("-Fa", "--feature-A", metavar="FILE.pkl", help="pickle whose audio features replace the audio")
-    add("-Fv", "--feature-V", metavar="FILE.pkl", help="pickle whose vision features replace the vision")
+    add(
+        "-d",
+        "--dataset",
+        dest="dataset_name",
+        required=True,
+        metavar="NAME",
+        help="mosi, mosei, synthetic, or a data set of your own in the config",
+    )
+    add(
+        "-c",
+        "--config",
+        dest="config_file",
+        metavar="FILE.json",
+        help="JSON config (default: config/config.json)",
+    )
+    add(
+        "--set",
+        dest="config",
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="override settings; config/schema.py documents the keys",
+    )
+    add(
+        "-s",
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="one run for each seed (default: 1111)",
+    )
+    add(
+        "-Ft", "--feature-T", metavar="FILE.pkl", help="pickle whose text features replace the text"
+    )
+    add(
+        "-Fa",
+        "--feature-A",
+        metavar="FILE.pkl",
+        help="pickle whose audio features replace the audio",
+    )
+    add(
+        "-Fv",
+        "--feature-V",
+        metavar="FILE.pkl",
+        help="pickle whose vision features replace the vision",
+    )
     add("-n", "--num-workers", type=int, metavar="N", help="data loader processes (default: 0)")
-    add("-v", "--verbose", dest="verbose_level", type=int, choices=(0, 1, 2),
-        help="log errors only, info (default), or also every loss term")
+    add(
+        "-v",
+        "--verbose",
+        dest="verbose_level",
+        type=int,
+        choices=(0, 1, 2),
+        help="log errors only, info (default), or also every loss term",
+    )
     add("--model-save-dir", metavar="DIR", help="folder of checkpoints (default: pt)")
     add("--res-save-dir", metavar="DIR", help="folder of results (default: result)")
     add("--log-dir", metavar="DIR", help="folder of logs (default: log)")
     add("--device", help="auto (default), cpu, cuda or cuda:N")
     add("--name", help="prefix of the run's folders (default: dmd)")
     add("--epochs", type=int, metavar="N", help="maximum number of epochs")
-    add("--init-from", metavar="FILE.pth",
-        help="initialize from the weights of a checkpoint that match by name and shape")
-    add("--precision", choices=PRECISIONS,
-        help="fp32 (default), tf32 (CUDA) or bf16 (faster, less exact)")
+    add(
+        "--init-from",
+        metavar="FILE.pth",
+        help="initialize from the weights of a checkpoint that match by name and shape",
+    )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="fp32 (default), tf32 (CUDA) or bf16 (faster, less exact)",
+    )
     add("--compile", action="store_true", help="torch.compile the forward pass and the losses")
     add("--resume", action="store_true", help="continue the run of this name, or begin it")
     add("--overwrite", action="store_true", help="replace the run of this name")
     add("--deterministic", action="store_true", help="reproducible bits on CUDA too")
     add("--track", nargs="+", choices=TRACKERS, help="log every epoch to experiment trackers")
     add("--no-figures", dest="figures", action="store_false", help="do not draw the run at its end")
-    # fmt: on
 
 
 def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunOptions]:
@@ -179,21 +231,39 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunOpti
         argv: The words after `run.py`; None for those of this process.
 
     Returns:
-        The flags that choose what run.py does (`suite`, `tune`, `search`, `storage`), and the options of the run.
+        The flags that choose what run.py does (`suite`, `tune`, `search`, `storage`), and the
+        options of the run.
     """
     # No abbreviations: the command that resumes a run is made of these words.
     parser = ArgumentParser(
-        description="Train and evaluate DMD.", allow_abbrev=False, argument_default=argparse.SUPPRESS
+        description="Train and evaluate DMD.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     add_flags(parser)
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--suite", default="", metavar="NAME",
-                        help="train the rows of table3, losses, heads or a JSON file")  # fmt: skip
-    action.add_argument("--tune", type=int, default=None, metavar="N",
-                        help="search settings until the study has N trials")  # fmt: skip
-    parser.add_argument("--search", default="", metavar="FILE.json", help="the settings that --tune searches")
-    parser.add_argument("--storage", default="", metavar="URL",
-                        help="database of the study (default: an SQLite file)")  # fmt: skip
+    action.add_argument(
+        "--suite",
+        default="",
+        metavar="NAME",
+        help="train the rows of table3, losses, heads or a JSON file",
+    )
+    action.add_argument(
+        "--tune",
+        type=int,
+        default=None,
+        metavar="N",
+        help="search settings until the study has N trials",
+    )
+    parser.add_argument(
+        "--search", default="", metavar="FILE.json", help="the settings that --tune searches"
+    )
+    parser.add_argument(
+        "--storage",
+        default="",
+        metavar="URL",
+        help="database of the study (default: an SQLite file)",
+    )
     flags = parser.parse_args(argv)
     chosen = vars(flags).copy()
     for name in ("suite", "tune", "search", "storage"):

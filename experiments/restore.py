@@ -84,13 +84,15 @@ def _check_token_ids(model: DMD, settings, features: FeatureSet) -> None:
     if largest >= encoder.vocab_size or steps > most_tokens(encoder):
         raise DataError(
             f"{features.path}: 'text_bert' has token ids up to {largest} and {steps} steps, but "
-            f"'{settings.pretrained}' takes ids below {encoder.vocab_size} and at most {most_tokens(encoder)} steps. "
-            "Use the text encoder that the text was tokenized for, or truncate the text."
+            f"'{settings.pretrained}' takes ids below {encoder.vocab_size} and at most "
+            f"{most_tokens(encoder)} steps. Use the text encoder that the text was tokenized for, "
+            "or truncate the text."
         )
 
 
 def load_initial_weights(model: DMD, checkpoint: str | Path) -> None:
-    """Initialize a model from those weights of a checkpoint that match by name and shape, and log the others.
+    """Initialize a model from those weights of a checkpoint that match by name and shape, and log
+    the others.
 
     Raises:
         CheckpointError: The file is unreadable, or no parameter matches.
@@ -101,28 +103,35 @@ def load_initial_weights(model: DMD, checkpoint: str | Path) -> None:
         if name in parameters and value.shape == parameters[name].shape:
             matching[name] = value
     if not matching:
-        raise CheckpointError(f"--init-from: {checkpoint}: no parameter matches the model by name and shape.")
+        raise CheckpointError(
+            f"--init-from: {checkpoint}: no parameter matches the model by name and shape."
+        )
     model.load_state_dict(matching, strict=False)
     others = {name.partition(".")[0] for name in parameters.keys() - matching.keys()}
     logger.info(
-        f"{len(matching)} of {len(parameters)} tensors start from {checkpoint}; modules with tensors that are "
-        f"initialized as usual: {', '.join(sorted(others)) or 'none'}."
+        f"{len(matching)} of {len(parameters)} tensors start from {checkpoint}; modules with "
+        f"tensors that are initialized as usual: {', '.join(sorted(others)) or 'none'}."
     )
 
 
 def load_settings(
-    checkpoint: str | Path, dataset_name: str = "", config_file: str | Path = "", config: dict | None = None
+    checkpoint: str | Path,
+    dataset_name: str = "",
+    config_file: str | Path = "",
+    config: dict | None = None,
 ) -> CheckpointSettings:
     """Load the settings that a checkpoint was trained with.
 
     Args:
         checkpoint: The .pth file.
         dataset_name: A data set of the config; by default the one in run.json.
-        config_file: A config file; by default run.json, or config/config.json where `dataset_name` is given.
+        config_file: A config file; by default run.json, or config/config.json where `dataset_name`
+            is given.
         config: Overrides by key.
 
     Raises:
-        ConfigError: A setting is invalid, or the checkpoint has no run.json and no `dataset_name` is given.
+        ConfigError: A setting is invalid, or the checkpoint has no run.json and no `dataset_name`
+            is given.
     """
     run_config = read_run_config(Path(checkpoint).parent) or {}
     if run_config and not dataset_name and not config_file:
@@ -130,7 +139,8 @@ def load_settings(
     if not dataset_name and not run_config:
         read_checkpoint(checkpoint)  # a file that is not a checkpoint is the more important news
         raise ConfigError(
-            f"{checkpoint}: no run.json next to it names its data set. Give it with -d mosi or -d mosei."
+            f"{checkpoint}: no run.json next to it names its data set. Give it with -d mosi or -d "
+            "mosei."
         )
     dataset_name = dataset_name or run_config["settings"]["dataset_name"]
     settings = load_config("dmd", dataset_name, config_file, config)
@@ -152,7 +162,10 @@ def load_run_settings(run_config: dict, config: dict | None = None) -> Checkpoin
 
 
 def load_model(
-    checkpoint: str | Path, dataset_name: str = "", config_file: str | Path = "", config: dict | None = None
+    checkpoint: str | Path,
+    dataset_name: str = "",
+    config_file: str | Path = "",
+    config: dict | None = None,
 ) -> tuple[DMD, EasyDict]:
     """Load a trained model, without any data.
 
@@ -209,7 +222,9 @@ def restore(
     _check_sizes(features, state, settings.use_bert, checkpoint)
     model = build_model(settings, features)
     load_weights(model, checkpoint, state)
-    loaders = make_loaders(features, settings.batch_size, settings.eval_batch_size, seed=0, device=device)
+    loaders = make_loaders(
+        features, settings.batch_size, settings.eval_batch_size, seed=0, device=device
+    )
     return LoadedRun(
         model=model.to(device).eval(),
         settings=settings,
@@ -233,9 +248,10 @@ def _check_sizes(features: FeatureSet, state: dict, use_bert: bool, checkpoint: 
         return
     flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
     raise DataError(
-        f"{features.path}: {', '.join(FIELDS[first:])} are {actual_widths} wide and have {actual_steps} steps, but "
-        f"{checkpoint} is for {widths} and {steps}. Give its data set (-d), or build the file as for its training "
-        f"(python -m dataset.build … {flags}, or --pool-to)."
+        f"{features.path}: {', '.join(FIELDS[first:])} are {actual_widths} wide and have "
+        f"{actual_steps} steps, but {checkpoint} is for {widths} and {steps}. Give its data set "
+        f"(-d), or build the file as for its training (python -m dataset.build … {flags}, or "
+        "--pool-to)."
     )
 
 
@@ -256,5 +272,8 @@ def describe_changes(trained: CheckpointSettings, to_predict: bool = False) -> l
         present["data"] = hash_features(trained.settings, trained.feature_overrides)
     lines = []
     for difference in describe_differences(trained.run_config, present, ignore=("featurePath",)):
-        lines.append(f"{difference.key} is {difference.second!r} now, but was {difference.first!r} in training.")
+        lines.append(
+            f"{difference.key} is {difference.second!r} now, but was {difference.first!r} in "
+            "training."
+        )
     return lines

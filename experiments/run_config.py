@@ -1,4 +1,6 @@
-"""run.json: what a run was trained with, and how it differs from another run or from the present command."""
+"""run.json: what a run was trained with, and how it differs from another run or from the present
+command.
+"""
 
 import functools
 import json
@@ -15,8 +17,8 @@ from utils.reading import read_json
 
 FILE_NAME = "run.json"
 LIMITS = ("max_epochs", "early_stop")  # a resumed run may have larger ones
-# Settings that change no number of a run (`fast`: only rounding and random draws). What the feature file
-# contains does change them, but not where it is: its SHA-256 is compared instead.
+# Settings that change no number of a run (`fast`: only rounding and random draws). What the feature
+# file contains does change them, but not where it is: its SHA-256 is compared instead.
 NEUTRAL = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir")
 NOT_COMPARED = (*NEUTRAL, "feature_T", "feature_A", "feature_V", *IGNORED_KEYS)
 
@@ -60,7 +62,9 @@ def make_run_config(options: RunOptions, settings: dict) -> dict:
 
 
 def describe_features(features: FeatureSet) -> dict:
-    """The part of run.json about the data that were read: widths, steps, and how the file was built."""
+    """The part of run.json about the data that were read: widths, steps, and how the file was
+    built.
+    """
     return {
         "feature_dims": features.feature_dims,
         "seq_lens": features.seq_lens,
@@ -86,11 +90,13 @@ def read_run_config(folder: Path) -> dict | None:
     return None
 
 
-def describe_differences(first: dict, second: dict, ignore: tuple[str, ...] = ()) -> list[Difference]:
+def describe_differences(
+    first: dict, second: dict, ignore: tuple[str, ...] = ()
+) -> list[Difference]:
     """Compare the contents of two run.json.
 
-    A setting that one of them lacks has its default value. Precision, initial weights, feature files and the SHA-256
-    of the data are compared where both have them.
+    A setting that one of them lacks has its default value. Precision, initial weights, feature
+    files and the SHA-256 of the data are compared where both have them.
 
     Args:
         first, second: Contents of run.json.

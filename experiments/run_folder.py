@@ -40,19 +40,24 @@ MAX_SUGGESTED_NAME = 40  # characters
 class RunFolder:
     """The files of one run, that is, of one seed.
 
-    `result/<name>-<dataset>-<seed>/` holds run.json, history.csv, metrics.json, predictions.csv, figures/ and
-    report.html; `pt/<name>-<dataset>-<seed>/` holds run.json, `<epoch>.pth`, best.pth and training-state.pt.
+    `result/<name>-<dataset>-<seed>/` holds run.json, history.csv, metrics.json, predictions.csv,
+    figures/ and report.html; `pt/<name>-<dataset>-<seed>/` holds run.json, `<epoch>.pth`, best.pth
+    and training-state.pt.
 
-    An epoch is complete once training-state.pt names it, which is written last: weights, best weights and history
-    come before. A run that stops at any moment resumes from the epoch that training-state.pt names.
+    An epoch is complete once training-state.pt names it, which is written last: weights, best
+    weights and history come before. A run that stops at any moment resumes from the epoch that
+    training-state.pt names.
 
     Args:
         results: The run's folder of results.
-        checkpoints: The run's folder of checkpoints; by default the one in `pt/`, next to `result/`.
+        checkpoints: The run's folder of checkpoints; by default the one in `pt/`, next to
+            `result/`.
         writable: False for a process that must not write, such as the second rank of several.
     """
 
-    def __init__(self, results: str | Path, checkpoints: str | Path | None = None, writable: bool = True):
+    def __init__(
+        self, results: str | Path, checkpoints: str | Path | None = None, writable: bool = True
+    ):
         self.results = Path(results)
         self.name = self.results.resolve().name
         if checkpoints is None:
@@ -89,7 +94,8 @@ class RunFolder:
     def foreign_files(self) -> list[Path]:
         """List files that no run created, and that a run might replace or delete.
 
-        These are all files of a folder without run.json, and checkpoints of later epochs than history.csv has.
+        These are all files of a folder without run.json, and checkpoints of later epochs than
+        history.csv has.
         """
         found = set()
         for folder in (self.checkpoints, self.results):
@@ -122,8 +128,8 @@ class RunFolder:
         content = read_run_config(self.results)
         if content is None:
             raise RunError(
-                f"{self.results / FILE_NAME}: missing, or not from this program. Name the result folder of a run, "
-                "such as result/dmd-mosi-1111."
+                f"{self.results / FILE_NAME}: missing, or not from this program. Name the result "
+                "folder of a run, such as result/dmd-mosi-1111."
             )
         return content
 
@@ -141,7 +147,9 @@ class RunFolder:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """predictions.csv: id, label and prediction of each utterance of test, float32 as they were scored."""
+        """predictions.csv: id, label and prediction of each utterance of test, float32 as they were
+        scored.
+        """
         return self._read(self.predictions_file, _read_predictions)
 
     @property
@@ -155,14 +163,16 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = printable(getattr(error, "strerror", None) or error)
             raise RunError(
-                f"{path}: cannot be read ({reason}). Name the result folder of a run, or --resume the run."
+                f"{path}: cannot be read ({reason}). Name the result folder of a run, or --resume "
+                "the run."
             ) from error
 
     # Writing a run
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Create the folders, lock them against other processes, and on leaving wait for the write under way.
+        """Create the folders, lock them against other processes, and on leaving wait for the write
+        under way.
 
         Raises:
             RunError: Another process writes this run, or the folders cannot be written.
@@ -182,7 +192,8 @@ class RunFolder:
                 stack.enter_context(lock_folder(folder, timeout=0))
             except Timeout as error:
                 raise RunError(
-                    f"{self.name}: another process is writing this run. Wait for it, or choose another --name."
+                    f"{self.name}: another process is writing this run. Wait for it, or choose "
+                    "another --name."
                 ) from error
             remove_leftovers(folder)
 
@@ -197,8 +208,9 @@ class RunFolder:
             yield
         except OSError as error:
             raise RunError(
-                f"{error.filename or self.checkpoints}: cannot be written ({error.strerror}). Make room, then continue "
-                "with --resume; or choose other folders with --model-save-dir and --res-save-dir."
+                f"{error.filename or self.checkpoints}: cannot be written ({error.strerror}). Make "
+                "room, then continue with --resume; or choose other folders with --model-save-dir "
+                "and --res-save-dir."
             ) from error
 
     def start(self, run_config: dict) -> None:
@@ -216,7 +228,12 @@ class RunFolder:
 
     def _delete_run(self) -> None:
         self._delete_results()  # first: what is half deleted must not look finished
-        for file in (self.state_file, self.best_file, *self.checkpoint_files().values(), self.history_file):
+        for file in (
+            self.state_file,
+            self.best_file,
+            *self.checkpoint_files().values(),
+            self.history_file,
+        ):
             file.unlink(missing_ok=True)
         delete_events(self.results / TENSORBOARD)
 
@@ -240,14 +257,17 @@ class RunFolder:
             run_config: What run.json shall say from now on.
 
         Returns:
-            The training state that `save_epoch` saved; None where no epoch is complete, and the run starts.
+            The training state that `save_epoch` saved; None where no epoch is complete, and the run
+            starts.
 
         Raises:
             CheckpointError: A file of the run is missing or damaged.
         """
         # A run that was stopped in its first epoch has run.json, and 1.pth at most.
         has_more = self.metrics_file.exists() or bool(self.checkpoint_files().keys() - {1})
-        lost_checkpoints = self.existing_run_config() and not (self.checkpoints / FILE_NAME).exists()
+        lost_checkpoints = (
+            self.existing_run_config() and not (self.checkpoints / FILE_NAME).exists()
+        )
         if not (self.has_epoch() or has_more or lost_checkpoints):
             self.start(run_config)
             return None
@@ -258,8 +278,8 @@ class RunFolder:
             best = self.checkpoints / f"{state['best_epoch']}.pth"
             best.stat()
         if self.writable:
-            # A run that is resumed is not finished before its new end; one that stopped while it wrote an epoch may
-            # have left that epoch's best.pth and row of history.csv.
+            # A run that is resumed is not finished before its new end; one that stopped while it
+            # wrote an epoch may have left that epoch's best.pth and row of history.csv.
             with self._reporting_write_errors():
                 self._delete_results()
                 link_atomically(best, self.best_file)
@@ -274,11 +294,14 @@ class RunFolder:
             yield
         except (CheckpointError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.name} cannot be resumed from {file} ({type(error).__name__}: {error}). Restore the file, "
-                "give its folder with --model-save-dir, or start again with --overwrite."
+                f"{self.name} cannot be resumed from {file} ({type(error).__name__}: {error}). "
+                "Restore the file, give its folder with --model-save-dir, or start again with "
+                "--overwrite."
             ) from error
 
-    def save_epoch(self, row: dict, weights: dict[str, Tensor], state: dict, keep: int | None) -> None:
+    def save_epoch(
+        self, row: dict, weights: dict[str, Tensor], state: dict, keep: int | None
+    ) -> None:
         """Save an epoch asynchronously; re-raises the error of the previous write.
 
         Args:
@@ -342,7 +365,8 @@ class RunFolder:
             run_config: What run.json would say of the run with the present command.
 
         Returns:
-            The content of metrics.json; None where the run has not finished, or may train longer now.
+            The content of metrics.json; None where the run has not finished, or may train longer
+            now.
 
         Raises:
             RunError: Settings or data differ from those that the run was started with.
@@ -353,9 +377,9 @@ class RunFolder:
         for difference in describe_differences(earlier, run_config, NOT_COMPARED):
             if not difference.is_longer():
                 raise RunError(
-                    f"{self.name}: --resume with {difference.key} {difference.second!r}, but the run was started with "
-                    f"{difference.first!r}. Use the same settings and data ({' and '.join(LIMITS)} may be larger), or "
-                    "choose another --name."
+                    f"{self.name}: --resume with {difference.key} {difference.second!r}, but the "
+                    f"run was started with {difference.first!r}. Use the same settings and data "
+                    f"({' and '.join(LIMITS)} may be larger), or choose another --name."
                 )
         if not self.metrics_file.exists():
             return None
@@ -368,17 +392,24 @@ class RunFolder:
             return metrics
 
 
-def run_folders(options: RunOptions, dataset_name: str, writable: bool = True) -> dict[int, RunFolder]:
+def run_folders(
+    options: RunOptions, dataset_name: str, writable: bool = True
+) -> dict[int, RunFolder]:
     """The folder of each seed's run."""
     folders = {}
     for seed in options.seeds:
         name = f"{options.name}-{dataset_name}-{seed}"
-        results, checkpoints = Path(options.res_save_dir) / name, Path(options.model_save_dir) / name
+        results, checkpoints = (
+            Path(options.res_save_dir) / name,
+            Path(options.model_save_dir) / name,
+        )
         folders[seed] = RunFolder(results, checkpoints, writable)
     return folders
 
 
-def check_existing_runs(folders: Iterable[RunFolder], options: RunOptions, run_config: dict | None = None) -> None:
+def check_existing_runs(
+    folders: Iterable[RunFolder], options: RunOptions, run_config: dict | None = None
+) -> None:
     """Check that a command may write to the folders of its runs.
 
     Args:
@@ -387,23 +418,25 @@ def check_existing_runs(folders: Iterable[RunFolder], options: RunOptions, run_c
         run_config: What run.json would say, as far as it is known, to report which settings differ.
 
     Raises:
-        RunError: Files are in the way that no run created; or a run exists, and neither --resume nor --overwrite is
-            given.
+        RunError: Files are in the way that no run created; or a run exists, and neither --resume
+            nor --overwrite is given.
     """
     for folder in folders:
         foreign = folder.foreign_files()
         if foreign:
             names = ", ".join(path.name for path in foreign[:5])
             raise RunError(
-                f"{foreign[0].parent}: contains files that no run created ({names}), and a run might replace them. "
-                "Move them to another folder, or choose another --name."
+                f"{foreign[0].parent}: contains files that no run created ({names}), and a run "
+                "might replace them. Move them to another folder, or choose another --name."
             )
         existing = folder.existing_run_config()
         if existing and not (options.resume or options.overwrite):
             raise RunError(_existing_run_message(folder, options.name, existing, run_config))
 
 
-def _existing_run_message(folder: RunFolder, prefix: str, existing: dict, run_config: dict | None) -> str:
+def _existing_run_message(
+    folder: RunFolder, prefix: str, existing: dict, run_config: dict | None
+) -> str:
     """What exists, and the ways to go on."""
     differences = describe_differences(existing, run_config) if run_config else []
     settings = "; ".join(f"{d.key}: {d.first} -> {d.second}" for d in differences[:5])
@@ -411,8 +444,8 @@ def _existing_run_message(folder: RunFolder, prefix: str, existing: dict, run_co
     may_resume = all(d.key in NEUTRAL or d.is_longer() for d in differences)
     or_resume = " continue it with --resume," if may_resume else ""
     return (
-        f"{folder.results}: a run of this name{with_settings} already exists. Replace it with --overwrite,{or_resume} "
-        f"or keep both with --name {_suggest_name(prefix, differences)}."
+        f"{folder.results}: a run of this name{with_settings} already exists. Replace it with "
+        f"--overwrite,{or_resume} or keep both with --name {_suggest_name(prefix, differences)}."
     )
 
 
@@ -441,7 +474,8 @@ def find_similar_run(folder: RunFolder, prefix: str) -> str:
         prefix: The --name.
 
     Returns:
-        The name of a run of the same data set and seed whose --name differs in one or two letters; "" for none.
+        The name of a run of the same data set and seed whose --name differs in one or two letters;
+        "" for none.
     """
     suffix = folder.name.removeprefix(prefix)
     for other in sorted(folder.results.parent.glob(f"*{glob.escape(suffix)}")):
@@ -452,7 +486,7 @@ def find_similar_run(folder: RunFolder, prefix: str) -> str:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Levenshtein distance: letters to insert, delete or replace that turn one text into the other."""
+    """Levenshtein distance: letters to insert, delete or replace to get from one to the other."""
     previous = list(range(len(second) + 1))
     for i, letter in enumerate(first, start=1):
         current = [i]

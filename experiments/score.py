@@ -5,7 +5,13 @@ from pathlib import Path
 import pandas as pd
 
 from dataset.features import Split
-from experiments.restore import CheckpointSettings, LoadedRun, describe_changes, load_settings, restore
+from experiments.restore import (
+    CheckpointSettings,
+    LoadedRun,
+    describe_changes,
+    load_settings,
+    restore,
+)
 from trainers.evaluate import Predictions, log_metrics, predict
 from utils.device import choose_device, keep_freed_memory
 from utils.errors import ConfigError, DataError
@@ -36,7 +42,9 @@ def score_checkpoint(
         trained.feature_overrides = {}
     run = restore(checkpoint, trained, split, choose_device(device), to_predict=bool(features))
     if not run.split.labeled and not predictions:
-        raise ConfigError(f"{features}: has no labels to score. Name a file to write with --predictions.")
+        raise ConfigError(
+            f"{features}: has no labels to score. Name a file to write with --predictions."
+        )
     if features:
         _check_provenance(trained, run)
     start_log(Path(log_dir) / f"test-{run.settings.dataset_name}.log", verbose_level=1)
@@ -48,7 +56,10 @@ def score_checkpoint(
         metrics = scored.metrics()
         log_metrics(split, run.settings.model_name, metrics)
     else:
-        logger.info(f"{features}: no labels, so nothing is scored; the column label of {predictions} is empty.")
+        logger.info(
+            f"{features}: no labels, so nothing is scored; the column label of {predictions} is "
+            "empty."
+        )
     if predictions:
         write_csv(Path(predictions), prediction_table(run.split, scored))
     return metrics
@@ -60,13 +71,18 @@ def _check_provenance(trained: CheckpointSettings, run: LoadedRun) -> None:
     expected = trained.run_config.get("provenance", "")
     if provenance and expected and provenance != expected:
         raise DataError(
-            f"{run.features.path}: was built with {provenance}, but the training data with {expected}. "
-            "Build it in the same way."
+            f"{run.features.path}: was built with {provenance}, but the training data with "
+            f"{expected}. Build it in the same way."
         )
 
 
 def prediction_table(split: Split, scored: Predictions) -> pd.DataFrame:
     """A row for each utterance: id, raw_text, label, prediction."""
     return pd.DataFrame(
-        {"id": split.ids, "raw_text": split.raw_text, "label": split.labels, "prediction": scored.predicted}
+        {
+            "id": split.ids,
+            "raw_text": split.raw_text,
+            "label": split.labels,
+            "prediction": scored.predicted,
+        }
     )

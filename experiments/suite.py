@@ -49,8 +49,8 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
         suite_name: A built-in suite, or the path of a JSON file.
 
     Returns:
-        The table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`, which is written anew after every row; next to
-        it the metrics of every run as CSV.
+        The table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`, which is written anew after
+        every row; next to it the metrics of every run as CSV.
 
     Raises:
         DMDError: For whatever the user can fix; no row is trained unless all of them are valid.
@@ -58,7 +58,9 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     suite = load_suite(suite_name)
     for head in suite.heads:
         if head not in HEADS:
-            raise ConfigError(f"{suite_name}: heads: '{head}' is unknown; expected some of {', '.join(HEADS)}.")
+            raise ConfigError(
+                f"{suite_name}: heads: '{head}' is unknown; expected some of {', '.join(HEADS)}."
+            )
     name = f"{options.name}-{Path(suite_name).stem}"
     rows = _make_rows(options, suite, suite_name, name)
     dataset_name = rows[0].settings.dataset_name
@@ -67,14 +69,16 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset_name}.md"
     if table.exists() and not (options.resume or options.overwrite):
         raise RunError(
-            f"{table}: already exists. Replace it with --overwrite, continue with --resume, or choose another --name."
+            f"{table}: already exists. Replace it with --overwrite, continue with --resume, or "
+            "choose another --name."
         )
     device = init_processes(options.device)
     _read_features(rows)
     for row in rows:
         build_model(row.settings, row.features)  # raises where settings and data do not fit
     if options.overwrite and is_first_rank():
-        # All at once: a command that is interrupted and resumed must not take them for its own results.
+        # All at once: a command that is interrupted and resumed must not take them for its own
+        # results.
         for row in rows:
             for folder in row.folders.values():
                 folder.discard()
@@ -126,7 +130,13 @@ def _score_heads(suite: Suite, row: Row, device) -> list[dict]:
             inspection = inspect(run.model, run.loader, device, row.options.precision, modalities)
             metrics = inspection.head_metrics()
             for head in suite.heads:
-                score = {"row": row.name, "modalities": modalities, "head": head, "seed": seed, **metrics[head]}
+                score = {
+                    "row": row.name,
+                    "modalities": modalities,
+                    "head": head,
+                    "seed": seed,
+                    **metrics[head],
+                }
                 scores.append(score)
     return scores
 
@@ -134,7 +144,7 @@ def _score_heads(suite: Suite, row: Row, device) -> list[dict]:
 def _write_table(
     file: Path, suite: Suite, rows: list[Row], results: pd.DataFrame, scores: pd.DataFrame
 ) -> None:
-    """Write what is known so far to the Markdown file, and next to it to `.csv` and `-heads.csv`."""
+    """Write the results so far to the Markdown file, and to `.csv` and `-heads.csv` next to it."""
     write_csv(file.with_suffix(".csv"), results[["row", "seed", "epoch", *METRICS]])
     seeds = results["seed"].unique()
     done = results["row"].nunique()
@@ -142,8 +152,8 @@ def _write_table(
     if suite.description:
         parts.append(suite.description)
     parts.append(
-        "TEST metrics of the epoch that is best on *valid*: mean ± standard deviation over the seeds "
-        f"{', '.join(map(str, seeds))}."
+        "TEST metrics of the epoch that is best on *valid*: mean ± standard deviation over the "
+        f"seeds {', '.join(map(str, seeds))}."
     )
     if len(seeds) == 1:
         parts.append("A single seed does not rank the rows.")
@@ -161,7 +171,7 @@ def _write_table(
 
 
 def _published_rows(suite: Suite, rows: list[Row], done_rows: set[str]) -> pd.DataFrame:
-    """Published numbers of the rows that have been trained, where they are for the same settings."""
+    """Published numbers of the trained rows, where they are for the same settings."""
     settings = {row.name: row.settings for row in rows}
     lines = []
     for published in suite.published:
@@ -180,7 +190,7 @@ def _settings_table(suite: Suite) -> str:
 
 
 def _head_tables(scores: pd.DataFrame) -> list[str]:
-    """Two tables: every head with all modalities, and the prediction with each set of modalities."""
+    """Two tables: each head with all modalities; the prediction with each set of modalities."""
     parts = []
     all_modalities = scores[scores["modalities"].str.len() == len(MODALITIES)]
     if not all_modalities.empty:
@@ -189,17 +199,26 @@ def _head_tables(scores: pd.DataFrame) -> list[str]:
     if not prediction.empty:
         names = [" + ".join(MODALITIES[m] for m in letters) for letters in prediction["modalities"]]
         prediction = prediction.assign(modalities=names)
-        parts += ["## The prediction with some modalities only", _markdown([prediction], "modalities", "row")]
+        parts += [
+            "## The prediction with some modalities only",
+            _markdown([prediction], "modalities", "row"),
+        ]
     return parts
 
 
 def _markdown(tables: list[pd.DataFrame], *columns: str) -> str:
-    """A line for each combination of values in the columns, in the order in which the first one appears."""
+    """A line for each combination of values in the columns, in the order in which the first one
+    appears.
+    """
     lines = pd.concat(tables)
     order = pd.Series(pd.factorize(lines[columns[0]])[0], index=lines.index)
     lines = lines.iloc[order.to_numpy().argsort(kind="stable")]
     groups = lines.groupby(list(columns), sort=False, as_index=False)
-    return groups[list(CORE_METRICS)].agg(_mean_and_std).to_markdown(index=False, disable_numparse=True)
+    return (
+        groups[list(CORE_METRICS)]
+        .agg(_mean_and_std)
+        .to_markdown(index=False, disable_numparse=True)
+    )
 
 
 def _mean_and_std(values: pd.Series) -> str:

@@ -1,4 +1,6 @@
-"""Experiment trackers, through Accelerate: they show what history.csv holds, and cannot disturb a run."""
+"""Experiment trackers, through Accelerate: they show what history.csv holds, and cannot disturb a
+run.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,8 +17,8 @@ PROJECT = "dmd"
 class Trackers:
     """The trackers of a run, as a context.
 
-    Epochs that a resumed run already has are logged first, so that trackers show it whole. A tracker that fails, or
-    is not installed, is reported in the log and left out from there on.
+    Epochs that a resumed run already has are logged first, so that trackers show it whole. A
+    tracker that fails, or is not installed, is reported in the log and left out from there on.
 
     Args:
         names: Some of `experiments.options.TRACKERS`.
@@ -75,7 +77,9 @@ class Trackers:
         except Exception as error:
             self.trackers.pop(name, None)
             reason = " ".join(str(error).split())
-            logger.warning(f"--track {name}: stopped, as it failed ({type(error).__name__}: {reason}).")
+            logger.warning(
+                f"--track {name}: stopped, as it failed ({type(error).__name__}: {reason})."
+            )
         finally:
             set_random_state(state)
 

@@ -32,7 +32,8 @@ class TrainedSeeds:
         settings: The hyper-parameters of all seeds.
         features: The data that they were trained on.
         folders: The folder of each seed's run.
-        metrics: The content of each seed's metrics.json: TEST metrics of its best epoch, with seed and epoch.
+        metrics: The content of each seed's metrics.json: TEST metrics of its best epoch, with seed
+            and epoch.
     """
 
     settings: EasyDict
@@ -41,7 +42,9 @@ class TrainedSeeds:
     metrics: dict[int, dict]
 
 
-def train_seeds(options: RunOptions, settings: EasyDict, features: FeatureSet | None = None) -> TrainedSeeds:
+def train_seeds(
+    options: RunOptions, settings: EasyDict, features: FeatureSet | None = None
+) -> TrainedSeeds:
     """Train and score a model once for each seed.
 
     Nothing is written before settings, data and model are known to fit.
@@ -60,7 +63,9 @@ def train_seeds(options: RunOptions, settings: EasyDict, features: FeatureSet | 
     if features is None:
         features = prepare_features(settings, **options.feature_overrides)
     device = prepare_process(options)
-    start_log(Path(options.log_dir) / f"{options.name}-{settings.dataset_name}.log", options.verbose_level)
+    start_log(
+        Path(options.log_dir) / f"{options.name}-{settings.dataset_name}.log", options.verbose_level
+    )
     _log_data(options, settings, features, device)
     run_config.update(describe_features(features))
     run_config["data"] = from_first_rank(lambda: hash_features(settings, options.feature_overrides))
@@ -75,16 +80,21 @@ def train_seeds(options: RunOptions, settings: EasyDict, features: FeatureSet | 
         seed_config = {"seed": seed, **run_config}
         finished = folder.finished(seed_config) if options.resume else None
         if finished:
-            logger.info(f"Seed {seed}: {folder.name} is finished, with its best epoch {finished['epoch']}.")
+            logger.info(
+                f"Seed {seed}: {folder.name} is finished, with its best epoch {finished['epoch']}."
+            )
             metrics[seed] = finished
             continue
         resumed = options.resume and folder.has_epoch()
         trainer = make_trainer(options, settings, features, device, seed, number, resumed)
         if options.overwrite and number == 1:
-            # All at once: a command that is interrupted and resumed must not take them for its own results.
+            # All at once: a command that is interrupted and resumed must not take them for its own
+            # results.
             for earlier in folders.values():
                 earlier.discard()
-        metrics[seed] = train_seed(trainer, folder, seed_config, options, features.splits["test"].ids)
+        metrics[seed] = train_seed(
+            trainer, folder, seed_config, options, features.splits["test"].ids
+        )
         del trainer  # its memory is needed by the next one
     return TrainedSeeds(settings, features, folders, metrics)
 
@@ -98,9 +108,12 @@ def prepare_process(options: RunOptions) -> torch.device:
     keep_freed_memory()
     device = init_processes(options.device)
     if options.compile:
-        torch.compiler.reset()  # PyTorch compiles one function for a few settings only, then runs it as it is
+        # PyTorch compiles one function for a few settings only, then runs it as it is
+        torch.compiler.reset()
     if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs before its first use
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # which cuBLAS needs before its first use
     torch.use_deterministic_algorithms(options.deterministic)
     return device
 
@@ -109,7 +122,9 @@ def _log_data(
     options: RunOptions, settings: EasyDict, features: FeatureSet, device: torch.device
 ) -> None:
     """Log seeds, device and sizes, and a warning where the tokens are of another text encoder."""
-    logger.info(f"Seeds {list(options.seeds)} on {describe_device(device)}, features {features.path}.")
+    logger.info(
+        f"Seeds {list(options.seeds)} on {describe_device(device)}, features {features.path}."
+    )
     for name, split in features.splits.items():
         logger.info(f"{name} samples: {(len(split),)}")
     if is_first_rank():
@@ -167,7 +182,8 @@ def make_trainer(
 def train_seed(
     trainer: Trainer, folder: RunFolder, run_config: dict, options: RunOptions, test_ids: list[str]
 ) -> dict[str, float]:
-    """Train with one seed, from the start or from where the run stopped; save every epoch, and score the best one.
+    """Train with one seed, from the start or from where the run stopped; save every epoch, and
+    score the best one.
 
     Args:
         trainer: A new trainer.
@@ -177,7 +193,8 @@ def train_seed(
         test_ids: Ids of the test utterances.
 
     Returns:
-        The content of metrics.json: `seed`, `epoch`, `valid_<KeyEval>`, and the TEST metrics of the best epoch.
+        The content of metrics.json: `seed`, `epoch`, `valid_<KeyEval>`, and the TEST metrics of the
+            best epoch.
     """
     seed, settings = run_config["seed"], trainer.args
     keep = None if settings.keep_checkpoints == "all" else settings.keep_checkpoints
@@ -208,7 +225,11 @@ def train_seed(
         barrier()  # the other processes read what the first one wrote
         folder.load_best(trainer.model, trainer.best_epoch)
         predictions = trainer.evaluate("test")
-        metrics = {"seed": seed, "epoch": trainer.best_epoch, f"valid_{settings.KeyEval}": trainer.best_value}
+        metrics = {
+            "seed": seed,
+            "epoch": trainer.best_epoch,
+            f"valid_{settings.KeyEval}": trainer.best_value,
+        }
         metrics.update(predictions.metrics())
         folder.save_result(metrics, test_ids, predictions)
     return metrics
@@ -218,6 +239,7 @@ def _log_size(trainer: Trainer, folder: RunFolder, seed: int) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.all_parameters)
     mebibytes = sum(tensor.nbytes for tensor in trainer.model.state_dict().values()) / 2**20
     logger.info(
-        f"Seed {seed}: {parameters} parameters, checkpoints in {folder.checkpoints}: {mebibytes:.0f} MiB for each "
-        f"epoch, of which keep_checkpoints={trainer.args.keep_checkpoints} are kept."
+        f"Seed {seed}: {parameters} parameters, checkpoints in {folder.checkpoints}: "
+        f"{mebibytes:.0f} MiB for each epoch, of which "
+        f"keep_checkpoints={trainer.args.keep_checkpoints} are kept."
     )

@@ -56,8 +56,11 @@ class Sweep:
     dataset_name: str
 
 
-def tune(options: RunOptions, trials: int | None, search_file: str = "", storage: str = "") -> dict | None:
-    """Run trials until the study `<name>-<dataset>` has enough that are complete or pruned, over all its processes.
+def tune(
+    options: RunOptions, trials: int | None, search_file: str = "", storage: str = ""
+) -> dict | None:
+    """Run trials until the study `<name>-<dataset>` has enough that are complete or pruned, over
+    all its processes.
 
     Args:
         options: The options of the command.
@@ -66,7 +69,8 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
         storage: URL of the study's database; by default an SQLite file in `<res_save_dir>/tune/`.
 
     Returns:
-        The searched settings of the best trial by KeyEval on valid; None where no trial is complete.
+        The searched settings of the best trial by KeyEval on valid; None where no trial is
+        complete.
 
     Raises:
         DMDError: For whatever the user can fix.
@@ -85,7 +89,8 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
     try:
         folder.mkdir(parents=True, exist_ok=True)
         Path(options.model_save_dir).mkdir(parents=True, exist_ok=True)
-        # A signal waits while the database is used: amid a transaction it would leave the database locked.
+        # A signal waits while the database is used: amid a transaction it would leave the database
+        # locked.
         with interrupts_held():
             comparable = _comparable_values(options, settings, space)
             with lock_folder(folder):  # the tables of a database are created once
@@ -94,31 +99,46 @@ def tune(options: RunOptions, trials: int | None, search_file: str = "", storage
             if space.keys() & set(DATA_SETTINGS):
                 features = None
             sweep = Sweep(
-                study, options, settings.KeyEval, space, features, folder / f"{name}.csv", settings.dataset_name
+                study,
+                options,
+                settings.KeyEval,
+                space,
+                features,
+                folder / f"{name}.csv",
+                settings.dataset_name,
             )
             _run_trials(sweep, trials)
             return _report(sweep)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise RunError(
-            f"The study {name} cannot be stored ({reason}). Check --storage, --res-save-dir and --model-save-dir."
+            f"The study {name} cannot be stored ({reason}). Check --storage, --res-save-dir and "
+            "--model-save-dir."
         ) from error
 
 
 def _check_options(options: RunOptions, trials: int | None) -> None:
     if trials is None or trials < 1:
-        raise ConfigError("--tune: expected the number of trials, at least 1; --search and --storage need it.")
+        raise ConfigError(
+            "--tune: expected the number of trials, at least 1; --search and --storage need it."
+        )
     if len(options.seeds) > 1:
         raise ConfigError("--tune: the trials of a study share one seed; give one with --seeds.")
     if world_size() > 1:
-        raise ConfigError("--tune: start several commands on one study instead of a launcher's processes.")
+        raise ConfigError(
+            "--tune: start several commands on one study instead of a launcher's processes."
+        )
     if options.overwrite:
-        raise ConfigError("--tune continues its study, and cannot --overwrite it: choose another --name.")
+        raise ConfigError(
+            "--tune continues its study, and cannot --overwrite it: choose another --name."
+        )
     if options.track:
         raise ConfigError("--tune writes a table of its own: leave out --track.")
 
 
-def _comparable_values(options: RunOptions, settings: EasyDict, space: dict[str, BaseDistribution]) -> dict:
+def _comparable_values(
+    options: RunOptions, settings: EasyDict, space: dict[str, BaseDistribution]
+) -> dict:
     """What must be the same in all processes of a study, for its trials to be comparable."""
     values = {}
     for key, value in settings.items():
@@ -128,7 +148,9 @@ def _comparable_values(options: RunOptions, settings: EasyDict, space: dict[str,
     values["precision"] = options.precision
     values["seed"] = options.seeds[0]
     values["init_from"] = str(options.init_from)
-    values["search"] = {key: distribution_to_json(distribution) for key, distribution in space.items()}
+    values["search"] = {
+        key: distribution_to_json(distribution) for key, distribution in space.items()
+    }
     return values
 
 
@@ -136,12 +158,18 @@ def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> opt
     """Open a study, or create it. Raises RunError where it was started with other settings."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}} if storage.startswith("sqlite") else {}
+    engine = (
+        {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}}
+        if storage.startswith("sqlite")
+        else {}
+    )
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(storage, engine, heartbeat_interval=HEARTBEAT_SECONDS),
         study_name=name,
         direction="minimize" if key_eval in LOWER_IS_BETTER else "maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS),
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS
+        ),
         load_if_exists=True,
     )
     if not study.trials:
@@ -152,7 +180,10 @@ def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> opt
         if comparable.get(key) != started.get(key):
             different.append(key)
     if different:
-        raise RunError(f"The study {name} was started with other {', '.join(different)}. Choose another --name.")
+        raise RunError(
+            f"The study {name} was started with other {', '.join(different)}. Choose another "
+            "--name."
+        )
     return study
 
 
@@ -188,20 +219,25 @@ def _run_trial(sweep: Sweep, trial: optuna.Trial) -> float:
     """
     options = sweep.options
     seed = options.seeds[0]
-    # A sampler for each trial: otherwise processes on one study would draw the same trials, and a study that is
-    # continued would draw those that it began with.
+    # A sampler for each trial: otherwise processes on one study would draw the same trials, and a
+    # study that is continued would draw those that it began with.
     draws = int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0])
     sweep.study.sampler = optuna.samplers.TPESampler(
         seed=draws, n_startup_trials=STARTUP_TRIALS, constant_liar=True
     )
-    overrides = {key: suggest(trial, key, distribution) for key, distribution in sweep.space.items()}
+    overrides = {
+        key: suggest(trial, key, distribution) for key, distribution in sweep.space.items()
+    }
     logger.info(f"Number {trial.number}: {json.dumps(overrides)}")
 
     def report_epoch(row: dict) -> None:
         _report_epoch(trial, sweep.key_eval, row)
 
     try:
-        with tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir) as work, interrupts_allowed():
+        with (
+            tempfile.TemporaryDirectory(prefix="tune-", dir=options.model_save_dir) as work,
+            interrupts_allowed(),
+        ):
             trial_options = replace(
                 options,
                 config={**options.config, **overrides, "keep_checkpoints": 1},
@@ -230,10 +266,13 @@ def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
 
 
 def _write_table(sweep: Sweep) -> None:
-    """Write a row for each trial, as Optuna's `trials_dataframe`, after the name of the data set."""
-    with lock_folder(sweep.table.parent):  # otherwise an older state of the study could replace a newer one
+    """Write a row for each trial, as in Optuna's `trials_dataframe`, after the data set."""
+    with lock_folder(
+        sweep.table.parent
+    ):  # otherwise an older state of the study could replace a newer one
         trials = sweep.study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
-        # Study and data set may both contain hyphens, so that the name of the file does not tell them apart.
+        # Study and data set may both contain hyphens, so that the name of the file does not tell
+        # them apart.
         trials.insert(0, "dataset", sweep.dataset_name)
         write_csv(sweep.table, trials.rename(columns={"value": f"valid_{sweep.key_eval}"}))
 
@@ -254,5 +293,7 @@ def _report(sweep: Sweep) -> dict | None:
     logger.info(f"The best trial is number {best.number}: {best.value} on valid in epoch {epoch}.")
     settings = {}
     for key, value in best.params.items():
-        settings[key] = json.loads(value) if isinstance(value, str) else value  # choices are JSON texts
+        settings[key] = (
+            json.loads(value) if isinstance(value, str) else value
+        )  # choices are JSON texts
     return settings

@@ -1,14 +1,20 @@
 """The graph-distillation unit: a graph over the three modalities whose edges say who teaches whom.
 
-Legend: B batch, d width of a modality's representation, g `gd_size`. Modalities are stacked l, v, a.
+Legend: B batch, d width of a modality's representation, g `gd_size`. Modalities are stacked l, v,
+    a.
 """
 
 import torch
 from torch import Tensor, nn
 
-# (student, teacher) as positions in the stack l, v, a: the student outermost, as the release counts its edges.
-PAIRS = tuple((student, teacher) for student in range(3) for teacher in range(3) if student != teacher)
-EDGE_NAMES = tuple(f"{'lva'[teacher].upper()}2{'lva'[student].upper()}" for student, teacher in PAIRS)
+# (student, teacher) as positions in the stack l, v, a: the student outermost, as the release counts
+# its edges.
+PAIRS = tuple(
+    (student, teacher) for student in range(3) for teacher in range(3) if student != teacher
+)
+EDGE_NAMES = tuple(
+    f"{'lva'[teacher].upper()}2{'lva'[student].upper()}" for student, teacher in PAIRS
+)
 
 
 def students(x: Tensor) -> Tensor:
@@ -27,9 +33,11 @@ def _stack(x: Tensor, which: list[int]) -> Tensor:
 
 
 class GraphDistillation(nn.Module):
-    """Edge weights W of one graph (Eq. 8; paper, section 3.2; `low` = homogeneous and `high` = heterogeneous graph).
+    """Edge weights W of one graph (Eq. 8; paper, section 3.2; `low` = homogeneous and `high` =
+    heterogeneous graph).
 
-    logits (3, B, 1), reprs (3, B, d) -> edges (6, B), a softmax over the pairs, in the order of PAIRS
+    logits (3, B, 1), reprs (3, B, d) -> edges (6, B), a softmax over the pairs, in the order of
+    PAIRS
     """
 
     def __init__(self, repr_dim: int, gd_size: int, temperature: float):

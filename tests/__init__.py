@@ -1,4 +1,6 @@
-"""The tests need no network. The hub's library reads this when it is imported; without it, it tries for long."""
+"""The tests need no network. The hub's library reads this when it is imported; without it, it tries
+for long.
+"""
 
 import os
 

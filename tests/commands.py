@@ -35,18 +35,27 @@ def train(*arguments: str) -> int:
 def launch(*command: str, **options) -> subprocess.CompletedProcess:
     """A Python program in a process of its own."""
     return subprocess.run(
-        [sys.executable, *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=180, **options,
-    )  # fmt: skip
+        [sys.executable, *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        **options,
+    )
 
 
 def files() -> dict[str, bytes]:
     """All that is in the working folder, but for logs and the files that are locked."""
-    return {str(p): p.read_bytes() for p in Path().rglob("[!.]*") if p.is_file() and p.parts[0] != "log"}
+    return {
+        str(p): p.read_bytes() for p in Path().rglob("[!.]*") if p.is_file() and p.parts[0] != "log"
+    }
 
 
 def refused(capsys, command, *arguments: str) -> str:
-    """The one line of a command (a module, or `train`) that ends with status 2 and leaves all files as they were."""
+    """The one line of a command (a module, or `train`) that ends with status 2 and leaves all files
+    as they were.
+    """
     before = files()
     capsys.readouterr()
     assert (command(*arguments) if callable(command) else call(command, *arguments)) == 2, arguments

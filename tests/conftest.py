@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-# Before torch is imported. Two workers run at a time (pyproject.toml), and more threads than cores slow each other.
+# Before torch is imported. Two workers run at a time (pyproject.toml), and more threads than cores
+# slow each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # --deterministic, after tests that used cuBLAS
+# --deterministic, after tests that used cuBLAS
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 
@@ -18,7 +20,9 @@ from tests.reference import Reference
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="where parity and gpu tests run: cpu, cuda, cuda:N")
+    parser.addoption(
+        "--device", default="cpu", help="where parity and gpu tests run: cpu, cuda, cuda:N"
+    )
 
 
 def pytest_configure(config):
@@ -35,7 +39,8 @@ def corpus() -> dict:
     """The built-in synthetic data cut to 24/10/10 utterances."""
     sizes = {"train": 24, "valid": 10, "test": 10}
     return {
-        split: {field: value[: sizes[split]] for field, value in fields.items()} for split, fields in generate().items()
+        split: {field: value[: sizes[split]] for field, value in fields.items()}
+        for split, fields in generate().items()
     }
 
 
@@ -43,7 +48,9 @@ def corpus() -> dict:
 def make_folder(tmp_path_factory, corpus) -> Callable[[], Path]:
     def make() -> Path:
         """A folder with the small corpus as its synthetic data set."""
-        path = write_pickle(tmp_path_factory.mktemp("work") / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
+        path = write_pickle(
+            tmp_path_factory.mktemp("work") / "dataset/SYNTHETIC/aligned_50.pkl", corpus
+        )
         return path.parents[2]
 
     return make

@@ -1,4 +1,5 @@
-"""Two epochs without dropout; run by torchrun from tests/test_ranks.py, and by the test itself alone.
+"""Two epochs without dropout; run by torchrun from tests/test_ranks.py, and by the test itself
+alone.
 
 python -m tests.distributed_worker FOLDER: the first process writes what it has in the end.
 """
@@ -27,7 +28,9 @@ def main(folder: str) -> None:
         reference.args.update({"batch_size": batch_size, "update_epochs": 3})
         features = FeatureSet("", {"train": reference.split(slice(utterances))}, [], [])
         loader = make_loaders(features, batch_size, 5, seed=1)["train"]
-        trainer = Trainer(reference.args, *reference.build(), {"train": loader, "test": loader}, device)
+        trainer = Trainer(
+            reference.args, *reference.build(), {"train": loader, "test": loader}, device
+        )
         first = trainer.train_epoch()  # with one step, in the end
         gradients = [None if p.grad is None else p.grad.clone() for p in trainer.all_parameters]
         second = trainer.train_epoch()

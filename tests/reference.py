@@ -1,7 +1,8 @@
-"""The reference numbers of the released code (PyTorch 1.9.0, CPU) and the recipe for their weights and inputs.
+"""The reference numbers of the released code (PyTorch 1.9.0, CPU) and the recipe for their weights
+and inputs.
 
-Weights and inputs are not stored: both follow from a seed and, for a weight, from its name. The `.npz` files in
-tests/parity/ hold the results; `case` in each says how it was made.
+Weights and inputs are not stored: both follow from a seed and, for a weight, from its name. The
+    `.npz` files in tests/parity/ hold the results; `case` in each says how it was made.
 """
 
 import json
@@ -24,17 +25,34 @@ from utils.device import choose_tf32
 
 FOLDER = Path(__file__).parent / "parity"
 CASES = ("mosi_aligned", "mosei_aligned", "mosi_aligned_bert")
-DROPOUTS = ("text_dropout", "attn_dropout", "attn_dropout_a", "attn_dropout_v",
-            "relu_dropout", "embed_dropout", "res_dropout", "output_dropout")  # fmt: skip
+DROPOUTS = (
+    "text_dropout",
+    "attn_dropout",
+    "attn_dropout_a",
+    "attn_dropout_v",
+    "relu_dropout",
+    "embed_dropout",
+    "res_dropout",
+    "output_dropout",
+)
 NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
-TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
-             "vocab_size": 200, "max_position_embeddings": 64,
-             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+TINY_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 200,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 @cache
 def parameter_value(name: str, shape, seed: int) -> torch.Tensor:
-    """The value of the parameter called `name`: normal, scaled by its fan-in; near 1 for norms, small for biases."""
+    """The value of the parameter called `name`: normal, scaled by its fan-in; near 1 for norms,
+    small for biases.
+    """
     rng = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
     value = rng.standard_normal(size=tuple(shape))
     if len(shape) > 1:
@@ -57,7 +75,9 @@ def make_loader(dataset: UtteranceDataset, batch_size: int, **options) -> DataLo
 
 
 def make_utterances(case: dict) -> dict[str, np.ndarray]:
-    """All utterances of a case: text, audio, vision, labels; the order of the draws is part of the recipe."""
+    """All utterances of a case: text, audio, vision, labels; the order of the draws is part of the
+    recipe.
+    """
     rng = np.random.RandomState(case["seed"])
     n, (t_l, t_a, t_v), (d_l, d_a, d_v) = case["n_samples"], case["lens"], case["feature_dims"]
     labels = np.round(rng.uniform(-3, 3, size=n) / 0.6) * 0.6
@@ -78,12 +98,19 @@ def make_utterances(case: dict) -> dict[str, np.ndarray]:
         text.append(rows)
         audio.append(a)
         vision.append(v)
-    arrays = {"text": np.stack(text), "audio": np.stack(audio), "vision": np.stack(vision), "labels": labels}
+    arrays = {
+        "text": np.stack(text),
+        "audio": np.stack(audio),
+        "vision": np.stack(vision),
+        "labels": labels,
+    }
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 class Reference:
-    """One case: its configuration, its inputs, the model and objective with their reference weights, the numbers."""
+    """One case: its configuration, its inputs, the model and objective with their reference
+    weights, the numbers.
+    """
 
     device = "cpu"  # or what pytest's --device says
 
@@ -105,7 +132,11 @@ class Reference:
 
     def split(self, rows: slice) -> Split:
         names = [f"utterance{i}" for i in range(len(self.utterances["labels"]))[rows]]
-        return Split(**{name: array[rows] for name, array in self.utterances.items()}, ids=names, raw_text=names)
+        return Split(
+            **{name: array[rows] for name, array in self.utterances.items()},
+            ids=names,
+            raw_text=names,
+        )
 
     def build(self) -> tuple[DMD, Objective]:
         choose_tf32("fp32")
@@ -122,8 +153,8 @@ class Reference:
         return {name: x.to(self.device) for name, x in batch.items()}
 
     def compare(self, group: str, got: dict, tolerance: float, least: float = 0.0) -> None:
-        """Assert that tensors by name are those of a group of the numbers, but for values that are not above `least`;
-        of gradients, the norms: -1 stands for none."""
+        """Assert that tensors by name are those of a group of the numbers, but for values that are
+        not above `least`; of gradients, the norms: -1 stands for none."""
         expected = self.group(group)
         assert set(got) == set(expected)
         for name, value in expected.items():
@@ -136,11 +167,21 @@ class Reference:
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """The reference numbers whose names begin with `prefix`/, without it."""
         start = prefix + "/"
-        return {key[len(start) :]: self.numbers[key] for key in self.numbers.files if key.startswith(start)}
+        return {
+            key[len(start) :]: self.numbers[key]
+            for key in self.numbers.files
+            if key.startswith(start)
+        }
 
 
 def relative_difference(got, expected) -> float:
-    """Largest absolute difference over the largest absolute value of the reference (1e-3 where that is larger)."""
-    got = got.detach().cpu().double().numpy() if isinstance(got, torch.Tensor) else np.asarray(got, np.float64)
+    """Largest absolute difference over the largest absolute value of the reference (1e-3 where that
+    is larger).
+    """
+    got = (
+        got.detach().cpu().double().numpy()
+        if isinstance(got, torch.Tensor)
+        else np.asarray(got, np.float64)
+    )
     assert got.shape == np.shape(expected), f"shape {got.shape}, expected {np.shape(expected)}"
     return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-3))

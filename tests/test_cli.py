@@ -35,9 +35,12 @@ def test_a_run_in_a_process_of_its_own_and_what_test_says_of_it(folder, monkeypa
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MPLBACKEND", "TkAgg")
     trained = launch(str(ROOT / "run.py"), "-d", "synthetic", *TINY, "--name", "tiny", "-s", "7")
-    assert (trained.returncode, trained.stderr) == (0, "")  # no bars, no warnings where the output is no terminal
+    # no bars, no warnings where the output is no terminal
+    assert (trained.returncode, trained.stderr) == (0, "")
     scores = r"Acc_2: \S+ F1_score: \S+ Acc_7: \S+ MAE: \S+"
-    assert re.search(r">> Epoch: 1 TRAIN-\(dmd\) \[1/1/1\] >> total_loss: \S+ " + scores + "\n", trained.stdout)
+    assert re.search(
+        r">> Epoch: 1 TRAIN-\(dmd\) \[1/1/1\] >> total_loss: \S+ " + scores + "\n", trained.stdout
+    )
     assert Path("log/tiny-synthetic.log").read_text() == trained.stdout
     assert len(list(Path("result/tiny-synthetic-7/figures").iterdir())) == 10
     assert call(test_command, "pt/tiny-synthetic-7/best.pth", "--predictions", "out.csv") == 0
@@ -52,20 +55,33 @@ def test_a_run_in_a_process_of_its_own_and_what_test_says_of_it(folder, monkeypa
 
 
 def test_what_is_answered_before_pytorch_is_loaded(trained):
-    """Help, a wrong setting, data set or flag, and a checkpoint that does not exist. PyTorch takes seconds to load."""
-    commands = (["run", "-h"], ["run", "-d", "synthetic", "--set", "gama=1"], ["run", "-d", "mossi"], ["run", "--over"])
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport run, test\nfrom utils.cli import run_command\n"
+    """Help, a wrong setting, data set or flag, and a checkpoint that does not exist. PyTorch takes
+    seconds to load.
+    """
+    commands = (
+        ["run", "-h"],
+        ["run", "-d", "synthetic", "--set", "gama=1"],
+        ["run", "-d", "mossi"],
+        ["run", "--over"],
+    )
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport run, test\n"
+    program += "from utils.cli import run_command\n"
     for name, *arguments in (*commands, ["test", "-h"], ["test", "none.pth"]):
-        program += f"try: print(run_command(lambda: {name}.main({arguments})) == 2)\nexcept SystemExit: pass\n"
+        program += f"try: print(run_command(lambda: {name}.main({arguments})) == 2)\n"
+        program += "except SystemExit: pass\n"
     done = launch("-c", program + "print('torch' in sys.modules)", cwd=trained)
-    assert [line for line in done.stdout.splitlines() if line in ("True", "False")] == ["True"] * 4 + ["False"], done
+    assert [line for line in done.stdout.splitlines() if line in ("True", "False")] == [
+        "True"
+    ] * 4 + ["False"], done
 
 
 def test_the_same_run_by_another_name_and_from_python(trained):
     """The same bytes; and the Python call is the command."""
     assert train("--name", "b", "--deterministic") == 0
     for file in ("1.pth", "2.pth", "best.pth"):
-        first, second = (Path(f"pt/{name}-synthetic-1111/{file}").read_bytes() for name in ("dmd", "b"))
+        first, second = (
+            Path(f"pt/{name}-synthetic-1111/{file}").read_bytes() for name in ("dmd", "b")
+        )
         assert first == second, file
     assert timeless("dmd-synthetic-1111") == timeless("b-synthetic-1111")
     options = {"device": "cpu", "verbose_level": 0, "epochs": 2, "figures": False, "name": "c"}
@@ -74,49 +90,88 @@ def test_the_same_run_by_another_name_and_from_python(trained):
 
 
 def test_a_model_in_three_lines(trained):
-    """And what it says of an utterance is what the run has predicted; a file that stands alone needs its data set."""
+    """And what it says of an utterance is what the run has predicted; a file that stands alone
+    needs its data set.
+    """
     model, settings = load_model(BEST)
     Path("alone.pth").write_bytes(Path(BEST).read_bytes())
     with pytest.raises(ConfigError, match="-d mosi"):
         load_model("alone.pth")
     alone, _ = load_model("alone.pth", "synthetic", config=CONFIG)
-    assert not model.training and (settings.dataset_name, settings.seq_lens) == ("synthetic", [50, 50, 50])
+    assert not model.training and (settings.dataset_name, settings.seq_lens) == (
+        "synthetic",
+        [50, 50, 50],
+    )
     test = np.load("dataset/SYNTHETIC/aligned_50.pkl", allow_pickle=True)["test"]
-    inputs = [torch.from_numpy(np.asarray(test[key][:1], np.float32)) for key in ("text_bert", "audio", "vision")]
+    inputs = [
+        torch.from_numpy(np.asarray(test[key][:1], np.float32))
+        for key in ("text_bert", "audio", "vision")
+    ]
     with torch.inference_mode():
         output, same = model(*inputs), alone(*inputs)
-    [predicted] = [row for row in rows_of("result/dmd-synthetic-1111/predictions.csv") if row["id"] == test["id"][0]]
+    [predicted] = [
+        row
+        for row in rows_of("result/dmd-synthetic-1111/predictions.csv")
+        if row["id"] == test["id"][0]
+    ]
     assert output.output_logit.item() == pytest.approx(float(predicted["prediction"]), abs=1e-5)
     assert torch.equal(output.output_logit, same.output_logit)
 
 
 def test_training_from_the_weights_of_another_run(trained, corpus, capsys):
     """Those that fit: with wider audio all but its projection."""
-    wide = {split: fields | {"audio": np.repeat(fields["audio"], 2, axis=2)} for split, fields in corpus.items()}
+    wide = {
+        split: fields | {"audio": np.repeat(fields["audio"], 2, axis=2)}
+        for split, fields in corpus.items()
+    }
     write_pickle(trained / "wide.pkl", wide)
-    tiny_steps = ("--set", "learning_rate=1e-20", "--epochs", "1", "--name", "wide", "-Fa", "wide.pkl")
+    tiny_steps = (
+        "--set",
+        "learning_rate=1e-20",
+        "--epochs",
+        "1",
+        "--name",
+        "wide",
+        "-Fa",
+        "wide.pkl",
+    )
     assert train("--init-from", BEST, *tiny_steps) == 0
     assert "proj_a." in re.findall("start from .*", capsys.readouterr().out)[0]
     before, after = torch.load(BEST), torch.load("pt/wide-synthetic-1111/best.pth")
     differing = [name for name, value in after.items() if not torch.equal(value, before[name])]
     assert "proj_a.weight" in differing and "out_layer.weight" not in differing
     assert after["proj_a.weight"].shape[1] == 10
-    assert call(test_command, "pt/wide-synthetic-1111/best.pth") == 0  # finds the replaced features again
+    # finds the replaced features again
+    assert call(test_command, "pt/wide-synthetic-1111/best.pth") == 0
 
 
 def test_unaligned_lengths_and_a_dead_modality_in_bf16(folder, corpus):
     unaligned = {
-        split: fields | {"audio": np.repeat(fields["audio"], 2, axis=1), "vision": 0 * fields["vision"][:, :30]}
+        split: fields
+        | {"audio": np.repeat(fields["audio"], 2, axis=1), "vision": 0 * fields["vision"][:, :30]}
         for split, fields in corpus.items()
     }
-    path, width = write_pickle(folder / "unaligned.pkl", unaligned), corpus["train"]["text"].shape[2]
+    path, width = (
+        write_pickle(folder / "unaligned.pkl", unaligned),
+        corpus["train"]["text"].shape[2],
+    )
     config = json.loads((ROOT / "config/config.json").read_text())
     aligned = config["datasetCommonParams"]["synthetic"]["aligned"]
     config["datasetCommonParams"]["synthetic"]["unaligned"] = aligned | {"featurePath": str(path)}
     Path("own.json").write_text(json.dumps(config))
-    without_bert = ("use_bert=false", f"feature_dims=[{width},5,20]", "need_data_aligned=false", "batch_size=4")
-    assert train("-c", "own.json", "--precision", "bf16", "--epochs", "1", "--set", *without_bert) == 0
-    assert all(np.isfinite(float(row["loss/total"])) for row in rows_of("result/dmd-synthetic-1111/history.csv"))
+    without_bert = (
+        "use_bert=false",
+        f"feature_dims=[{width},5,20]",
+        "need_data_aligned=false",
+        "batch_size=4",
+    )
+    assert (
+        train("-c", "own.json", "--precision", "bf16", "--epochs", "1", "--set", *without_bert) == 0
+    )
+    assert all(
+        np.isfinite(float(row["loss/total"]))
+        for row in rows_of("result/dmd-synthetic-1111/history.csv")
+    )
 
 
 BAD_RUNS = [
@@ -138,7 +193,9 @@ BAD_RUNS = [
 def test_bad_input_is_one_line_and_leaves_everything_as_it_was(trained, capsys):
     Path("broken.json").write_text('{"datasetCommonParams": ')
     for arguments, word in BAD_RUNS:
-        assert word in refused(capsys, run, "-d", "synthetic", "--overwrite", "--epochs", "1", *arguments)
+        assert word in refused(
+            capsys, run, "-d", "synthetic", "--overwrite", "--epochs", "1", *arguments
+        )
     assert train("--over") == 2  # abbreviated: the command that resumes is made of whole words
 
 
@@ -148,7 +205,8 @@ def test_bad_checkpoints(trained, capsys):
     for arguments, word in (
         (["cut.pth"], "cut.pth"),
         (["alone.pth"], "-d mosi"),
-        (["alone.pth", "-d", "synthetic"], "alone.pth"),  # trained with nlevels 1, the config says another
+        # trained with nlevels 1, the config says another
+        (["alone.pth", "-d", "synthetic"], "alone.pth"),
         ([BEST, "--predictions", "alone.pth/out.csv"], "alone.pth"),
         ([BEST, "--predictions", "alone.pth"], "--overwrite"),
     ):
@@ -156,4 +214,7 @@ def test_bad_checkpoints(trained, capsys):
     before = files()
     assert call(test_command, "alone.pth", "-d", "synthetic", *TINY) == 0
     assert files() == before
-    assert call(test_command, BEST, "--predictions", "cut.pth", "--overwrite") == 0 and len(rows_of("cut.pth")) == 10
+    assert (
+        call(test_command, BEST, "--predictions", "cut.pth", "--overwrite") == 0
+        and len(rows_of("cut.pth")) == 10
+    )

@@ -1,4 +1,5 @@
-"""Damaged features, checkpoints and configs, through the real commands: one line and exit status 2, or a result.
+"""Damaged features, checkpoints and configs, through the real commands: one line and exit status 2,
+or a result.
 
 Each test makes a few of them, and hundreds where the slow tests run. All are seeded.
 """
@@ -21,16 +22,24 @@ from tests.dataset.hostile import CANARY, HOSTILE
 from tests.dataset.test_features import make_content
 
 TINY = {
-    "use_bert": False, "dst_feature_dim_nheads": [4, 2], "nlevels": 1, "batch_size": 4, "update_epochs": 1,
-    "conv1d_kernel_size_l": 1, "conv1d_kernel_size_a": 1, "conv1d_kernel_size_v": 1, "homo_gd_size": 4,
+    "use_bert": False,
+    "dst_feature_dim_nheads": [4, 2],
+    "nlevels": 1,
+    "batch_size": 4,
+    "update_epochs": 1,
+    "conv1d_kernel_size_l": 1,
+    "conv1d_kernel_size_a": 1,
+    "conv1d_kernel_size_v": 1,
+    "homo_gd_size": 4,
     "hetero_gd_size": 4,
-}  # fmt: skip
+}
 CONFIG = {
     "datasetCommonParams": {
-        "dataset_root_dir": ".", "own": {"aligned": {"featurePath": "own.pkl", "feature_dims": [12, 5, 4]}},
+        "dataset_root_dir": ".",
+        "own": {"aligned": {"featurePath": "own.pkl", "feature_dims": [12, 5, 4]}},
     },
     "dmd": {"commonParams": TINY, "datasetParams": {"own": {"learning_rate": 1e-3}}},
-}  # fmt: skip
+}
 TRAIN = ["-d", "own", "-c", "own.json", "--epochs", "1", "--device", "cpu", "--no-figures"]
 TRAINED = Path("pt/dmd-own-1111")
 AMOUNTS = [pytest.param(8, id="some"), pytest.param(200, marks=pytest.mark.slow, id="many")]
@@ -38,7 +47,9 @@ AMOUNTS = [pytest.param(8, id="some"), pytest.param(200, marks=pytest.mark.slow,
 
 @pytest.fixture
 def record(tmp_path, monkeypatch, capsys) -> Iterator[Callable]:
-    """In a folder with features, a config, and a trained run: call a command, and note what it makes of a file."""
+    """In a folder with features, a config, and a trained run: call a command, and note what it
+    makes of a file.
+    """
     monkeypatch.chdir(tmp_path)
     write_pickle(Path("own.pkl"), make_content())
     Path("own.json").write_text(json.dumps(CONFIG))
@@ -74,16 +85,32 @@ def damaged(content: bytes, amount: int, seed: int) -> Iterator[tuple[str, bytes
         yield f"seed {seed}, damage {number}", bytes(changed)
 
 
-VALUES = [None, "text", [], [[]], [None] * 8, {"a": 1}, np.zeros(()), np.zeros((8, 6, 0)), np.full((8, 6, 4), 1e39),
-          np.zeros((8, 6, 4), "S3"), np.zeros((8, 6, 4), "O"), [10**400] * 8]  # fmt: skip
+VALUES = [
+    None,
+    "text",
+    [],
+    [[]],
+    [None] * 8,
+    {"a": 1},
+    np.zeros(()),
+    np.zeros((8, 6, 0)),
+    np.full((8, 6, 4), 1e39),
+    np.zeros((8, 6, 4), "S3"),
+    np.zeros((8, 6, 4), "O"),
+    [10**400] * 8,
+]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_features(record, amount):
     files = [pickle.dumps(make_content(), protocol) for protocol in (2, 4, 5)]
-    files += [HOSTILE[name] for name in ("os.system", "protocol 0, nested", "protocol 4, in an array")]
-    changed = [pair for seed, content in enumerate(files) for pair in damaged(content, amount // 4, seed)]
+    files += [
+        HOSTILE[name] for name in ("os.system", "protocol 0, nested", "protocol 4, in an array")
+    ]
+    changed = [
+        pair for seed, content in enumerate(files) for pair in damaged(content, amount // 4, seed)
+    ]
     for number, value in enumerate(VALUES):
         content = make_content()
         fields = list(content["train"])
@@ -100,7 +127,16 @@ def test_checkpoints(record, amount):
     state = torch.load(TRAINED / "best.pth")
     name, value = next(iter(state.items()))
     changed = list(damaged((TRAINED / "best.pth").read_bytes(), amount, 0))
-    for odd in (value * np.nan, value[..., None], value[:0], value.long(), None, 1.0, [value], value.to_sparse()):
+    for odd in (
+        value * np.nan,
+        value[..., None],
+        value[:0],
+        value.long(),
+        None,
+        1.0,
+        [value],
+        value.to_sparse(),
+    ):
         buffer = io.BytesIO()
         torch.save(state | {name: odd}, buffer)
         changed.append((f"{odd!r}"[:50], buffer.getvalue()))
@@ -114,7 +150,12 @@ def test_checkpoints(record, amount):
 def test_configs(record, amount):
     for what, content in damaged(json.dumps(CONFIG).encode(), amount, 0):
         Path("damaged.json").write_bytes(content)
-        record(what, run, *[argument.replace("own.json", "damaged.json") for argument in TRAIN], "--overwrite")
+        record(
+            what,
+            run,
+            *[argument.replace("own.json", "damaged.json") for argument in TRAIN],
+            "--overwrite",
+        )
     folder = TRAINED / "1"
     folder.mkdir()
     (folder / "best.pth").write_bytes((TRAINED / "best.pth").read_bytes())

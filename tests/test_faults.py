@@ -1,4 +1,5 @@
-"""What a run promises when something goes wrong: nothing is lost, and it ends as if nothing had happened.
+"""What a run promises when something goes wrong: nothing is lost, and it ends as if nothing had
+happened.
 
 Real signals, real processes, a real full disk. The long tests are marked slow.
 """
@@ -49,9 +50,12 @@ def start(*arguments: str) -> subprocess.Popen:
     """run.py in a process of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -61,13 +65,24 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 def outcome(name: str) -> dict:
     """All that a run of that name leaves and that must not depend on how it came about."""
-    weights = {path.name: path.read_bytes() for path in Path(f"pt/{name}-synthetic-1111").glob("*.pth")}
+    weights = {
+        path.name: path.read_bytes() for path in Path(f"pt/{name}-synthetic-1111").glob("*.pth")
+    }
     metrics = Path(f"result/{name}-synthetic-1111/metrics.json").read_text()
     tables = [
-        [row | {"Model": ""} for row in rows_of(f"result/normal/synthetic{table}.csv") if row["Model"] == name]
+        [
+            row | {"Model": ""}
+            for row in rows_of(f"result/normal/synthetic{table}.csv")
+            if row["Model"] == name
+        ]
         for table in ("", "-seeds")
     ]
-    return {"history": timeless(f"{name}-synthetic-1111"), "weights": weights, "metrics": metrics, "tables": tables}
+    return {
+        "history": timeless(f"{name}-synthetic-1111"),
+        "weights": weights,
+        "metrics": metrics,
+        "tables": tables,
+    }
 
 
 def assert_readable(name: str) -> None:
@@ -123,7 +138,9 @@ def test_the_last_word_of_an_interrupted_command_resumes_it(folder):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
     printed = re.fullmatch(r"Stopped by SIGTERM\. To continue: python (.*run\.py .*)\n", error)
-    assert printed and printed[1].endswith("--epochs 60 --resume") and "--overwrite" not in printed[1]
+    assert (
+        printed and printed[1].endswith("--epochs 60 --resume") and "--overwrite" not in printed[1]
+    )
     assert launch(*shlex.split(printed[1])).returncode == 0
     for seed in (1, 2):
         assert len(rows_of(f"result/cut-synthetic-{seed}/history.csv")) == 60
@@ -132,7 +149,9 @@ def test_the_last_word_of_an_interrupted_command_resumes_it(folder):
 
 def test_ctrl_c_while_pytorch_is_loaded_is_one_line(folder):
     arguments = [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "-d", "synthetic"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     lines = []
     for line in process.stderr:
         lines += [] if line.startswith("import time:") else [line]
@@ -140,11 +159,15 @@ def test_ctrl_c_while_pytorch_is_loaded_is_one_line(folder):
             process.send_signal(signal.SIGINT)
             break
     lines += [line for line in process.stderr if not line.startswith("import time:")]
-    assert process.wait() == 130 and len(lines) == 1 and lines[0].endswith("-d synthetic --resume\n"), lines
+    assert (
+        process.wait() == 130 and len(lines) == 1 and lines[0].endswith("-d synthetic --resume\n")
+    ), lines
 
 
 @pytest.mark.parametrize(
-    "words", [["--search", "space.json", "--tune", "3"], ["--suite", "table3"]], ids=["sweep", "suite"]
+    "words",
+    [["--search", "space.json", "--tune", "3"], ["--suite", "table3"]],
+    ids=["sweep", "suite"],
 )
 def test_the_last_word_of_an_interrupted_sweep_or_suite_is_one_line(folder, words):
     Path("space.json").write_text('{"learning_rate": [0.001, 0.01]}')
@@ -158,8 +181,21 @@ def test_the_last_word_of_an_interrupted_sweep_or_suite_is_one_line(folder, word
 
 def test_open_files_do_not_grow_with_the_batches_of_loader_processes(tmp_path):
     """Batches of 4 make 150 of an epoch, and 90 of the evaluations."""
-    settings = [f"{key}={value}" for key, value in (CONFIG | {"batch_size": 4, "eval_batch_size": 4}).items()]
-    command = [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", "-n", "1", "--no-figures", "--epochs", "1"]
+    settings = [
+        f"{key}={value}"
+        for key, value in (CONFIG | {"batch_size": 4, "eval_batch_size": 4}).items()
+    ]
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "-d",
+        "synthetic",
+        "-n",
+        "1",
+        "--no-figures",
+        "--epochs",
+        "1",
+    ]
     most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, most[1]))
     try:
@@ -170,7 +206,9 @@ def test_open_files_do_not_grow_with_the_batches_of_loader_processes(tmp_path):
 
 
 class Old:
-    """The mallopt of glibc 2.31, which refuses a threshold above 32 MiB, and the values that it has accepted."""
+    """The mallopt of glibc 2.31, which refuses a threshold above 32 MiB, and the values that it has
+    accepted.
+    """
 
     def __init__(self):
         self.accepted = {}
@@ -241,17 +279,26 @@ def test_the_test_command_tells_other_data_and_settings(trained, corpus, capsys)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(folder, capsys):
-    """The operating system refuses files of more than 1 MB; the checkpoint is larger. Then there is room again."""
+    """The operating system refuses files of more than 1 MB; the checkpoint is larger. Then there is
+    room again.
+    """
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, most[1]))
     try:
         assert train() == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
-    assert re.fullmatch(r"RunError: pt/dmd-synthetic-1111: cannot be written .*\n", capsys.readouterr().err)
-    assert sorted(p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()) == [".lock", "run.json"]
+    assert re.fullmatch(
+        r"RunError: pt/dmd-synthetic-1111: cannot be written .*\n", capsys.readouterr().err
+    )
+    assert sorted(p.name for p in (folder / "pt/dmd-synthetic-1111").iterdir()) == [
+        ".lock",
+        "run.json",
+    ]
     assert train("--resume") == 0
-    assert "--res-save-dir" in refused(capsys, train, "--name", "other", "--res-save-dir", "/proc/result")
+    assert "--res-save-dir" in refused(
+        capsys, train, "--name", "other", "--res-save-dir", "/proc/result"
+    )
 
 
 def test_a_log_without_room_does_not_end_the_run(folder):
@@ -262,7 +309,9 @@ def test_a_log_without_room_does_not_end_the_run(folder):
 
 @pytest.mark.slow
 def test_twenty_kills_do_not_change_the_end(folder):
-    """SIGKILL at random moments of training, every other while a file is being written; then the run goes on."""
+    """SIGKILL at random moments of training, every other while a file is being written; then the
+    run goes on.
+    """
     epochs = ["--epochs", "12", "--set", "early_stop=12"]
     assert train("--name", "whole", *epochs) == 0
     chance, kills, runs, resumed_after = random.Random(5), 0, 0, []
@@ -276,11 +325,14 @@ def test_twenty_kills_do_not_change_the_end(folder):
             process = start("--name", name, *epochs, *(["--resume"] if begun else ["--overwrite"]))
             if kills < 20:
                 while process.poll() is None and (
-                    not log.exists() or log.read_text().count("parameters, checkpoints in") == starts
+                    not log.exists()
+                    or log.read_text().count("parameters, checkpoints in") == starts
                 ):
                     time.sleep(0.01)
                 time.sleep(chance.uniform(0, 1))
-                while kills % 2 and process.poll() is None and not list(checkpoints.glob(".*.pt*tmp")):
+                while (
+                    kills % 2 and process.poll() is None and not list(checkpoints.glob(".*.pt*tmp"))
+                ):
                     pass
                 process.kill()
             _, error = process.communicate(timeout=120)
@@ -310,7 +362,9 @@ def small_disk(tmp_path):
     """A disk of 32 MB: enough for the run."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("a small disk cannot be mounted without the rights for it")
     yield disk

@@ -1,4 +1,6 @@
-"""What has to hold on a GPU: `python -m pytest -m gpu --device cuda`; with `--device cpu` the same on the CPU."""
+"""What has to hold on a GPU: `python -m pytest -m gpu --device cuda`; with `--device cpu` the same
+on the CPU.
+"""
 
 import re
 
@@ -23,11 +25,14 @@ def test_training_and_the_scores_of_its_checkpoint(way, folder, device, capsys):
         pytest.skip("tf32 is for CUDA")
     assert train("--device", device, *WAYS[way]) == 0
     capsys.readouterr()
-    for where, close in ((device, 1e-3), ("cpu", 5e-2)):  # bf16 and tf32 round more than the CPU does
+    # bf16 and tf32 round more than the CPU does
+    for where, close in ((device, 1e-3), ("cpu", 5e-2)):
         assert call(test_command, "pt/dmd-synthetic-1111/best.pth", "--device", where) == 0
         scored = dict(re.findall(r"(\w+): (-?[\d.]+)", capsys.readouterr().out))
         best = pd.read_json("result/dmd-synthetic-1111/metrics.json", typ="series")
-        assert float(scored["MAE"]) == pytest.approx(best["MAE"], abs=close if way in ("bf16", "tf32") else 1e-3)
+        assert float(scored["MAE"]) == pytest.approx(
+            best["MAE"], abs=close if way in ("bf16", "tf32") else 1e-3
+        )
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(folder, device):
@@ -39,10 +44,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(folder, device):
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA has operations that the host waits for")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="only CUDA has operations that the host waits for"
+)
 def test_no_operation_of_a_step_makes_the_host_wait(device, tmp_path):
-    reference = Reference("mosi_aligned", tmp_path)  # transformers looks at BERT's mask, which it has to wait for
-    trainer = Trainer(reference.args, *reference.build(), {"train": range(10)}, torch.device(device))
+    # transformers looks at BERT's mask, which it has to wait for
+    reference = Reference("mosi_aligned", tmp_path)
+    trainer = Trainer(
+        reference.args, *reference.build(), {"train": range(10)}, torch.device(device)
+    )
     batch = reference.batch()
     trainer.training_step(batch)
     torch.cuda.set_sync_debug_mode("error")

@@ -16,11 +16,12 @@ LEVELS = {
     "config": 1,
     "utils": 0,
 }
-EXCEPTIONS = {("dataset", "models.text_encoder")}  # texts become the tokens or features of the model's own encoder
+# texts become the tokens or features of the model's own encoder
+EXCEPTIONS = {("dataset", "models.text_encoder")}
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The modules that a file imports, also within functions and by `from package import module`."""
+    """The modules that a file imports, also within functions and by `from … import …`."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

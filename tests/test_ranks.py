@@ -20,9 +20,13 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 def test_several_processes_train_as_one_does(processes, tmp_path):
     """All losses on; gradients of three accumulated batches, each clipped."""
     distributed_worker.main(str(tmp_path))
-    done = launch(*TORCHRUN[:-1], str(processes), "-m", "tests.distributed_worker", str(tmp_path), cwd=ROOT)
+    done = launch(
+        *TORCHRUN[:-1], str(processes), "-m", "tests.distributed_worker", str(tmp_path), cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
-    one, several = (torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in (1, processes))
+    one, several = (
+        torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in (1, processes)
+    )
     for (gradients, *expected), (got_gradients, *got) in zip(one, several, strict=True):
         for gradient, ours in zip(gradients, got_gradients, strict=True):
             assert (gradient is None) == (ours is None)
@@ -30,7 +34,9 @@ def test_several_processes_train_as_one_does(processes, tmp_path):
         for epoch, our_epoch in zip(expected[:2], got[:2], strict=True):  # before and after a step
             assert our_epoch.losses == pytest.approx(epoch.losses, rel=1e-3, abs=1e-6)
             assert our_epoch.edges == pytest.approx(epoch.edges, rel=1e-3)
-            np.testing.assert_allclose(our_epoch.predictions.predicted, epoch.predictions.predicted, atol=1e-3)
+            np.testing.assert_allclose(
+                our_epoch.predictions.predicted, epoch.predictions.predicted, atol=1e-3
+            )
         np.testing.assert_allclose(got[2].predicted, expected[2].predicted, atol=1e-3)
         assert got[2].loss == pytest.approx(expected[2].loss, rel=1e-3)
 
@@ -38,7 +44,10 @@ def test_several_processes_train_as_one_does(processes, tmp_path):
 @pytest.mark.slow
 def test_the_utterance_of_another_rank_that_spoils_a_batch_is_named(folder, corpus):
     """Each rank sees a part of the batch: what the log says must not be of the wrong part."""
-    spoilt = {name: value.copy() if hasattr(value, "copy") else value for name, value in corpus["train"].items()}
+    spoilt = {
+        name: value.copy() if hasattr(value, "copy") else value
+        for name, value in corpus["train"].items()
+    }
     spoilt["audio"][3] = 3e38  # finite, and too large to be squared
     write_pickle(folder / "dataset/SYNTHETIC/aligned_50.pkl", corpus | {"train": spoilt})
     for command in ((), TORCHRUN):
@@ -49,6 +58,7 @@ def test_the_utterance_of_another_rank_that_spoils_a_batch_is_named(folder, corp
 
 def test_the_first_rank_alone_hashes_the_feature_file(folder):
     """The others open it once, to read it."""
+    arguments = ["-d", "synthetic", *SMALL, "--epochs", "1", "--device", "cpu"]
     program = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -56,7 +66,7 @@ opened = []
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
 import run
 from utils.cli import run_command
-assert run_command(lambda: run.main({["-d", "synthetic", *SMALL, "--epochs", "1", "--device", "cpu"]})) == 0
+assert run_command(lambda: run.main({arguments})) == 0
 count = sum(str(name).endswith("aligned_50.pkl") for name in opened)
 open("opened" + os.environ["RANK"], "w").write(str(count))
 """
@@ -76,7 +86,10 @@ def test_two_ranks_train_one_run_which_another_number_of_them_continues(folder, 
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
     metrics = json.loads((run / "metrics.json").read_text())
     assert call(test_command, "pt/two-synthetic-1111/best.pth") == 0
-    scored = {name: float(value) for name, value in re.findall(r"(\w+): (-?[\d.]+)", capsys.readouterr().out)}
+    scored = {
+        name: float(value)
+        for name, value in re.findall(r"(\w+): (-?[\d.]+)", capsys.readouterr().out)
+    }
     assert {name: scored[name] for name in metrics.keys() & scored.keys()} == pytest.approx(
         {name: metrics[name] for name in metrics.keys() & scored.keys()}, abs=2e-4
     )

@@ -1,4 +1,6 @@
-"""What a run that is there already is good for: nothing of it is lost, and nothing passes for what it is not."""
+"""What a run that is there already is good for: nothing of it is lost, and nothing passes for what
+it is not.
+"""
 
 import json
 import shutil
@@ -27,7 +29,9 @@ def stop(row: dict) -> None:
 
 @pytest.mark.parametrize("flag", [[], ["--overwrite"], ["--resume"]], ids=str)
 def test_files_that_no_run_has_written_are_never_touched(folder, trained_once, capsys, flag):
-    """A published checkpoint in an empty folder, and one among those of a run that has fewer epochs."""
+    """A published checkpoint in an empty folder, and one among those of a run that has fewer
+    epochs.
+    """
     Path(f"pt/{RUN}").mkdir(parents=True)
     Path(f"pt/{RUN}/38.pth").write_bytes(b"published")
     if flag != ["--resume"]:  # here is no run to resume
@@ -37,7 +41,8 @@ def test_files_that_no_run_has_written_are_never_touched(folder, trained_once, c
         shutil.copytree(trained_once / name, name)
     Path(f"pt/{RUN}/38.pth").write_bytes(b"published")
     assert "38.pth" in refused(capsys, train, *flag)
-    for path in (f"result/{RUN}/history.csv", f"pt/{RUN}/training-state.pt"):  # a run that was stopped in epoch 1
+    # a run that was stopped in epoch 1
+    for path in (f"result/{RUN}/history.csv", f"pt/{RUN}/training-state.pt"):
         Path(path).unlink()
     assert "38.pth" in refused(capsys, train, *flag)
     Path(f"pt/{RUN}/38.pth").unlink()
@@ -47,7 +52,9 @@ def test_files_that_no_run_has_written_are_never_touched(folder, trained_once, c
 
 def test_a_replacement_removes_the_files_of_a_run_alone(trained):
     foreign = {
-        Path(f"{where}/{RUN}/{name}") for where in ("pt", "result") for name in ("notes.txt", "figures/mine.png")
+        Path(f"{where}/{RUN}/{name}")
+        for where in ("pt", "result")
+        for name in ("notes.txt", "figures/mine.png")
     }
     foreign |= {Path(f"result/{RUN}/tensorboard/mine.txt"), Path(f"pt/{RUN}/other.pth")}
     for path in foreign:
@@ -56,12 +63,20 @@ def test_a_replacement_removes_the_files_of_a_run_alone(trained):
     old = Path(f"pt/{RUN}/1.pth").stat().st_mtime_ns
     assert train("--overwrite", "--epochs", "1") == 0
     assert all(path.read_text() == "mine" for path in foreign)
-    assert not Path(f"pt/{RUN}/2.pth").exists() and Path(f"pt/{RUN}/1.pth").stat().st_mtime_ns != old
+    assert (
+        not Path(f"pt/{RUN}/2.pth").exists() and Path(f"pt/{RUN}/1.pth").stat().st_mtime_ns != old
+    )
 
 
 def test_a_run_with_other_settings_is_named_and_told_apart(trained, capsys):
-    message = refused(capsys, train, "--set", "learning_rate=2e-4", "ort=feature", "--precision", "bf16")
-    for word in ("learning_rate: 0.001 -> 0.0002", "ort: batch -> feature", "--name dmd-lr0.0002-ortfeature-"):
+    message = refused(
+        capsys, train, "--set", "learning_rate=2e-4", "ort=feature", "--precision", "bf16"
+    )
+    for word in (
+        "learning_rate: 0.001 -> 0.0002",
+        "ort: batch -> feature",
+        "--name dmd-lr0.0002-ortfeature-",
+    ):
         assert word in message
     message = refused(capsys, train)
     assert "--resume" in message and "->" not in message
@@ -73,7 +88,12 @@ def test_a_run_from_before_a_setting_existed_goes_on(trained, capsys):
     for where in ("pt", "result"):
         path = Path(f"{where}/{RUN}/run.json")
         config = json.loads(path.read_text())
-        del config["settings"]["gamma"], config["settings"]["ort"], config["settings"]["adam_eps"], config["init_from"]
+        del (
+            config["settings"]["gamma"],
+            config["settings"]["ort"],
+            config["settings"]["adam_eps"],
+            config["init_from"],
+        )
         path.write_text(json.dumps(config | {"settings": config["settings"] | {"retired": 1}}))
     assert "->" not in refused(capsys, train)
     assert "gamma" in refused(capsys, train, "--resume", "--set", "gamma=0.5")
@@ -91,13 +111,23 @@ def test_resume_begins_a_run_that_does_not_exist(trained, capsys):
 
 def test_resume_of_a_misspelt_name_names_the_run_that_was_probably_meant(trained, capsys):
     assert train("--name", "dms", "--epochs", "1", "--resume") == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "no run dms-synthetic-1111 exists" in line]
+    [line] = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "no run dms-synthetic-1111 exists" in line
+    ]
     assert f"{RUN} exists" in line
 
 
 def test_a_run_resumes_without_the_file_of_its_initial_weights(trained, trained_once):
     shutil.copy(f"pt/{RUN}/best.pth", "initial.pth")
-    options = {"dataset_name": "synthetic", "config": CONFIG, "figures": False, "init_from": "initial.pth", "epochs": 2}
+    options = {
+        "dataset_name": "synthetic",
+        "config": CONFIG,
+        "figures": False,
+        "init_from": "initial.pth",
+        "epochs": 2,
+    }
     run.DMD_run(**options, name="whole")
     with pytest.raises(Stop):
         run.DMD_run(**options, name="cut", after_epoch=stop)
@@ -111,7 +141,9 @@ def test_an_error_that_is_not_of_the_run_s_own_files_is_passed_on(folder):
         Path("missing.txt").read_text()
 
     with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
-        run.DMD_run(dataset_name="synthetic", config=BASE, figures=False, after_epoch=read_missing_file)
+        run.DMD_run(
+            dataset_name="synthetic", config=BASE, figures=False, after_epoch=read_missing_file
+        )
 
 
 def test_figures_are_drawn_of_features_that_are_in_memory(folder, capsys):
@@ -125,7 +157,12 @@ def test_figures_are_drawn_of_features_that_are_in_memory(folder, capsys):
 
 @pytest.mark.parametrize(
     ("options", "seeds"),
-    [({"seeds": np.arange(2)}, (0, 1)), ({"seeds": np.int64(3)}, (3,)), ({"seeds": 4}, (4,)), ({"seeds": [5]}, (5,))],
+    [
+        ({"seeds": np.arange(2)}, (0, 1)),
+        ({"seeds": np.int64(3)}, (3,)),
+        ({"seeds": 4}, (4,)),
+        ({"seeds": [5]}, (5,)),
+    ],
     ids=["array", "numpy number", "number", "list"],
 )
 def test_seeds_may_be_a_number_or_any_sequence(options, seeds):
@@ -141,7 +178,10 @@ def test_options_of_a_wrong_kind_are_refused():
 
 
 def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
-    refusals = [(["--set", "learning_rate=0.5"], "learning_rate"), (["--precision", "bf16"], "precision")]
+    refusals = [
+        (["--set", "learning_rate=0.5"], "learning_rate"),
+        (["--precision", "bf16"], "precision"),
+    ]
     refusals += [(["--overwrite"], "--overwrite"), (["--epochs", "1"], "max_epochs")]
     refusals += [(["--model-save-dir", "elsewhere", "--epochs", "3"], "--model-save-dir")]
     for _ in ("finished", "not finished"):
@@ -167,7 +207,9 @@ def test_damaged_and_missing_files_of_a_run_are_one_line(trained, file, content,
 
 
 def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
-    """The writing of epoch 2 stopped after best.pth and history.csv, and epoch 2 is not trained again."""
+    """The writing of epoch 2 stopped after best.pth and history.csv, and epoch 2 is not trained
+    again.
+    """
     assert train("--epochs", "1", "--name", "cut") == 0
     cut = "cut-synthetic-1111"
     expected, rows = metrics_of(cut), timeless(cut)
@@ -180,7 +222,13 @@ def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
     assert (metrics_of(cut), timeless(cut)) == (expected, rows)
     assert Path(f"pt/{cut}/best.pth").read_bytes() == Path(f"pt/{cut}/1.pth").read_bytes()
     # It trains longer, and is not finished before its new end.
-    options = {"dataset_name": "synthetic", "config": CONFIG, "epochs": 2, "name": "cut", "figures": False}
+    options = {
+        "dataset_name": "synthetic",
+        "config": CONFIG,
+        "epochs": 2,
+        "name": "cut",
+        "figures": False,
+    }
     with pytest.raises(Stop):
         run.DMD_run(**options, resume=True, after_epoch=stop)
     assert not Path(f"result/{cut}/metrics.json").exists()
@@ -190,12 +238,27 @@ def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
 
 
 def test_an_interrupted_replacement_leaves_no_old_result(folder, capsys):
-    """The second seed's old run must not count as part of the replacement; one that cannot begin replaces nothing."""
+    """The second seed's old run must not count as part of the replacement; one that cannot begin
+    replaces nothing.
+    """
     assert train("-s", "1", "2", "--epochs", "1") == 0
     old = Path("pt/dmd-synthetic-2/1.pth").stat().st_mtime_ns
-    refused(capsys, train, "-s", "1", "2", "--epochs", "1", "--overwrite", "--set", "conv1d_kernel_size_l=99")
+    refused(
+        capsys,
+        train,
+        "-s",
+        "1",
+        "2",
+        "--epochs",
+        "1",
+        "--overwrite",
+        "--set",
+        "conv1d_kernel_size_l=99",
+    )
     with pytest.raises(Stop):
-        run.DMD_run(dataset_name="synthetic", config=BASE, seeds=[1, 2], overwrite=True, after_epoch=stop)
+        run.DMD_run(
+            dataset_name="synthetic", config=BASE, seeds=[1, 2], overwrite=True, after_epoch=stop
+        )
     assert not Path("result/dmd-synthetic-2/metrics.json").exists()
     assert train("-s", "1", "2", "--epochs", "1", "--resume") == 0
     assert Path("pt/dmd-synthetic-2/1.pth").stat().st_mtime_ns != old

@@ -29,7 +29,8 @@ def save_state(state: dict, path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a state_dict, of this program or a published one; also as Lightning and DataParallel write it.
+    """Read a state_dict, of this program or a published one; also as Lightning and DataParallel
+    write it.
 
     Raises:
         CheckpointError: The file is missing, unreadable, or not a state_dict.
@@ -38,7 +39,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]
     if not _is_state_dict(state):
-        raise CheckpointError(f"{path}: not a state_dict (a mapping from parameter names to tensors).")
+        raise CheckpointError(
+            f"{path}: not a state_dict (a mapping from parameter names to tensors)."
+        )
     consume_prefix_in_state_dict_if_present(state, "module.")
     state.pop(OBSOLETE, None)
     return state
@@ -59,13 +62,17 @@ def read_state(path: str | Path):
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
+    except (
+        Exception
+    ) as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
         message = str(error).partition(" In PyTorch")[0]
         reason = f"{type(error).__name__}: {printable(message, 120)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
 
 
-def load_weights(model: nn.Module, path: str | Path, state: dict[str, Tensor] | None = None) -> None:
+def load_weights(
+    model: nn.Module, path: str | Path, state: dict[str, Tensor] | None = None
+) -> None:
     """Load a checkpoint strictly.
 
     Args:
@@ -74,7 +81,8 @@ def load_weights(model: nn.Module, path: str | Path, state: dict[str, Tensor] | 
         state: Its content, where it has been read.
 
     Raises:
-        CheckpointError: The file is unreadable, or of another model; the message gives the first difference.
+        CheckpointError: The file is unreadable, or of another model; the message gives the first
+            difference.
     """
     if state is None:
         state = read_checkpoint(path)
@@ -83,8 +91,9 @@ def load_weights(model: nn.Module, path: str | Path, state: dict[str, Tensor] | 
     except RuntimeError as error:
         difference = printable(str(error).partition(":")[2], 160)
         raise CheckpointError(
-            f"{path}: not a checkpoint of this model: {difference} Give the data set and settings that it was trained "
-            "with (-d, -c, --set); with run.json next to it, give none of these."
+            f"{path}: not a checkpoint of this model: {difference} Give the data set and settings "
+            "that it was trained with (-d, -c, --set); with run.json next to it, give none of "
+            "these."
         ) from error
 
 

@@ -1,8 +1,10 @@
-"""Several processes that train one model exactly as one process does, started by `torchrun` or `accelerate launch`.
+"""Several processes that train one model exactly as one process does, started by `torchrun` or
+`accelerate launch`.
 
-Margin, orthogonality and mean edges couple the utterances of a batch, so that an average of losses over shards of it
-would be another objective. Hence every process runs the model on its shard of each batch, gathers the outputs of all,
-and computes the objective of the whole batch; gradients are averaged after each backward pass, before the clipping.
+Margin, orthogonality and mean edges couple the utterances of a batch, so that an average of losses
+over shards of it would be another objective. Hence every process runs the model on its shard of
+each batch, gathers the outputs of all, and computes the objective of the whole batch; gradients are
+averaged after each backward pass, before the clipping.
 """
 
 import os
@@ -37,12 +39,14 @@ def init_processes(device: str) -> torch.device:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if chosen.index >= torch.cuda.device_count():
             raise ConfigError(
-                f"{torch.cuda.device_count()} GPUs for more processes: start fewer, or use --device cpu."
+                f"{torch.cuda.device_count()} GPUs for more processes: start fewer, or use "
+                "--device cpu."
             )
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        # The others wait while the first process scores and draws, longer than the default of 10 minutes.
+        # The others wait while the first process scores and draws, longer than the default of 10
+        # minutes.
         dist.init_process_group(backend, timeout=timedelta(days=1))
     return chosen
 
@@ -57,7 +61,8 @@ def destroy_processes() -> None:
 
 
 def shard(x: Tensor) -> Tensor:
-    """Take this process's shard of a batch: every `world_size()`th utterance, from number `rank()` on.
+    """Take this process's shard of a batch: every `world_size()`th utterance, from number `rank()`
+    on.
 
     The first utterances are repeated where shards would differ in length; `all_gather` drops them.
 
@@ -90,11 +95,15 @@ def all_gather(x: Tensor, batch: int) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """As every process computes the whole objective, each has the gradient of its shard without communication."""
+    """As every process computes the whole objective, each has the gradient of its shard without
+    communication.
+    """
 
     @staticmethod
     def forward(ctx, x):
-        shards = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        shards = [
+            torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())
+        ]
         dist.all_gather(shards, x.contiguous())
         return torch.stack(shards, dim=1).flatten(0, 1)
 

@@ -17,8 +17,8 @@ from utils.errors import NumericalError
 from utils.log import logger, progress
 from utils.metrics import CORE_METRICS, format_metrics, regression_metrics
 
-# The model's predictions of the sentiment, by their published names: the final one, that of the common features, and
-# one for each node of the two graphs.
+# The model's predictions of the sentiment, by their published names: the final one, that of the
+# common features, and one for each node of the two graphs.
 HEADS = (
     "output_logit",
     "logits_c",
@@ -52,7 +52,9 @@ class Predictions:
         return metrics
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def to_device(
+    batch: dict[str, Tensor], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Move text, audio, vision and labels of a batch to the device."""
     text = batch["text"].to(device, non_blocking=True)
     audio = batch["audio"].to(device, non_blocking=True)
@@ -70,9 +72,9 @@ def predict(
 ) -> Predictions:
     """Run the model over a split in eval mode.
 
-    Parity: `Loss` is the mean over batches of `batch_size` of their mean absolute error, so that utterances of the
-    last, smaller batch weigh more; the batches of the loader do not matter. With `valid_loss` sample_mean all
-    utterances weigh the same.
+    Parity: `Loss` is the mean over batches of `batch_size` of their mean absolute error, so that
+        utterances of the last, smaller batch weigh more; the batches of the loader do not matter.
+        With `valid_loss` sample_mean all utterances weigh the same.
 
     Args:
         model: On the device.
@@ -94,7 +96,11 @@ def predict(
         for batch in progress(loader, description):
             text, audio, vision, target = to_device(batch, device)
             with autocast(device, precision):
-                shards = distributed.shard(text), distributed.shard(audio), distributed.shard(vision)
+                shards = (
+                    distributed.shard(text),
+                    distributed.shard(audio),
+                    distributed.shard(vision),
+                )
                 logit = model(*shards).output_logit
             predicted.append(distributed.all_gather(logit.float(), len(target)))
             # Copies: what a loader process sends keeps a file open as long as it is used.
@@ -104,7 +110,9 @@ def predict(
     check_finite(predicted, loader.dataset.ids, description)
     batch_size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(labels)
     losses = []
-    for predicted_batch, label_batch in zip(predicted.split(batch_size), labels.split(batch_size), strict=True):
+    for predicted_batch, label_batch in zip(
+        predicted.split(batch_size), labels.split(batch_size), strict=True
+    ):
         losses.append(F.l1_loss(predicted_batch, label_batch))
     loss = torch.stack(losses).double().mean().item()
     return Predictions(predicted.numpy(), labels.numpy(), loss)
@@ -138,8 +146,9 @@ def check_finite(predicted: Tensor, ids: Sequence[str], split: str) -> None:
     if bad:
         names = ", ".join(ids[i] for i in bad[:3])
         raise NumericalError(
-            f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: {names}. The weights "
-            "or the features of these are out of range; during training, lower the learning_rate."
+            f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "
+            f"{names}. The weights or the features of these are out of range; during training, "
+            "lower the learning_rate."
         )
 
 
@@ -168,12 +177,19 @@ class Inspection:
 
     def head_metrics(self) -> dict[str, dict[str, float]]:
         """Compute the metrics of utils.metrics for each head."""
-        return {name: regression_metrics(predicted, self.labels) for name, predicted in self.heads.items()}
+        return {
+            name: regression_metrics(predicted, self.labels)
+            for name, predicted in self.heads.items()
+        }
 
 
 @torch.inference_mode()
 def inspect(
-    model: DMD, loader: DataLoader, device: torch.device, precision: str = "fp32", modalities: str = "lva"
+    model: DMD,
+    loader: DataLoader,
+    device: torch.device,
+    precision: str = "fp32",
+    modalities: str = "lva",
 ) -> Inspection:
     """Run the whole model over a split in eval mode.
 
@@ -231,11 +247,15 @@ def keep_modalities(inputs: Sequence[Tensor], modalities: str) -> list[Tensor]:
 
 @contextlib.contextmanager
 def without_modalities(model: DMD, modalities: str):
-    """Inside, replace what the text encoder computes by zeros where text is not listed: a token 0 is a word too."""
+    """Inside, replace what the text encoder computes by zeros where text is not listed: a token 0
+    is a word too.
+    """
     if "l" in modalities or not model.args.use_bert:
         yield
         return
-    hook = model.text_model.register_forward_hook(lambda module, tokens, features: torch.zeros_like(features))
+    hook = model.text_model.register_forward_hook(
+        lambda module, tokens, features: torch.zeros_like(features)
+    )
     try:
         yield
     finally:

@@ -1,4 +1,6 @@
-"""The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when nothing improves."""
+"""The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when
+nothing improves.
+"""
 
 import math
 import time
@@ -83,7 +85,9 @@ class EpochResult:
     metrics: dict[str, dict[str, float]]
 
     def to_row(self) -> dict[str, float]:
-        """The epoch as a row of history.csv, with columns such as `loss/total`, `edge/homo_V2L`, `test/MAE`."""
+        """The epoch as a row of history.csv, with columns such as `loss/total`, `edge/homo_V2L`,
+        `test/MAE`.
+        """
         row = {
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
@@ -103,11 +107,13 @@ class Trainer:
     Args:
         args: The settings.
         model: The model; it is moved to the device.
-        objective: The objective, with the two graphs that are trained along; it is moved to the device.
+        objective: The objective, with the two graphs that are trained along; it is moved to the
+            device.
         loaders: Loaders of train, valid and test.
         device: Where to compute.
         seed_number: Number of the seed among those of a command, for the log.
-        precision: fp32, tf32 (on CUDA) or bf16 (autocast of the model; losses and metrics stay in fp32).
+        precision: fp32, tf32 (on CUDA) or bf16 (autocast of the model; losses and metrics stay in
+            fp32).
         compile: Run the forward pass and the losses through torch.compile.
 
     Attributes:
@@ -150,13 +156,18 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
         )
-        # The function, not the bound method: a reference to this object would keep it, and all that it has on a GPU,
-        # until Python's collector runs. Without CUDA graphs, whose next replay would overwrite accumulated gradients.
-        self.compiled_forward = torch.compile(type(self).forward, dynamic=False) if compile else None
+        # The function, not the bound method: a reference to this object would keep it, and all that
+        # it has on a GPU, until Python's collector runs. Without CUDA graphs, whose next replay
+        # would overwrite accumulated gradients.
+        self.compiled_forward = (
+            torch.compile(type(self).forward, dynamic=False) if compile else None
+        )
         self.steps_at_epoch_end = self._steps_at_epoch_end()
 
     def _parameter_groups(self) -> list[dict]:
-        """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is a group of its own."""
+        """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is a group
+        of its own.
+        """
         if self.args.learning_rate_bert is None or not self.args.use_bert:
             return [{"params": self.all_parameters}]
         bert = list(self.model.text_model.parameters())
@@ -171,7 +182,8 @@ class Trainer:
             return batches % self.args.update_epochs > 0
         if batches < self.args.update_epochs:
             logger.warning(
-                f"{batches} batches are fewer than update_epochs={self.args.update_epochs}: one step an epoch."
+                f"{batches} batches are fewer than update_epochs={self.args.update_epochs}: one "
+                "step an epoch."
             )
             return True
         return False
@@ -189,7 +201,8 @@ class Trainer:
             if on_epoch_end is not None:
                 on_epoch_end(result)
         logger.info(
-            f"Stopped after epoch {self.epoch}. The best, by {self.args.KeyEval} on valid, is epoch {self.best_epoch}:"
+            f"Stopped after epoch {self.epoch}. The best, by {self.args.KeyEval} on valid, is "
+            f"epoch {self.best_epoch}:"
         )
 
     def is_finished(self) -> bool:
@@ -223,7 +236,7 @@ class Trainer:
         )
 
     def _log_training(self, losses: dict[str, float], metrics: dict[str, float]) -> None:
-        """Log the TRAIN line of the release: epochs since the best one, epoch, number of the seed."""
+        """Log the TRAIN line of the release: [epochs since the best/epoch/seed number]."""
         counts = f"[{self.epoch - self.best_epoch}/{self.epoch}/{self.seed_number}]"
         logger.info(
             f">> Epoch: {self.epoch} TRAIN-({self.args.model_name}) {counts} "
@@ -232,7 +245,9 @@ class Trainer:
         logger.debug(f"Loss terms: {format_metrics(losses, tuple(losses))}")
 
     def _update_best(self, value: float) -> None:
-        """Note the epoch as the best one where its KeyEval improves by `min_improvement`; the first always is."""
+        """Note the epoch as the best one where its KeyEval improves by `min_improvement`; the first
+        always is.
+        """
         if self.args.KeyEval in LOWER_IS_BETTER:
             improvement = self.best_value - value
         else:
@@ -244,12 +259,14 @@ class Trainer:
     def train_epoch(self) -> TrainedEpoch:
         """Train on every batch of the train split once.
 
-        Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every backward pass; the
-        batches left over at the end of the epoch never reach the optimizer. The published numbers were obtained that
-        way. With `leftover_batches` step they get a step of their own, unscaled too.
+        Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every
+            backward pass; the batches left over at the end of the epoch never reach the optimizer.
+            The published numbers were obtained that way. With `leftover_batches` step they get a
+            step of their own, unscaled too.
 
         Raises:
-            NumericalError: A loss or gradient is not finite; raised before the optimizer takes a step with it.
+            NumericalError: A loss or gradient is not finite; raised before the optimizer takes a
+                step with it.
         """
         self.model.train()
         self.objective.train()
@@ -283,12 +300,15 @@ class Trainer:
         terms["total"].backward()
         distributed.average_gradients(self.all_parameters)
         gradients = [p.grad for p in self.all_parameters if p.grad is not None]
-        gradient_norm = nn.utils.get_total_norm(gradients)  # before the clipping, which hides infinities
+        gradient_norm = nn.utils.get_total_norm(
+            gradients
+        )  # before the clipping, which hides infinities
         if self.args.grad_clip != -1:
             nn.utils.clip_grad_value_(self.all_parameters, self.args.grad_clip)
         edge_means = [terms.edges[graph].detach().mean(dim=1) for graph in GRAPHS]
         return Step(
-            # Copies: what a loader process sends keeps a file open as long as it is used, here for an epoch.
+            # Copies: what a loader process sends keeps a file open as long as it is used, here for
+            # an epoch.
             predicted=predicted.detach().clone(),
             labels=labels.clone(),
             rows=batch["rows"].clone(),
@@ -298,7 +318,9 @@ class Trainer:
             gradient_norm=gradient_norm,
         )
 
-    def forward(self, text: Tensor, audio: Tensor, vision: Tensor, labels: Tensor) -> tuple[Tensor, LossTerms]:
+    def forward(
+        self, text: Tensor, audio: Tensor, vision: Tensor, labels: Tensor
+    ) -> tuple[Tensor, LossTerms]:
         """Run the model on this process's shard of a batch, and the objective on the whole batch.
 
         Returns:
@@ -332,9 +354,9 @@ class Trainer:
         ids = self.loaders["train"].dataset.ids
         names = ", ".join(ids[row] for row in rows.tolist())
         raise NumericalError(
-            f"epoch {self.epoch}: {what} not finite, in the batch with the utterances {names}. No step was taken with "
-            "it; the checkpoints of the epochs before are good. Lower the learning_rate, or look for extreme features "
-            "in these utterances."
+            f"epoch {self.epoch}: {what} not finite, in the batch with the utterances {names}. No "
+            "step was taken with it; the checkpoints of the epochs before are good. Lower the "
+            "learning_rate, or look for extreme features in these utterances."
         )
 
     def _summarize(self, steps: Sequence[Step]) -> TrainedEpoch:
@@ -345,7 +367,9 @@ class Trainer:
         edge_names = [f"{graph}_{edge}" for graph in GRAPHS for edge in EDGE_NAMES]
         edges = dict(zip(edge_names, edge_means, strict=True))
         predicted, labels = in_file_order(
-            [step.predicted for step in steps], [step.labels for step in steps], [step.rows for step in steps]
+            [step.predicted for step in steps],
+            [step.labels for step in steps],
+            [step.rows for step in steps],
         )
         predictions = Predictions(predicted.numpy(), labels.numpy(), losses["task/all"])
         return TrainedEpoch(losses, edges, predictions)
@@ -382,5 +406,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loaders["train"].generator.set_state(state["order"])
-        if rank() < len(state["random"]):  # otherwise there were fewer processes: this one draws from its seed
+        if rank() < len(
+            state["random"]
+        ):  # otherwise there were fewer processes: this one draws from its seed
             set_random_state(state["random"][rank()])

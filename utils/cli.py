@@ -20,8 +20,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = lambda: "") -> int:
-    """Call `main`.  -> exit status: 2 for what the user can fix (a DMDError, or what the system refuses), 1 for an
-    internal error, 130 and 143 for SIGINT and SIGTERM, with what `after_interrupt` says as a last word.
+    """Call `main`.  -> exit status: 2 for what the user can fix (a DMDError, or what the system
+    refuses), 1 for an internal error, 130 and 143 for SIGINT and SIGTERM, with what
+    `after_interrupt` says as a last word.
 
     Errors are one line; their traceback is in the log, if there is one.
     """
@@ -39,7 +40,10 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
             return 2
         if file is None:
             traceback.print_exception(error)
-        print(f"{line} (an internal error; its traceback is in {file or 'the lines above'})", file=sys.stderr)
+        print(
+            f"{line} (an internal error; its traceback is in {file or 'the lines above'})",
+            file=sys.stderr,
+        )
         return 1
     finally:
         stop_log()

@@ -13,40 +13,59 @@ import torch
 from utils.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("config", "dataset", "models", "trainers", "experiments", "utils")  # that results depend on
+PACKAGES = (
+    "config",
+    "dataset",
+    "models",
+    "trainers",
+    "experiments",
+    "utils",
+)  # that results depend on
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there. Raises ConfigError for another one."""
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there. Raises ConfigError for another
+    one.
+    """
     gpus = torch.cuda.device_count()
     devices = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
     if name not in ("auto", *devices):
-        raise ConfigError(f"--device: '{name}' is none that PyTorch sees here: {', '.join(devices)}.")
+        raise ConfigError(
+            f"--device: '{name}' is none that PyTorch sees here: {', '.join(devices)}."
+        )
     return torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
 
 
 def choose_tf32(precision: str) -> None:
-    """From here on, CUDA rounds the factors of products and convolutions for precision tf32, and for no other; left
-    alone, PyTorch does it in convolutions."""
+    """From here on, CUDA rounds the factors of products and convolutions for precision tf32, and
+    for no other; left alone, PyTorch does it in convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """The context in which the model runs: for bf16 with matrix products in bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    return (
+        torch.autocast(device.type, torch.bfloat16)
+        if precision == "bf16"
+        else contextlib.nullcontext()
+    )
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse what large tensors free and never hand it back: a training step frees and asks for the same
-    gigabytes again, and getting them from the system page by page can double its time."""
-    with contextlib.suppress(OSError, AttributeError):  # with another C library there is nothing to tune
+    """Let glibc reuse what large tensors free and never hand it back: a training step frees and
+    asks for the same gigabytes again, and getting them from the system page by page can double its
+    time."""
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # with another C library there is nothing to tune
         set_thresholds(ctypes.CDLL("libc.so.6"))
 
 
 def set_thresholds(libc) -> None:
-    """See keep_freed_memory. An older glibc refuses so large a threshold (mallopt gives 0). It must then be left as it
-    is: once one threshold is set, it no longer adapts the others to the program, which is slower than before."""
+    """See keep_freed_memory. An older glibc refuses so large a threshold (mallopt gives 0). It must
+    then be left as it is: once one threshold is set, it no longer adapts the others to the program,
+    which is slower than before."""
     if libc.mallopt(M_MMAP_THRESHOLD, 2**30):
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # no limit
 
@@ -67,5 +86,9 @@ def versions() -> dict[str, str]:
 
 def describe_device(device: torch.device) -> str:
     """'cpu (2 threads)' or the GPU's name."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} threads"
+    )
     return f"{device} ({name})"

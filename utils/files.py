@@ -16,8 +16,8 @@ TEMPORARY = ".{}.{}.dmd-tmp"  # name of a file while the process of that number 
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it: no reader ever sees half
-    a file, whenever the process or the machine stops."""
+    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it: no
+    reader ever sees half a file, whenever the process or the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary, open(temporary, "wb") as file:
         write(file)
@@ -26,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def link_atomically(source: Path, path: Path) -> None:
-    """Give the file `source` a second name `path`; a copy where the file system has no such thing."""
+    """Hard-link `source` to `path`; copy it where the file system does not support hard links."""
     try:
         with _replacing(path) as temporary:
             os.link(source, temporary)
@@ -36,17 +36,23 @@ def link_atomically(source: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Inside, fill the yielded file; at the end it takes the place of `path`, which is brought to the disk."""
+    """Inside, fill the yielded file; at the end it takes the place of `path`, which is brought to
+    the disk.
+    """
     temporary = path.with_name(TEMPORARY.format(path.name, os.getpid()))
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # also after success, where both were names of one file already
+        temporary.unlink(
+            missing_ok=True
+        )  # also after success, where both were names of one file already
     if os.name != "nt":  # Windows opens no folders
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            with contextlib.suppress(OSError):  # some file systems refuse it; the file itself is on the disk
+            with contextlib.suppress(
+                OSError
+            ):  # some file systems refuse it; the file itself is on the disk
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -56,8 +62,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 def lock_folder(folder: Path, timeout: float = -1) -> Iterator[None]:
     """Inside, keep other processes that ask for the same out of a folder.
 
-    Raises Timeout where another process has it for longer than `timeout` seconds (-1: no limit), OSError where the
-    file system has no locks.
+    Raises Timeout where another process has it for longer than `timeout` seconds (-1: no limit),
+    OSError where the file system has no locks.
     """
     lock = FileLock(folder / ".lock", timeout=timeout)
     try:

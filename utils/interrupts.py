@@ -39,7 +39,9 @@ def orderly_interrupts() -> Iterator[None]:
         _raise_pending()
 
     def send_again(unraisable):
-        """Python ignores what is raised in a __del__ or another callback: send the signal again, a little later."""
+        """Python ignores what is raised in a __del__ or another callback: send the signal again, a
+        little later.
+        """
         if not isinstance(unraisable.exc_value, Interrupted):
             previous_hook(unraisable)
             return
@@ -61,7 +63,9 @@ def orderly_interrupts() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Inside, a signal waits until the end, for what must not be left half-done: a transaction of a database."""
+    """Inside, a signal waits until the end, for what must not be left half-done: a transaction of a
+    database.
+    """
     with _set_held(True):
         yield
 

@@ -12,7 +12,9 @@ from utils.ranks import is_first_rank
 
 logger = logging.getLogger("MMSA")  # the name that the log lines of this family carry
 TERMINAL_LEVELS = (logging.ERROR, logging.INFO, logging.DEBUG)  # by verbose_level
-logging.raiseExceptions = False  # a full disk, or a reader of a pipe that has gone, ends the log but not the run
+logging.raiseExceptions = (
+    False  # a full disk, or a reader of a pipe that has gone, ends the log but not the run
+)
 
 
 def start_log(log_file: Path, verbose_level: int) -> None:
@@ -51,6 +53,8 @@ def stop_log() -> None:
 
 
 def progress(batches: Iterable, description: str) -> Iterable:
-    """Show a progress bar over batches, except where the output is not a terminal, or another rank shows one."""
+    """Show a progress bar over batches, except where the output is not a terminal, or another rank
+    shows one.
+    """
     disable = None if is_first_rank() else True  # None: where the output is not a terminal
     return tqdm(batches, desc=description, leave=False, disable=disable)

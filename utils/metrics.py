@@ -3,23 +3,32 @@
 import numpy as np
 from sklearn.metrics import f1_score
 
-CORE_METRICS = ("Acc_2", "F1_score", "Acc_7", "MAE")  # with Loss: the columns of result/normal/<dataset>.csv
+CORE_METRICS = (
+    "Acc_2",
+    "F1_score",
+    "Acc_7",
+    "MAE",
+)  # with Loss: the columns of result/normal/<dataset>.csv
 WIDER_METRICS = ("Has0_Acc_2", "Has0_F1_score", "Acc_5", "Acc_3", "Corr")
 METRICS = (*CORE_METRICS, *WIDER_METRICS)  # all that regression_metrics gives
 LOWER_IS_BETTER = ("Loss", "MAE")
-CONSTANT = 1e-6  # least range of predictions; float32 has fewer than that between two of the same utterance
+# least range of predictions; float32 has fewer than that between two of the same utterance
+CONSTANT = 1e-6
 
 
 def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Score predictions (N,) against labels (N,), both in [-3, 3] or beyond.
 
-    `Acc_2`, `F1_score` (weighted): positive against negative, over the utterances whose label is not 0. A
-    prediction of exactly 0 counts as negative; NaN where every label is 0 (there the release crashes).
-    `Has0_*`: not negative against negative, over all. `Acc_7`, `Acc_5`, `Acc_3`: classes after clipping to ±3, ±2,
-    ±1 and rounding half to even. `MAE`, `Corr` (Pearson; NaN where either side is constant but for rounding).
-    Rounded to 4 digits, as the release does before it compares epochs.
+    `Acc_2`, `F1_score` (weighted): positive against negative, over the utterances whose label is
+    not 0. A prediction of exactly 0 counts as negative; NaN where every label is 0 (there the
+    release crashes). `Has0_*`: not negative against negative, over all. `Acc_7`, `Acc_5`, `Acc_3`:
+    classes after clipping to ±3, ±2, ±1 and rounding half to even. `MAE`, `Corr` (Pearson; NaN
+    where either side is constant but for rounding). Rounded to 4 digits, as the release does before
+    it compares epochs.
     """
-    predictions, labels = (np.asarray(values, np.float64).ravel() for values in (predictions, labels))
+    predictions, labels = (
+        np.asarray(values, np.float64).ravel() for values in (predictions, labels)
+    )
     varying = min(np.ptp(predictions), np.ptp(labels)) >= CONSTANT
     metrics = {"MAE": np.abs(predictions - labels).mean()}
     metrics["Corr"] = np.corrcoef(predictions, labels)[0, 1] if varying else np.nan
@@ -35,7 +44,9 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
 def _binary(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     if not len(true):
         return np.nan, np.nan
-    return (predicted == true).mean(), f1_score(true, predicted, average="weighted", zero_division=0)
+    return (predicted == true).mean(), f1_score(
+        true, predicted, average="weighted", zero_division=0
+    )
 
 
 def sentiment_classes(values: np.ndarray, limit: int) -> np.ndarray:

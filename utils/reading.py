@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def read_json(path: str | Path) -> object:
-    """What a JSON text file holds. Raises OSError, or ValueError that says in a few words what is wrong."""
+    """What a JSON text file holds. Raises OSError, or ValueError that says in a few words what is
+    wrong.
+    """
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
 
 
@@ -36,7 +38,9 @@ def _without_repeats(pairs: list[tuple]) -> dict:
 
 
 def printable(text: object, length: int = 80) -> str:
-    """A stranger's text on one line: no control characters, and no more than `length` characters."""
+    """Untrusted text on one line: no control characters, at most `length` characters."""
     text = str(text)
-    shown = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text[:length]).split())
+    shown = " ".join(
+        "".join(c if c.isprintable() or c.isspace() else "?" for c in text[:length]).split()
+    )
     return shown if len(text) <= length else shown + "…"

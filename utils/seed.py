@@ -29,7 +29,9 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Continue from what `random_state` gave; the GPUs' generators only where there are as many GPUs , else warn."""
+    """Continue from what `random_state` gave; the GPUs' generators only where there are as many
+    GPUs , else warn.
+    """
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -39,6 +41,7 @@ def set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
     else:
         logger.warning(
-            f"The random state of {len(state['cuda'])} GPUs was saved, and {torch.cuda.device_count()} are here: their "
-            "generators start from the seed, so that dropout draws other numbers than in an uninterrupted run."
+            f"The random state of {len(state['cuda'])} GPUs was saved, and "
+            f"{torch.cuda.device_count()} are here: their generators start from the seed, so that "
+            "dropout draws other numbers than in an uninterrupted run."
         )

@@ -1,4 +1,6 @@
-"""Runs listed and compared, and seeds summed up: real runs and commands, numbers worked out from their files."""
+"""Runs listed and compared, and seeds summed up: real runs and commands, numbers worked out from
+their files.
+"""
 
 import contextlib
 import json
@@ -14,10 +16,23 @@ import run as training
 from analysis import compare, figures
 from analysis import runs as list_of_runs
 from experiments.run_folder import RunFolder
-from tests.commands import ROOT, SMALL, TINY, call, files, metrics_of, refused, rows_of, train, write_pickle
+from tests.commands import (
+    ROOT,
+    SMALL,
+    TINY,
+    call,
+    files,
+    metrics_of,
+    refused,
+    rows_of,
+    train,
+    write_pickle,
+)
 from utils.metrics import CORE_METRICS
 
-A, SECOND, B = (Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1"))
+A, SECOND, B = (
+    Path("result") / name for name in ("dmd-synthetic-1", "dmd-synthetic-2", "paper-synthetic-1")
+)
 INTERVALS = Path("result/normal/synthetic-intervals.csv")
 
 
@@ -49,7 +64,9 @@ def change(folder: Path, **columns) -> None:
 def configure(folder: Path, **settings) -> None:
     config = json.loads((folder / "run.json").read_text())
     config |= {key: settings.pop(key) for key in list(settings) if key in config}
-    (folder / "run.json").write_text(json.dumps(config | {"settings": config["settings"] | settings}))
+    (folder / "run.json").write_text(
+        json.dumps(config | {"settings": config["settings"] | settings})
+    )
 
 
 def test_files_of_a_run_over_two_seeds(trained, runs):
@@ -61,18 +78,38 @@ def test_files_of_a_run_over_two_seeds(trained, runs):
         for graph in ("homo", "hetero"):
             values = [float(rows[0][name]) for name in rows[0] if name.startswith(f"edge/{graph}_")]
             assert len(values) == 6 and sum(values) == pytest.approx(1, abs=1e-5)
-        assert {"loss/total", "loss/hetero/repr", "valid/Loss", "test/Corr", "train/MAE", "seconds"} <= set(rows[0])
+        assert {
+            "loss/total",
+            "loss/hetero/repr",
+            "valid/Loss",
+            "test/Corr",
+            "train/MAE",
+            "seconds",
+        } <= set(rows[0])
         config = json.loads(Path(f"result/dmd-synthetic-{seed}/run.json").read_text())
-        assert config["settings"]["nlevels"] == 1 and config["seed"] == seed and "torch" in config["versions"]
-    seeds, table = rows_of("result/normal/synthetic-seeds.csv"), rows_of("result/normal/synthetic.csv")
+        assert (
+            config["settings"]["nlevels"] == 1
+            and config["seed"] == seed
+            and "torch" in config["versions"]
+        )
+    seeds, table = (
+        rows_of("result/normal/synthetic-seeds.csv"),
+        rows_of("result/normal/synthetic.csv"),
+    )
     assert [row["seed"] for row in seeds][:2] == ["1", "2"]
     values = [float(row["MAE"]) for row in seeds[:2]]
-    assert table[0]["MAE"] == str((round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2)))
+    assert table[0]["MAE"] == str(
+        (round(float(np.mean(values)) * 100, 2), round(float(np.std(values)) * 100, 2))
+    )
 
 
 def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
     rows = pd.read_csv(INTERVALS)
-    assert set(rows["Model"]) == {"dmd"} and set(rows["seeds"]) == {"1 2"} and tuple(rows["metric"]) == CORE_METRICS
+    assert (
+        set(rows["Model"]) == {"dmd"}
+        and set(rows["seeds"]) == {"1 2"}
+        and tuple(rows["metric"]) == CORE_METRICS
+    )
     table = pd.read_csv("result/normal/synthetic.csv").iloc[0]
     for row in rows.itertuples():
         assert np.allclose(eval(table[row.metric]), (100 * row.mean, 100 * row.std), atol=0.011)
@@ -85,7 +122,9 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
         line.split(" - ")[2].split() for line in capsys.readouterr().out.splitlines()
     ]
     # The command gives the same intervals, also where files have other places.
-    configure(SECOND, device="cuda:0 (H)", keep_checkpoints=1, featurePath="/elsewhere/aligned_50.pkl")
+    configure(
+        SECOND, device="cuda:0 (H)", keep_checkpoints=1, featurePath="/elsewhere/aligned_50.pkl"
+    )
     assert call(compare, "--seeds", str(SECOND), str(A), "--output", "seeds.csv") == 0
     table = pd.read_csv("seeds.csv").set_index("seed")
     assert list(table.index) == ["2", "1", "mean", "std", "low", "high"]
@@ -108,19 +147,36 @@ def test_two_runs(runs, capsys):
     assert f"A: {A}\nB: {B}\n10 utterances of test" in printed
     labels, first, second = read(A)["label"], read(A)["prediction"], read(B)["prediction"]
     rows = pd.read_csv("out/pair.csv").set_index("metric")
-    assert tuple(rows.index) == CORE_METRICS and all(f"\n{metric} " in printed for metric in CORE_METRICS)
+    assert tuple(rows.index) == CORE_METRICS and all(
+        f"\n{metric} " in printed for metric in CORE_METRICS
+    )
     mae = rows.loc["MAE"]
     difference = (first - labels).abs().mean() - (second - labels).abs().mean()
-    assert mae["difference"] == pytest.approx(difference, abs=1e-6) and mae["low"] < difference < mae["high"]
+    assert (
+        mae["difference"] == pytest.approx(difference, abs=1e-6)
+        and mae["low"] < difference < mae["high"]
+    )
     assert list(rows) == [
-        "A", "B", "difference", "low", "high", "p", "better", "run_A", "run_B", "utterances", "videos"
-    ]  # fmt: skip
+        "A",
+        "B",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "better",
+        "run_A",
+        "run_B",
+        "utterances",
+        "videos",
+    ]
     assert mae[["run_A", "run_B", "utterances", "videos"]].tolist() == [str(A), str(B), 10, 1]
     assert "all of one video" in printed and "resamples of the utterances" in printed
 
 
 def test_comparisons_and_intervals_are_over_videos(runs, capsys):
-    """Of 10 utterances, 5 clips of either video: a swap of both videos is as extreme as none, p is about 1 / 2."""
+    """Of 10 utterances, 5 clips of either video: a swap of both videos is as extreme as none, p is
+    about 1 / 2.
+    """
     ids = [f"{video}$_${clip}" for video in ("x", "y") for clip in range(5)]
     change(A, id=ids, prediction=read(A)["label"])
     change(B, id=ids, prediction=-read(B)["label"])
@@ -140,12 +196,15 @@ def test_comparisons_and_intervals_are_over_videos(runs, capsys):
     # A quarter of the resamples draws the one video twice.
     assert table.loc[["low", "high"], "MAE"].tolist() == pytest.approx(sorted(of_videos), abs=1e-6)
     assert train("-s", "1", "2", "--resume") == 0
-    assert "10 utterances of test that all runs have (of 10, 10), of 2 videos." in capsys.readouterr().out
+    assert (
+        "10 utterances of test that all runs have (of 10, 10), of 2 videos."
+        in capsys.readouterr().out
+    )
 
 
 def test_the_better_run_is_named_where_they_differ(runs, capsys):
-    """B predicts the opposite of the label, A the label. All are clips of one video, so utterances are swapped:
-    9 or more of 10 labels are not 0, and 2 / 2^9 < 0.05."""
+    """B predicts the opposite of the label, A the label. All are clips of one video, so utterances
+    are swapped: 9 or more of 10 labels are not 0, and 2 / 2^9 < 0.05."""
     change(A, prediction=read(A)["label"])
     change(B, prediction=-read(B)["label"])
     for one, other, better in ((A, B, "A"), (B, A, "B"), (SECOND, SECOND, "neither")):
@@ -178,7 +237,7 @@ BAD = {
     "other settings": (lambda: None, ["--seeds", str(SECOND), str(B)], "has fusion gate"),
     "other data": (lambda: configure(SECOND, data={"featurePath": "0"}), SEEDS, "has data"),
     "no place for the output": (lambda: None, [*PAIR, "--output", "result"], "result"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -201,8 +260,9 @@ def test_runs_and_seeds_best_first(runs, capsys):
         Path("result", folder, "run.json").write_text(content)
     table, printed = rows(), capsys.readouterr()
     assert [line.split(":")[1] for line in printed.err.splitlines()] == [
-        " result/damaged/run.json", " result/other/run.json"
-    ]  # fmt: skip
+        " result/damaged/run.json",
+        " result/other/run.json",
+    ]
     valid = table["valid_Loss"]
     assert valid.head(2).is_monotonic_increasing and list(valid.index[valid.isna()]) == ["begun"]
     stored = [metrics_of(f"dmd-synthetic-{seed}") for seed in (1, 2)]
@@ -210,11 +270,19 @@ def test_runs_and_seeds_best_first(runs, capsys):
     assert (dmd["dataset"], dmd["seeds"]) == ("synthetic", "1 2")
     for metric in ("valid_Loss", "Acc_2", "MAE", "Corr"):
         one, two = (result[metric] for result in stored)
-        assert [dmd[metric], dmd[f"{metric}_std"]] == pytest.approx([(one + two) / 2, abs(one - two) / 2])
+        assert [dmd[metric], dmd[f"{metric}_std"]] == pytest.approx(
+            [(one + two) / 2, abs(one - two) / 2]
+        )
     assert f"{dmd['MAE']:.4f} ± {dmd['MAE_std']:.4f}" in printed.out
     paper = metrics_of("paper-synthetic-1")
-    assert table.loc["paper", "MAE"] == paper["MAE"] and int(table.loc["paper", "epoch"]) == paper["epoch"]
-    assert table["objective"].to_dict() | {"dmd": "release", "paper": "paper"} == table["objective"].to_dict()
+    assert (
+        table.loc["paper", "MAE"] == paper["MAE"]
+        and int(table.loc["paper", "epoch"]) == paper["epoch"]
+    )
+    assert (
+        table["objective"].to_dict() | {"dmd": "release", "paper": "paper"}
+        == table["objective"].to_dict()
+    )
     assert "batch_size" not in table
     unfinished = next(line for line in printed.out.splitlines() if line.split()[0] == "begun")
     assert unfinished.split()[-5:] == ["-"] * 5
@@ -245,7 +313,9 @@ def test_readable_table_keeps_the_numbers_of_its_source():
         warnings.simplefilter("error")  # pandas 2 warns of assignments to what may be a view
         shown = list_of_runs.readable(table)
     assert table.equals(before)
-    assert shown["MAE"].tolist() == ["0.9887 ± 0.0010"] and shown["valid_Loss"].tolist() == ["1.2346 ± 0.0000"]
+    assert shown["MAE"].tolist() == ["0.9887 ± 0.0010"] and shown["valid_Loss"].tolist() == [
+        "1.2346 ± 0.0000"
+    ]
     assert list(shown) == ["name", "dataset", "seeds", "epoch", "valid_Loss", "MAE"]
     trials = [{**row, "seeds": "-", "learning_rate": f"0.{n}00123456"} for n in range(2)]
     shown = list_of_runs.readable(list_of_runs.table_of([{**one, **results} for one in trials]))
@@ -281,8 +351,16 @@ def test_trials_of_an_older_table_without_data_set_are_listed_by_its_file_name(f
     )
     table = rows()
     assert list(table.index) == ["a-b trial 0", "a-b trial 1 (pruned)", "a-b trial 2 (fail)"]
-    assert table["dataset"].tolist() == ["synthetic"] * 3 and table["epoch"].tolist() == ["2", "-", "-"]
-    assert table["valid_Loss"].tolist()[:2] == [1.5, 1.75] and table["gamma"].tolist() == [0.1, 0.2, 0.3]
+    assert table["dataset"].tolist() == ["synthetic"] * 3 and table["epoch"].tolist() == [
+        "2",
+        "-",
+        "-",
+    ]
+    assert table["valid_Loss"].tolist()[:2] == [1.5, 1.75] and table["gamma"].tolist() == [
+        0.1,
+        0.2,
+        0.3,
+    ]
 
 
 def strict_json(path: Path) -> dict:
@@ -300,13 +378,18 @@ def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, co
     assert call(training, *command) == 0
     folder = Path("result/dmd-synthetic-1111")
     stored = strict_json(folder / "metrics.json")
-    assert [stored[name] for name in ("Acc_2", "F1_score", "Corr")] == [None] * 3 and stored["MAE"] > 0
+    assert [stored[name] for name in ("Acc_2", "F1_score", "Corr")] == [None] * 3 and stored[
+        "MAE"
+    ] > 0
     assert (folder / "report.html").exists()  # drawn at the end
     metrics = RunFolder(folder).metrics
     assert np.isnan([metrics[name] for name in ("Acc_2", "F1_score", "Corr")]).all()
 
     table, printed = rows(), capsys.readouterr().out
-    assert table.loc["dmd", ["Acc_2", "Corr"]].isna().all() and table.loc["dmd", "MAE"] == stored["MAE"]
+    assert (
+        table.loc["dmd", ["Acc_2", "Corr"]].isna().all()
+        and table.loc["dmd", "MAE"] == stored["MAE"]
+    )
     line = printed.splitlines()[-1].split()
     assert line[0] == "dmd" and line[-4:-1] == ["-", "-", f"{stored['Acc_7']:.4f}"]
     before = files()
@@ -317,4 +400,6 @@ def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, co
 
 def test_metrics_json_that_is_no_object_is_one_line(runs, capsys):
     (A / "metrics.json").write_text("[1]")
-    assert f"{A}/metrics.json: cannot be read (expected a JSON object)" in refused(capsys, compare, str(A), str(B))
+    assert f"{A}/metrics.json: cannot be read (expected a JSON object)" in refused(
+        capsys, compare, str(A), str(B)
+    )

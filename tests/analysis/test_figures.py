@@ -48,7 +48,9 @@ def copied(home, tmp_path, monkeypatch) -> Path:
 
 def texts(svg: Path) -> str:
     """All text of a picture."""
-    return "\n".join(node.text or "" for node in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text"))
+    return "\n".join(
+        node.text or "" for node in ElementTree.parse(svg).iter("{http://www.w3.org/2000/svg}text")
+    )
 
 
 def test_a_run_draws_itself_and_the_command_draws_the_same(home, copied, capsys):
@@ -56,9 +58,31 @@ def test_a_run_draws_itself_and_the_command_draws_the_same(home, copied, capsys)
     assert {path.name for path in (folder / "figures").iterdir()} == DRAWN
     best = json.loads((folder / "metrics.json").read_text())["epoch"]
     expected = {
-        "training": ["epoch", "train", "valid", "test", f"best epoch {best}", "Acc_2 (share of utterances)", NAME],
-        "edges": ["V→L", "A→L", "L→V", "A→V", "L→A", "V→A", "Homogeneous graph", "Heterogeneous graph"],
-        "features": ["specific, text", "common, audio", "true sentiment (-3 … 3)", "t-SNE of 10 of 10 utterances"],
+        "training": [
+            "epoch",
+            "train",
+            "valid",
+            "test",
+            f"best epoch {best}",
+            "Acc_2 (share of utterances)",
+            NAME,
+        ],
+        "edges": [
+            "V→L",
+            "A→L",
+            "L→V",
+            "A→V",
+            "L→A",
+            "V→A",
+            "Homogeneous graph",
+            "Heterogeneous graph",
+        ],
+        "features": [
+            "specific, text",
+            "common, audio",
+            "true sentiment (-3 … 3)",
+            "t-SNE of 10 of 10 utterances",
+        ],
         "predictions": ["true class", "predicted class", "true sentiment (-3 … 3)", "Acc_7 = "],
         "heads": [*HEADS, "all, fused", "homo text", "hetero audio", "Acc_2", "Acc_7"],
     }
@@ -67,7 +91,8 @@ def test_a_run_draws_itself_and_the_command_draws_the_same(home, copied, capsys)
         assert [label for label in labels if label not in found] == [], name
     capsys.readouterr()
     assert call(figures, str(copied)) == 0 and capsys.readouterr().out.count("\n") == len(DRAWN) + 1
-    for name in expected:  # the restored model may round otherwise, which moves a point by nothing that is seen
+    # the restored model may round otherwise, which moves a point by nothing that is seen
+    for name in expected:
         assert texts(copied / f"figures/{name}.svg") == texts(folder / f"figures/{name}.svg"), name
 
 
@@ -76,10 +101,17 @@ def test_the_embedding_takes_so_many_utterances_at_equal_distances():
     features = {m: generator.normal(size=(21, 5)).astype(np.float32) for m in "lva"}
     inspection = Inspection(np.arange(21.0), {}, features, features)
     (points, labels), (again, _) = (embed_features(inspection, max_utterances=11) for _ in range(2))
-    assert labels.tolist() == list(range(0, 21, 2)) and [plane.shape for plane in points.values()] == [(11, 2)] * 6
+    assert (
+        labels.tolist() == list(range(0, 21, 2))
+        and [plane.shape for plane in points.values()] == [(11, 2)] * 6
+    )
     assert all((again[key] == plane).all() for key, plane in points.items())
-    same = {m: np.ones((1, 5), np.float32) for m in "lva"}  # one utterance, and no difference at all
-    assert all((plane == 0).all() for plane in embed_features(Inspection(np.zeros(1), {}, same, same))[0].values())
+    # one utterance, and no difference at all
+    same = {m: np.ones((1, 5), np.float32) for m in "lva"}
+    assert all(
+        (plane == 0).all()
+        for plane in embed_features(Inspection(np.zeros(1), {}, same, same))[0].values()
+    )
 
 
 def test_the_report_is_self_contained_and_escapes(home, copied):
@@ -87,15 +119,23 @@ def test_the_report_is_self_contained_and_escapes(home, copied):
     config["settings"]["pretrained"] = "<script>alert('1 & 2')</script>"
     (copied / "run.json").write_text(json.dumps(config))
     figures.draw(RunFolder(copied), None, "no <i>checkpoint</i>")
-    drawn, ours = ((folder / "report.html").read_text() for folder in (home / "result" / RUN, copied))
+    drawn, ours = (
+        (folder / "report.html").read_text() for folder in (home / "result" / RUN, copied)
+    )
     for source in (drawn, ours):
-        assert source.startswith("<!DOCTYPE html>") and f"Run {RUN}" in unescape(source) and RUN not in source
+        assert (
+            source.startswith("<!DOCTYPE html>")
+            and f"Run {RUN}" in unescape(source)
+            and RUN not in source
+        )
         assert not re.search(r"<(script|link|iframe|object|a|b|i)\b|https?:|url\(|@import", source)
         assert all(start == "data:" for start in re.findall(r'src="(.{5})', source))
     assert drawn.count("<img ") == 5 and "learning_rate" in drawn
     record = RunFolder(home / "result" / RUN)
     assert f"<td>{record.metrics['MAE']:.5g}</td></tr>" in drawn
-    assert "<script>alert('1 & 2')</script>" in unescape(ours) and "no <i>checkpoint</i>" in unescape(ours)
+    assert "<script>alert('1 & 2')</script>" in unescape(
+        ours
+    ) and "no <i>checkpoint</i>" in unescape(ours)
 
 
 def test_what_history_alone_allows_is_drawn(copied, capsys):
@@ -103,20 +143,30 @@ def test_what_history_alone_allows_is_drawn(copied, capsys):
         file.write_text(file.read_text().replace("aligned_50.pkl", "moved.pkl"))
     assert call(figures, str(copied)) == 0
     message, word = capsys.readouterr().err, "no such feature file"
-    assert message.count("\n") == 1 and message.startswith("Without features, predictions, heads: ") and word in message
+    assert (
+        message.count("\n") == 1
+        and message.startswith("Without features, predictions, heads: ")
+        and word in message
+    )
     names = {"training.png", "training.svg", "edges.png", "edges.svg"}
     assert {path.name for path in (copied / "figures").iterdir()} == names
     assert word in (copied / "report.html").read_text()
 
 
 def test_bad_input_is_one_line_and_nothing_written(copied, capsys):
-    for arguments in ([str(copied), "--checkpoint", "none.pth"], [str(copied), "--device", "tpu"], ["result/none"]):
+    for arguments in (
+        [str(copied), "--checkpoint", "none.pth"],
+        [str(copied), "--device", "tpu"],
+        ["result/none"],
+    ):
         assert arguments[-1] in refused(capsys, figures, *arguments)
 
 
 def test_a_single_epoch_an_undefined_metric_no_checkpoint_and_no_history(copied, capsys):
     history = pd.read_csv(copied / "history.csv").head(1)
-    history.assign(best_epoch=1, **{"valid/Acc_2": float("nan")}).to_csv(copied / "history.csv", index=False)
+    history.assign(best_epoch=1, **{"valid/Acc_2": float("nan")}).to_csv(
+        copied / "history.csv", index=False
+    )
     BEST.unlink()
     assert call(figures, str(copied)) == 0 and "No such file" in capsys.readouterr().err
     assert "best epoch 1" in texts(copied / "figures/training.svg")
@@ -130,29 +180,46 @@ def test_a_failure_to_draw_is_a_warning_and_drawing_changes_no_number(home, copi
     (copied / "figures").write_text("in the way")
     start_log(Path("log/run.log"), verbose_level=0)
     figures.draw_after_training(RunFolder(copied, Path("pt") / copied.name), torch.device("cpu"))
-    assert re.search(r"No figures \(.*figures.*\)\. To try again: python -m", Path("log/run.log").read_text())
+    assert re.search(
+        r"No figures \(.*figures.*\)\. To try again: python -m", Path("log/run.log").read_text()
+    )
     (copied / "figures").unlink()
     assert files() == before
     shutil.copytree(home / "result" / RUN, copied, dirs_exist_ok=True)
     arguments = ["-d", "synthetic", *TINY, "--name", NAME, "--no-figures", "--overwrite"]
     assert call(run, *arguments) == 0  # which removes the earlier ones
     assert list((copied / "figures").iterdir()) == [] and not (copied / "report.html").exists()
-    assert (copied / "metrics.json").read_bytes() == (home / "result" / RUN / "metrics.json").read_bytes()
+    assert (copied / "metrics.json").read_bytes() == (
+        home / "result" / RUN / "metrics.json"
+    ).read_bytes()
 
 
 def test_a_run_on_the_published_features_is_put_beside_published_runs(folder):
     config = json.loads((ROOT / "dataset/synthetic_bert/config.json").read_text())
     shutil.copytree(ROOT / "dataset/synthetic_bert", "wide")
-    Path("wide/config.json").write_text(json.dumps(config | {"hidden_size": 768, "num_hidden_layers": 1}))
+    Path("wide/config.json").write_text(
+        json.dumps(config | {"hidden_size": 768, "num_hidden_layers": 1})
+    )
     data = ["featurePath=SYNTHETIC/aligned_50.pkl", "pretrained=wide"]
     assert call(run, "-d", "mosi", *TINY, "--set", *data) == 0
     record = RunFolder("result/dmd-mosi-1111")
     first, last = record.history["loss/total"]
-    (line,) = [line for line in Path("log/dmd-mosi.log").read_text().splitlines() if "Beside published runs" in line]
+    (line,) = [
+        line
+        for line in Path("log/dmd-mosi.log").read_text().splitlines()
+        if "Beside published runs" in line
+    ]
     assert f"this run: total_loss {first:.2f} (epoch 1), {last:.2f} (epoch 2), TEST MAE" in line
-    assert "10.67 (epoch 1), 6.41 (epoch 5), 3.19 (epoch 38), TEST MAE 0.7206, Acc_2 0.8384 (epoch 28)" in line
+    assert (
+        "10.67 (epoch 1), 6.41 (epoch 5), 3.19 (epoch 38), TEST MAE 0.7206, Acc_2 0.8384 (epoch 28)"
+        in line
+    )
     assert "3.40 (epoch 29), TEST MAE 0.7117, Acc_2 0.8476 (epoch 19)" in line
     drawn = texts(record.results / "figures/training.svg").split("\n")
     assert "reproduction-report-2023" in drawn and "jubaer36-2025" in drawn
     assert not published_runs(record.run_config["settings"] | {"need_data_aligned": False})
-    assert list(published_runs(record.run_config["settings"] | {"dataset_name": "mosei", "feature_dims": [768, 74, 35]}))
+    assert list(
+        published_runs(
+            record.run_config["settings"] | {"dataset_name": "mosei", "feature_dims": [768, 74, 35]}
+        )
+    )

@@ -9,16 +9,18 @@ from utils.metrics import CORE_METRICS, regression_metrics
 
 #                    utterance: a     b     c    d     e    f
 LABELS = np.array([2.0, -1.0, 0.0, 1.0, -2.4, 0.6])
-FIRST = np.array([1.6, -0.6, 0.4, -0.2, -2.0, 1.0])  # signs: d wrong; classes 2 -1 0 0 -2 1: d wrong
-SECOND = np.array([0.9, 0.3, 0.2, 0.8, -2.6, 0.1])  # signs: b wrong; classes 1 0 0 1 -3 0: a, b, e, f wrong
+# signs: d wrong; classes 2 -1 0 0 -2 1: d wrong
+FIRST = np.array([1.6, -0.6, 0.4, -0.2, -2.0, 1.0])
+# signs: b wrong; classes 1 0 0 1 -3 0: a, b, e, f wrong
+SECOND = np.array([0.9, 0.3, 0.2, 0.8, -2.6, 0.1])
 EACH = np.arange(6)  # every utterance is a unit
 
 
 def simulated(
     rng: np.random.Generator, videos: int, clips: int, seeds: int = 2, by_video: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions (S, N), labels and units (N): equally good runs with a part of the error in common, and another
-    part, of that standard deviation, that all clips of a video share."""
+    """Predictions (S, N), labels and units (N): equally good runs with a part of the error in
+    common, and another part, of that standard deviation, that all clips of a video share."""
     units = np.repeat(np.arange(videos), clips)
     labels = rng.integers(-9, 10, len(units)) / 3
     noise = rng.normal(0, 0.6, len(units)) + rng.normal(0, 0.5, (seeds, len(units)))
@@ -38,7 +40,8 @@ def test_comparison_matches_hand_computed_values():
     table = compare(FIRST, SECOND, LABELS, EACH)
     assert list(table.index) == list(CORE_METRICS)
     assert list(table) == ["A", "B", "difference", "low", "high", "p", "better"]
-    # Five labels are not 0; each run has four of their signs right, so no swap makes less difference.
+    # Five labels are not 0; each run has four of their signs right, so no swap makes less
+    # difference.
     assert table.loc["Acc_2", ["A", "B", "difference", "p"]].tolist() == [0.8, 0.8, 0, 1]
     assert table.loc["Acc_7", ["A", "B"]].tolist() == pytest.approx([5 / 6, 2 / 6])
     # Five units differ, four in favor of A: 2 (1 + 5) of 32 swaps make as much difference.
@@ -60,7 +63,10 @@ def test_p_matches_the_exact_permutation_test_of_scipy_over_videos():
             rows = np.arange(len(labels))
             first = a_and_b[units_of_a[units].astype(int), rows]
             second = a_and_b[units_of_b[units].astype(int), rows]
-            return regression_metrics(first, labels)[metric] - regression_metrics(second, labels)[metric]
+            return (
+                regression_metrics(first, labels)[metric]
+                - regression_metrics(second, labels)[metric]
+            )
 
         exact = permutation_test(
             (np.zeros(7), np.ones(7)), difference, permutation_type="samples", n_resamples=np.inf
@@ -77,10 +83,13 @@ def test_intervals_match_metrics_scored_resample_by_resample():
         scored.append([scores(predicted[rows], labels[rows]) for predicted in predictions])
     seeds = over_seeds(predictions, labels, [1, 2], units, resamples=60)
     low, high = np.quantile(np.mean(scored, axis=1), [0.025, 0.975], axis=0)
-    assert seeds.loc[["low", "high"]].to_numpy() == pytest.approx(np.stack([low, high]), abs=1.1e-4)  # their rounding
+    # their rounding
+    assert seeds.loc[["low", "high"]].to_numpy() == pytest.approx(np.stack([low, high]), abs=1.1e-4)
     table = compare(*predictions, labels, units, resamples=60)
     low, high = np.quantile(np.subtract(*np.moveaxis(scored, 1, 0)), [0.025, 0.975], axis=0)
-    assert table[["low", "high"]].to_numpy() == pytest.approx(np.stack([low, high], axis=1), abs=1.1e-4)
+    assert table[["low", "high"]].to_numpy() == pytest.approx(
+        np.stack([low, high], axis=1), abs=1.1e-4
+    )
 
 
 def test_intervals_are_wider_where_clips_of_a_video_err_together():
@@ -89,7 +98,10 @@ def test_intervals_are_wider_where_clips_of_a_video_err_together():
     mae = list(CORE_METRICS).index("MAE")
     for by_video, by_utterance in (
         (compare(*predictions, labels, units), compare(*predictions, labels, each)),
-        (over_seeds(predictions, labels, [1, 2], units).T, over_seeds(predictions, labels, [1, 2], each).T),
+        (
+            over_seeds(predictions, labels, [1, 2], units).T,
+            over_seeds(predictions, labels, [1, 2], each).T,
+        ),
     ):
         assert width(by_video)[mae] > 1.5 * width(by_utterance)[mae]
 
@@ -106,7 +118,9 @@ def test_equally_good_runs_rarely_differ_where_clips_of_a_video_err_together():
     for _ in range(100):
         (a, b), labels, units = simulated(rng, 31, 22, by_video=0.6)
         for found, u in ((by_video, units), (by_utterance, np.arange(len(units)))):
-            found.append((compare(a, b, labels, u, resamples=200)["better"] != "neither").to_numpy())
+            found.append(
+                (compare(a, b, labels, u, resamples=200)["better"] != "neither").to_numpy()
+            )
     assert np.mean(by_video, axis=0).max() <= 0.1  # 5 % are expected
     assert np.mean(by_utterance, axis=0)[list(CORE_METRICS).index("MAE")] > 0.2
 
@@ -139,7 +153,8 @@ def test_undefined_metrics_are_nan_without_a_warning(recwarn):
         assert table.loc["MAE", ["low", "high"]].notna().all()
     assert compared.loc[["Acc_2", "F1_score"], "better"].tolist() == ["neither"] * 2
     one_polar = over_seeds(predictions, np.array([1.0, 0, 0, 0, 0, 0]), [1, 2], EACH)["Acc_2"]
-    assert one_polar["mean"] == 1 and one_polar[["low", "high"]].isna().all()  # a third of the resamples is without it
+    # a third of the resamples is without it
+    assert one_polar["mean"] == 1 and one_polar[["low", "high"]].isna().all()
     assert not recwarn.list
 
 
@@ -147,8 +162,16 @@ GROUPS = {
     "videos": (["x$_$0", "y$_$0", "x$_$1"], [0, 1, 0], "of 2 videos"),
     "no videos": (["NA", "", "7", "7"], [0, 1, 2, 3], "whose ids name no videos"),
     "a single video": (["x$_$0", "x$_$1", "x$_$2"], [0, 1, 2], "all of one video"),
-    "some videos": (["x$_$0", "x", "x$_$1", "a_b"], [0, 1, 0, 2], "of 1 video, and 2 whose ids name none"),
-    "clips named like others": (["x$_$$_$0", "x$_$0", "$_$1", "$_$2"], [0, 1, 2, 3], "of 2 videos, and 2"),
+    "some videos": (
+        ["x$_$0", "x", "x$_$1", "a_b"],
+        [0, 1, 0, 2],
+        "of 1 video, and 2 whose ids name none",
+    ),
+    "clips named like others": (
+        ["x$_$$_$0", "x$_$0", "$_$1", "$_$2"],
+        [0, 1, 2, 3],
+        "of 2 videos, and 2",
+    ),
 }
 
 

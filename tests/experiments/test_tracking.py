@@ -22,7 +22,8 @@ def assert_events_agree_with_history(epochs: int) -> None:
         shown = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in shown] == [int(row["epoch"]) for row in rows]
         expected = [float(row[name]) for row in rows]
-        assert [value for _, value in shown] == pytest.approx(expected, rel=1e-6, nan_ok=True), name  # as float32
+        # as float32
+        assert [value for _, value in shown] == pytest.approx(expected, rel=1e-6, nan_ok=True), name
 
 
 def test_events_agree_with_history_and_change_no_number(folder, trained_once):
@@ -34,7 +35,8 @@ def test_events_agree_with_history_and_change_no_number(folder, trained_once):
     [parameters] = RUN.glob("tensorboard/*/hparams.yml")
     assert {"nlevels: 1", "seed: 1111", "KeyEval: Loss"} <= set(parameters.read_text().splitlines())
 
-    assert train("--track", "tensorboard", "--resume", "--epochs", "3") == 0  # the first epochs are shown again, once
+    # the first epochs are shown again, once
+    assert train("--track", "tensorboard", "--resume", "--epochs", "3") == 0
     assert_events_agree_with_history(epochs=3)
     assert train("--overwrite", "--epochs", "1") == 0
     assert not list((RUN / "tensorboard").rglob("events.*"))

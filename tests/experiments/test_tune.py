@@ -1,4 +1,6 @@
-"""Sweeps: real studies in real databases; trainings where what a training does matters, sums where it does not."""
+"""Sweeps: real studies in real databases; trainings where what a training does matters, sums where
+it does not.
+"""
 
 import json
 import os
@@ -25,7 +27,11 @@ from utils.errors import NumericalError
 @pytest.fixture
 def space(folder) -> str:
     rate = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
-    space = {"learning_rate": rate, "adam_betas": [[0.9, 0.999], [0.8, 0.99]], "fusion": ["gate", None]}
+    space = {
+        "learning_rate": rate,
+        "adam_betas": [[0.9, 0.999], [0.8, 0.99]],
+        "fusion": ["gate", None],
+    }
     Path("space.json").write_text(json.dumps(space))
     return "space.json"
 
@@ -64,14 +70,19 @@ def test_a_sweep_continues_and_its_best_trial_is_an_ordinary_run(space, corpus, 
     assert call(run, *arguments) == 0
     metrics = metrics_of("dmd-best-synthetic-1111")
     best = trials.loc[trials["valid_Loss"].idxmin()]
-    assert (metrics["valid_Loss"], metrics["epoch"]) == (best["valid_Loss"], best["user_attrs_best_epoch"])
+    assert (metrics["valid_Loss"], metrics["epoch"]) == (
+        best["valid_Loss"],
+        best["user_attrs_best_epoch"],
+    )
 
     assert train("--tune", "2", *once, "--name", "whole") == 0
     assert table("whole-synthetic").equals(trials)
-    assert train("--tune", "2", *once) == 0 and table().equals(trials)  # there is nothing left to do
+    # there is nothing left to do
+    assert train("--tune", "2", *once) == 0 and table().equals(trials)
 
     more = ("--tune", "4", *once)
-    assert "max_epochs" in refused(capsys, train, *more, "--epochs", "9")  # trials could not be compared
+    # trials could not be compared
+    assert "max_epochs" in refused(capsys, train, *more, "--epochs", "9")
     changed = {split: fields | {"audio": fields["audio"] + 1} for split, fields in corpus.items()}
     write_pickle(Path("dataset/SYNTHETIC/aligned_50.pkl"), changed)
     assert "data" in refused(capsys, train, *more)
@@ -103,19 +114,33 @@ def test_a_trial_that_diverges_is_pruned_and_an_error_ends_the_sweep(folder, mon
     with pytest.raises(ZeroDivisionError):
         tune_with(monkeypatch, train_on, 2)
     best = tune_with(monkeypatch, train_on, 2)
-    assert states() == ["PRUNED", "FAIL", "COMPLETE"] and best == {"gamma": table()["params_gamma"][2]}
+    assert states() == ["PRUNED", "FAIL", "COMPLETE"] and best == {
+        "gamma": table()["params_gamma"][2]
+    }
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_study_and_one_is_killed(space):
-    command = [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL, "--search", space, "--tune"]
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "-d",
+        "synthetic",
+        *SMALL,
+        "--search",
+        space,
+        "--tune",
+    ]
 
     def start(trials: int) -> subprocess.Popen:
         return subprocess.Popen([*command, str(trials)], stdout=subprocess.DEVNULL)
 
     assert [process.wait(100) for process in [start(5), start(5)]] == [0, 0]
     trials = table()
-    assert list(trials["number"]) == list(range(len(trials))) and trials["params_learning_rate"].is_unique
+    assert (
+        list(trials["number"]) == list(range(len(trials)))
+        and trials["params_learning_rate"].is_unique
+    )
     assert 5 <= len(trials) <= 6  # both may take the last one at the same moment
 
     killed, other = start(8), start(8)

@@ -1,4 +1,6 @@
-"""The three paths of a model on the CPU: plain, with the CPU's attention, and with encoders run together."""
+"""The three paths of a model on the CPU: plain, with the CPU's attention, and with encoders run
+together.
+"""
 
 import pytest
 import torch

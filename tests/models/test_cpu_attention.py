@@ -36,7 +36,9 @@ def value_and_gradients(function, tensors) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("heads", [1, 2, 8])
-@pytest.mark.parametrize(("t_q", "t_s"), [(6, 6), (1, 9), (9, 4), (200, 150), (150, 300), (400, 700)])
+@pytest.mark.parametrize(
+    ("t_q", "t_s"), [(6, 6), (1, 9), (9, 4), (200, 150), (150, 300), (400, 700)]
+)
 def test_values_and_gradients_match_plain_operations(t_q, t_s, heads, causal):
     torch.manual_seed(0)
     tensors = [torch.randn(2, t, 8, dtype=torch.double) for t in (t_q, t_s, t_s)]
@@ -49,7 +51,9 @@ def test_values_and_gradients_match_plain_operations(t_q, t_s, heads, causal):
 @pytest.mark.parametrize(("t_q", "t_s"), [(5, 9), (9, 5), (200, 150)])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 def test_module_matches_pytorch(t_q, t_s, causal, fast):
-    """With the weights of nn.MultiheadAttention, whose attn_mask is True where a query must not attend."""
+    """With the weights of nn.MultiheadAttention, whose attn_mask is True where a query must not
+    attend.
+    """
     torch.manual_seed(0)
     reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
     ours = MultiheadAttention(8, 2, dropout=0.0, fast=fast)
@@ -75,7 +79,9 @@ def test_scores_of_hundreds_do_not_overflow(t_q, t_s):
 def test_gradients_under_dropout_are_those_of_the_same_draw():
     """Against differences: the draws are equal where the seed is."""
     torch.manual_seed(0)
-    tensors = [torch.randn(shape, requires_grad=True) for shape in [(4, 6, 8), (4, 9, 8), (4, 9, 8)]]
+    tensors = [
+        torch.randn(shape, requires_grad=True) for shape in [(4, 6, 8), (4, 9, 8), (4, 9, 8)]
+    ]
     seen_by = torch.randn(4, 6, 8)
 
     def loss() -> torch.Tensor:
@@ -180,7 +186,10 @@ def test_transforms_of_torch_func_work(fast):
 
 def test_second_order_gradients_need_fast_to_be_false():
     for fast in (False, True):
-        attention, x = MultiheadAttention(8, 2, 0.0, fast=fast), torch.randn(2, 3, 8, requires_grad=True)
+        attention, x = (
+            MultiheadAttention(8, 2, 0.0, fast=fast),
+            torch.randn(2, 3, 8, requires_grad=True),
+        )
         output = attention(x, x, x).square().sum()
         [gradient] = torch.autograd.grad(output, x, create_graph=True)
         if fast:
@@ -202,7 +211,8 @@ def test_dropout_draws_have_the_same_means_and_spreads(steps, path, monkeypatch)
     args.seq_lens = steps
     torch.manual_seed(0)
     model = DMD(args).train()
-    # Every draw is an utterance: the same one, over and over. A fixed projection makes a number of each output.
+    # Every draw is an utterance: the same one, over and over. A fixed projection makes a number of
+    # each output.
     widths = zip(steps, args.feature_dims, strict=True)
     draws = [torch.randn(1, t, d).expand(6000, -1, -1) for t, d in widths]
     outputs = []
@@ -213,7 +223,10 @@ def test_dropout_draws_have_the_same_means_and_spreads(steps, path, monkeypatch)
     assert len(outputs[0]) == 38
     for name in outputs[0]:
         of_time = re.fullmatch("[sc]_[lav]", name)  # (T', B, d)
-        rows = [(output[name].movedim(1, 0) if of_time else output[name]).flatten(1) for output in outputs]
+        rows = [
+            (output[name].movedim(1, 0) if of_time else output[name]).flatten(1)
+            for output in outputs
+        ]
         weights = torch.randn(rows[0].size(1), generator=torch.Generator().manual_seed(1))
         x, y = ((row @ weights).double() for row in rows)
         if x.std() < 1e-6 * x.abs().max():  # no dropout on the way to it: audio and vision features

@@ -1,5 +1,6 @@
-"""A training step and an evaluation on the `meta` device, which has shapes and no values: a tensor that was left on the
-CPU, or a value that the host waits for, is an error there, as it would be slow or wrong on a GPU."""
+"""A training step and an evaluation on the `meta` device, which has shapes and no values: a tensor
+that was left on the CPU, or a value that the host waits for, is an error there, as it would be slow
+or wrong on a GPU."""
 
 import pytest
 import torch
@@ -26,8 +27,11 @@ class CountOperations(TorchDispatchMode):
 
 @pytest.fixture(params=[False, True], ids=["plain", "fast"])
 def trainer(request, monkeypatch) -> Trainer:
-    # A GPU clips the gradients of all parameters at once; PyTorch does not know that of the meta device.
-    monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True)
+    # A GPU clips the gradients of all parameters at once; PyTorch does not know that of the meta
+    # device.
+    monkeypatch.setattr(
+        "torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True
+    )
     monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: True)
     args = load_config("dmd", "mosi", overrides={"use_bert": False, "fast": request.param})
     args.seq_lens = [50, 50, 50]

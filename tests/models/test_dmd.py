@@ -28,7 +28,8 @@ def inputs(model, batch=2):
     ("seq_lens", "dims", "steps", "batch"),
     [
         ((50, 375, 500), [300, 74, 35], (46, 371, 496), 2),
-        # As wide as the model: not convolved. The released code counts on the steps that a convolution leaves.
+        # As wide as the model: not convolved. The released code counts on the steps that a
+        # convolution leaves.
         ((50, 50, 50), [768, 50, 20], (46, 50, 46), 2),
         ((50, 50, 50), [768, 5, 20], (46, 46, 46), 1),
     ],
@@ -46,16 +47,26 @@ def test_lengths_widths_and_a_dead_modality(seq_lens, dims, steps, batch):
 def test_the_seed_gives_the_weights_that_it_always_gave():
     """A sum recorded before the modules were rearranged: they draw in the published order."""
     model, objective = build()
-    total = sum(p.detach().double().abs().sum().item() for p in (*model.parameters(), *objective.parameters()))
+    total = sum(
+        p.detach().double().abs().sum().item()
+        for p in (*model.parameters(), *objective.parameters())
+    )
     assert total == pytest.approx(146432.7900108757, rel=1e-9)
 
 
 def test_each_dropout_acts_where_it_should(monkeypatch):
-    """Every setting has a probability of its own, and every modality a length, so that each draw tells whose it is."""
+    """Every setting has a probability of its own, and every modality a length, so that each draw
+    tells whose it is.
+    """
     p = {name: (number + 1) / 16 for number, name in enumerate(DROPOUTS)}
     steps, d = {"l": 5, "a": 6, "v": 7}, 8  # after convolutions of 1
     kernel_sizes = {f"conv1d_kernel_size_{m}": 1 for m in steps}
-    sizes = {"dst_feature_dim_nheads": [d, 2], "nlevels": 2, "need_data_aligned": False, "fast": False}
+    sizes = {
+        "dst_feature_dim_nheads": [d, 2],
+        "nlevels": 2,
+        "need_data_aligned": False,
+        "fast": False,
+    }
     model, _ = build((5, 6, 7), **sizes, **p, **kernel_sizes)
     drawn = []
 
@@ -72,14 +83,19 @@ def test_each_dropout_acts_where_it_should(monkeypatch):
     model.train()(*inputs(model))
 
     expected = [(p["text_dropout"], (5, 768))]
-    expected += [(p["output_dropout"], (width,)) for width in (3 * d, 9 * d, *3 * [d], *3 * [2 * d])]
+    expected += [
+        (p["output_dropout"], (width,)) for width in (3 * d, 9 * d, *3 * [d], *3 * [2 * d])
+    ]
     of = {"l": p["attn_dropout"], "a": p["attn_dropout_a"], "v": p["attn_dropout_v"]}
     encoders = [(m, n, d, of[n], 2) for m in steps for n in steps if n != m]  # cross-modal
     encoders += [(m, None, d, of[m], 2) for m in steps]  # common
     encoders += [(m, None, 2 * d, p["attn_dropout"], 3) for m in steps]  # memory
     for m, source, width, attn_dropout, layers in encoders:
         t_q, t_s = steps[m], steps[source or m]
-        expected += [(p["embed_dropout"], (t_q, width)), *2 * [(p["embed_dropout"], (t_s, width))] * bool(source)]
+        expected += [
+            (p["embed_dropout"], (t_q, width)),
+            *2 * [(p["embed_dropout"], (t_s, width))] * bool(source),
+        ]
         for layer in range(layers):
             if not source and layer == layers - 1:
                 t_q = 1  # only the last step of what common parts and memories give is used

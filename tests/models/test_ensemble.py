@@ -1,4 +1,6 @@
-"""Encoders run together, as on a GPU, against the plain loop over them; and when they must run alone."""
+"""Encoders run together, as on a GPU, against the plain loop over them; and when they must run
+alone.
+"""
 
 import sys
 
@@ -17,7 +19,10 @@ LABELS = torch.tensor([[1.0], [1.0], [-2.0]])
 
 
 def make_encoders(count=3, dim=8, attn_mask=True, **dropouts) -> list[CrossModalEncoder]:
-    settings = dict.fromkeys(("attn_dropout", "relu_dropout", "res_dropout", "embed_dropout"), 0.0) | dropouts
+    settings = (
+        dict.fromkeys(("attn_dropout", "relu_dropout", "res_dropout", "embed_dropout"), 0.0)
+        | dropouts
+    )
     encoders = [CrossModalEncoder(dim, 2, 3, attn_mask=attn_mask, **settings) for _ in range(count)]
     for encoder in encoders:
         for parameter in encoder.parameters():
@@ -61,9 +66,13 @@ def test_encoders_together_match_each_alone(kind, attn_mask):
     last_step = "last" in kind
     assert ensemble.are_alike(encoders, sequences)
     together = ensemble.run_together(encoders, sequences, last_step)
-    alone = [e(*inputs, last_step=last_step) for e, *inputs in zip(encoders, *sequences, strict=True)]
+    alone = [
+        e(*inputs, last_step=last_step) for e, *inputs in zip(encoders, *sequences, strict=True)
+    ]
     leaves = [*queries, *(p for encoder in encoders for p in encoder.parameters())]
-    gradients = [torch.autograd.grad(sum(x.square().sum() for x in xs), leaves) for xs in (together, alone)]
+    gradients = [
+        torch.autograd.grad(sum(x.square().sum() for x in xs), leaves) for xs in (together, alone)
+    ]
     for x, y in zip(together, alone, strict=True):
         assert relative(x, y) <= 1e-9
     largest = max(gradient.abs().max() for gradient in gradients[1])
@@ -84,7 +93,9 @@ def step(model, objective, inputs, labels=LABELS) -> dict[str, torch.Tensor]:
     return values
 
 
-def compare_steps(model, objective, inputs, labels, monkeypatch, paths=("plain", "together"), tolerance=1e-6) -> None:
+def compare_steps(
+    model, objective, inputs, labels, monkeypatch, paths=("plain", "together"), tolerance=1e-6
+) -> None:
     steps = []
     for path in paths:
         use_path(model, path, monkeypatch)
@@ -102,7 +113,9 @@ def compare_steps(model, objective, inputs, labels, monkeypatch, paths=("plain",
 def test_step_of_a_reference_case_matches_the_plain_step(case, path, tmp_path, monkeypatch):
     """In float64: in float32 they differ by its rounding."""
     reference = Reference(case, tmp_path)
-    *inputs, labels = (reference.batch()[name].double() for name in ("text", "audio", "vision", "labels"))
+    *inputs, labels = (
+        reference.batch()[name].double() for name in ("text", "audio", "vision", "labels")
+    )
     model, objective = (module.double() for module in reference.build())
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x)
     compare_steps(model, objective, inputs, labels, monkeypatch, ("plain", path))
@@ -113,10 +126,14 @@ def test_step_of_unaligned_lengths_matches_the_plain_step(path, monkeypatch):
     model, objective, inputs = make_model((50, 150, 220))
     inputs = [x.double() for x in inputs]
     monkeypatch.setattr(torch.Tensor, "float", lambda x: x)
-    compare_steps(model.double(), objective.double(), inputs, LABELS.double(), monkeypatch, ("plain", path))
+    compare_steps(
+        model.double(), objective.double(), inputs, LABELS.double(), monkeypatch, ("plain", path)
+    )
 
 
-@pytest.mark.parametrize("frozen", ["", "trans_l_with_a", "trans_a_mem.layers.1"], ids=["none", "one", "layer"])
+@pytest.mark.parametrize(
+    "frozen", ["", "trans_l_with_a", "trans_a_mem.layers.1"], ids=["none", "one", "layer"]
+)
 def test_frozen_encoders_get_no_gradient_and_the_others_the_same(frozen, runs, monkeypatch):
     model, objective, inputs = make_model()
     if frozen:
@@ -139,7 +156,11 @@ def test_autocast_to_bf16_matches_the_plain_step(runs, monkeypatch):
         model.zero_grad()
         terms["total"].backward()
         losses.append(terms["total"].item())
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        norms.append(
+            torch.nn.utils.get_total_norm(
+                [p.grad for p in model.parameters() if p.grad is not None]
+            )
+        )
     assert runs == [3, 6, 3]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert norms[1].item() == pytest.approx(norms[0].item(), rel=2e-2)
@@ -172,11 +193,15 @@ def test_each_encoder_has_its_own_dropout_of_attention():
         layer.self_attn.dropout.fill_(0.5)
     assert ensemble.are_alike(encoders, [queries])
     outputs = ensemble.run_together(encoders, [queries], False)
-    same = [torch.allclose(x, y, rtol=1e-4, atol=1e-4) for x, y in zip(outputs, without, strict=True)]
+    same = [
+        torch.allclose(x, y, rtol=1e-4, atol=1e-4) for x, y in zip(outputs, without, strict=True)
+    ]
     assert same == [False, True, True]
 
 
-@pytest.mark.parametrize("dropout", ["attn_dropout", "relu_dropout", "res_dropout", "embed_dropout"])
+@pytest.mark.parametrize(
+    "dropout", ["attn_dropout", "relu_dropout", "res_dropout", "embed_dropout"]
+)
 def test_encoders_draw_their_dropout_independently(dropout):
     first, second = make_encoders(2, **{dropout: 0.5})
     second.load_state_dict(first.state_dict())
@@ -191,8 +216,12 @@ class OwnLayer(transformer.Layer):
 
 UNLIKE = {
     "class of a layer": lambda made: setattr(made[1].layers[0], "__class__", OwnLayer),
-    "forward": lambda made: setattr(made[1].layers[0], "forward", lambda query, key, value, causal: query),
-    "forward hook": lambda made: made[2].layers[1].fc2.register_forward_hook(lambda *arguments: None),
+    "forward": lambda made: setattr(
+        made[1].layers[0], "forward", lambda query, key, value, causal: query
+    ),
+    "forward hook": lambda made: (
+        made[2].layers[1].fc2.register_forward_hook(lambda *arguments: None)
+    ),
     "backward hook": lambda made: made[2].register_full_backward_hook(lambda *arguments: None),
     "training mode": lambda made: made[0].eval(),
     "training mode of a module": lambda made: made[0].layers[0].dropout.eval(),
@@ -204,7 +233,9 @@ UNLIKE = {
     "mask": lambda made: setattr(made[1], "attn_mask", False),
     "type": lambda made: made[1].double(),
     "attribute with a tensor": lambda made: setattr(made[1], "seen", torch.ones(2)),
-    "parametrization": lambda made: torch.nn.utils.parametrizations.weight_norm(made[0].layers[0].fc1),
+    "parametrization": lambda made: torch.nn.utils.parametrizations.weight_norm(
+        made[0].layers[0].fc1
+    ),
     "layers": lambda made: made[2].layers.append(transformer.Layer(8, 2, 0.0, 0.0, 0.0)),
 }
 
@@ -240,7 +271,11 @@ def test_replicas_of_data_parallel_compute_what_the_model_does(path, use_bert, m
     module = sys.modules["torch.nn.parallel.replicate"]
     monkeypatch.setattr(module, "_broadcast_coalesced_reshape", copy_parameters)
     if use_bert:
-        overrides = {"use_bert": True, "pretrained": "dataset/synthetic_bert", "feature_dims": [64, 5, 20]}
+        overrides = {
+            "use_bert": True,
+            "pretrained": "dataset/synthetic_bert",
+            "feature_dims": [64, 5, 20],
+        }
     else:
         overrides = {}
     model, _, inputs = make_model((12, 12, 12), **overrides)

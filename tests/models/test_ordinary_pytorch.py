@@ -38,14 +38,19 @@ def output_and_terms(trainer: Trainer):
 
 
 def moved(trainer: Trainer, train=None) -> set[str]:
-    """The parameters that a training step moves, without those that get no gradient at all or one of zero."""
+    """The parameters that a training step moves, without those that get no gradient at all or one
+    of zero.
+    """
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     (train or trainer.train_epoch)()
-    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    return {
+        name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])
+    }
 
 
 @pytest.mark.parametrize(
-    "frozen", ["trans_l_with_a", "trans_a_mem.layers.1", "self_attentions_c_v", "proj_v", "text_model"]
+    "frozen",
+    ["trans_l_with_a", "trans_a_mem.layers.1", "self_attentions_c_v", "proj_v", "text_model"],
 )
 def test_what_is_frozen_stays_and_nothing_else(trainer, frozen):
     everything = moved(copy.deepcopy(trainer))
@@ -62,7 +67,9 @@ def test_zero_grad_in_every_way(trainer, way):
         trainer.model.zero_grad(set_to_none=False)
         trainer.objective.zero_grad(set_to_none=False)
     trainer.training_step(make_batch(0, LABELS))
-    got = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    got = {
+        name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None
+    }
     trainer.optimizer.zero_grad()
     trainer.training_step(make_batch(0, LABELS))
     for name, gradient in got.items():
@@ -72,11 +79,17 @@ def test_zero_grad_in_every_way(trainer, way):
 
 
 def test_the_gradient_of_one_loss(trainer):
-    """torch.autograd.grad of each term, which leaves .grad alone; together they are the gradient of their sum."""
+    """torch.autograd.grad of each term, which leaves .grad alone; together they are the gradient of
+    their sum.
+    """
     _, terms = output_and_terms(trainer)
-    encoders = [p for name, p in trainer.model.named_parameters() if "_with_" in name or "_mem" in name]
+    encoders = [
+        p for name, p in trainer.model.named_parameters() if "_with_" in name or "_mem" in name
+    ]
     of_all = torch.autograd.grad(terms["task/all"], encoders, retain_graph=True)
-    of_text = torch.autograd.grad(terms["task/l_hetero"], encoders, retain_graph=True, allow_unused=True)
+    of_text = torch.autograd.grad(
+        terms["task/l_hetero"], encoders, retain_graph=True, allow_unused=True
+    )
     together = torch.autograd.grad(terms["task/all"] + terms["task/l_hetero"], encoders)
     assert all(p.grad is None for p in trainer.all_parameters)
     for one, two, both in zip(of_all, of_text, together, strict=True):
@@ -84,15 +97,26 @@ def test_the_gradient_of_one_loss(trainer):
 
 
 def test_a_parameter_group_for_bert():
-    trainer = make_trainer([make_batch(0, LABELS)], learning_rate_bert=1e-6, update_epochs=1, **NO_DROPOUT)
+    trainer = make_trainer(
+        [make_batch(0, LABELS)], learning_rate_bert=1e-6, update_epochs=1, **NO_DROPOUT
+    )
     rates = [(group["lr"], len(group["params"])) for group in trainer.optimizer.param_groups]
     bert = list(trainer.model.text_model.parameters())
-    assert rates == [(trainer.args.learning_rate, len(trainer.all_parameters) - len(bert)), (1e-6, len(bert))]
+    assert rates == [
+        (trainer.args.learning_rate, len(trainer.all_parameters) - len(bert)),
+        (1e-6, len(bert)),
+    ]
     before = [p.detach().clone() for p in trainer.all_parameters]
     trainer.train_epoch()
     # Adam's first step is the learning rate, wherever the gradient is not zero.
-    largest = {name: max((p - b).abs().max().item() for p, b in zip(trainer.all_parameters, before, strict=True)
-                         if (p in set(bert)) == (name == "bert")) for name in ("bert", "rest")}  # fmt: skip
+    largest = {
+        name: max(
+            (p - b).abs().max().item()
+            for p, b in zip(trainer.all_parameters, before, strict=True)
+            if (p in set(bert)) == (name == "bert")
+        )
+        for name in ("bert", "rest")
+    }
     assert largest["bert"] == pytest.approx(1e-6, rel=0.1)
     assert largest["rest"] == pytest.approx(trainer.args.learning_rate, rel=0.01)
 
@@ -106,10 +130,15 @@ def test_hooks_on_every_parameter_and_on_a_module(trainer):
     output, terms = output_and_terms(trainer)
     assert seen == [(3, output.specific["l"].size(1), 4 * trainer.model.d)]
     handle.remove()
-    torch.testing.assert_close(output_and_terms(trainer)[0].output_logit, output.output_logit, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        output_and_terms(trainer)[0].output_logit, output.output_logit, rtol=1e-4, atol=1e-5
+    )
     assert len(seen) == 1
     terms["total"].backward()
-    assert fired == {name for name, p in trainer.model.named_parameters() if p.grad is not None} and len(fired) > 300
+    assert (
+        fired == {name for name, p in trainer.model.named_parameters() if p.grad is not None}
+        and len(fired) > 300
+    )
 
 
 def test_deepcopy_is_independent(trainer):
@@ -118,8 +147,10 @@ def test_deepcopy_is_independent(trainer):
     trainer.train_epoch()
     assert all(torch.equal(x, before[name]) for name, x in twin.state_dict().items())
     batch = make_batch(0, LABELS)
-    assert not torch.equal(twin(batch["text"], batch["audio"], batch["vision"]).output_logit,
-                           output_and_terms(trainer)[0].output_logit)  # fmt: skip
+    assert not torch.equal(
+        twin(batch["text"], batch["audio"], batch["vision"]).output_logit,
+        output_and_terms(trainer)[0].output_logit,
+    )
 
 
 def test_a_saved_tensor_has_its_own_size(trainer):
@@ -141,11 +172,21 @@ def test_functional_call_computes_with_the_parameters_that_it_is_given(trainer):
     assert not torch.allclose(called, trainer.model(*inputs).output_logit)
 
     def loss(parameters):
-        return torch.func.functional_call(trainer.model, parameters, inputs).output_logit.square().sum()
+        return (
+            torch.func.functional_call(trainer.model, parameters, inputs)
+            .output_logit.square()
+            .sum()
+        )
 
-    parameters = {name: p for name, p in trainer.model.named_parameters() if "_with_" in name or "out_layer." in name}
+    parameters = {
+        name: p
+        for name, p in trainer.model.named_parameters()
+        if "_with_" in name or "out_layer." in name
+    }
     of_func = torch.func.grad(loss)({name: p.detach() for name, p in parameters.items()})
-    for got, expected in zip(of_func.values(), torch.autograd.grad(loss({}), parameters.values()), strict=True):
+    for got, expected in zip(
+        of_func.values(), torch.autograd.grad(loss({}), parameters.values()), strict=True
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -205,7 +246,9 @@ def test_a_trainer_is_freed_with_its_last_reference(fast):
     """Of several seeds, none is to hold a GPU's memory until Python's collector runs."""
     trainer = make_trainer([make_batch(0, LABELS)], fast=fast)
     trainer.train_epoch()
-    parts = [weakref.ref(part) for part in (trainer, trainer.model, trainer.objective, trainer.optimizer)]
+    parts = [
+        weakref.ref(part) for part in (trainer, trainer.model, trainer.objective, trainer.optimizer)
+    ]
     gc.disable()
     try:
         del trainer

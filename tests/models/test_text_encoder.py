@@ -11,7 +11,13 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 from models.text_encoder import TextEncoder, load_tokenizer
 from utils.errors import ConfigError
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 40,
+}
 TOKENS = torch.tensor([[[5, 6, 7, 0], [1, 1, 1, 0], [0, 0, 0, 0]]])
 
 
@@ -37,7 +43,11 @@ def test_weights_in_half_precision_are_read_as_float32(bert):
 
 def test_missing_weights_are_not_made_up_but_for_the_unused_pooler(bert):
     expected = hidden(bert)
-    weights = {name: value for name, value in load_file(bert / "model.safetensors").items() if "pooler" not in name}
+    weights = {
+        name: value
+        for name, value in load_file(bert / "model.safetensors").items()
+        if "pooler" not in name
+    }
     save_file(weights, bert / "model.safetensors")
     torch.testing.assert_close(hidden(bert), expected, rtol=0, atol=0)
     del weights["encoder.layer.0.output.dense.weight"]
@@ -48,11 +58,14 @@ def test_missing_weights_are_not_made_up_but_for_the_unused_pooler(bert):
 
 @pytest.mark.parametrize("with_weights", [True, False])
 def test_roberta(tmp_path, with_weights):
-    model = RobertaModel(RobertaConfig(**SIZES, type_vocab_size=1, max_position_embeddings=12, pad_token_id=1)).eval()
+    model = RobertaModel(
+        RobertaConfig(**SIZES, type_vocab_size=1, max_position_embeddings=12, pad_token_id=1)
+    ).eval()
     (model if with_weights else model.config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="roberta"):
         hidden(tmp_path)  # a BERT is asked for, unless `transformers` says otherwise
-    tokens = torch.tensor([[[0, 6, 7, 2, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]])  # padding has the id 1
+    # padding has the id 1
+    tokens = torch.tensor([[[0, 6, 7, 2, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]])
     for kind in ("roberta", "auto"):
         torch.manual_seed(1)
         padded = hidden(tmp_path, tokens, kind)
@@ -60,7 +73,9 @@ def test_roberta(tmp_path, with_weights):
         torch.testing.assert_close(hidden(tmp_path, tokens[..., :4], kind), padded[:, :4])
         if with_weights:
             positions = torch.tensor([[2, 3, 4, 5, 1, 1]])
-            expected = model(tokens[:, 0], attention_mask=tokens[:, 1], position_ids=positions).last_hidden_state
+            expected = model(
+                tokens[:, 0], attention_mask=tokens[:, 1], position_ids=positions
+            ).last_hidden_state
             torch.testing.assert_close(padded, expected)
 
 

@@ -13,7 +13,8 @@ def test_positions_are_sine_half_then_cosine_half_and_zero_where_padded():
     x[0, :, 0] = torch.tensor([0.0, 1.0, -2.0])
     positions = SinusoidalPositions(4)(x)[0]
     assert positions[0].tolist() == [0, 0, 0, 0]
-    slow = math.exp(-math.log(10_000))  # the second of two frequencies: exp(-1 * ln(10^4) / (2 - 1))
+    # the second of two frequencies: exp(-1 * ln(10^4) / (2 - 1))
+    slow = math.exp(-math.log(10_000))
     expected = [math.sin(2), math.sin(2 * slow), math.cos(2), math.cos(2 * slow)]
     assert torch.allclose(positions[1], torch.tensor(expected))
     positions = SinusoidalPositions(8)(torch.ones(1, 300, 8, dtype=torch.bfloat16))[0]

@@ -1,4 +1,6 @@
-"""Forward pass, edges, losses and gradients against the released code (tolerances: 1e-5, gradient norms 1e-4)."""
+"""Forward pass, edges, losses and gradients against the released code (tolerances: 1e-5, gradient
+norms 1e-4).
+"""
 
 import json
 
@@ -29,7 +31,13 @@ def test_state_dict_has_the_published_names_order_and_shapes(case, tmp_path):
     model, objective = reference.build()
     published = json.loads((FOLDER / f"state_dict_{case}.json").read_text())
     # The file lists the parameters of the graphs after those of the model.
-    ours = {name: list(value.shape) for part in (model, objective) for name, value in part.state_dict().items()}
+    ours = {
+        name: list(value.shape)
+        for part in (model, objective)
+        for name, value in part.state_dict().items()
+    }
     assert list(ours.items()) == list(published.items())
-    zeros = {name: torch.zeros(shape) for name, shape in published.items() if name in model.state_dict()}
+    zeros = {
+        name: torch.zeros(shape) for name, shape in published.items() if name in model.state_dict()
+    }
     model.load_state_dict(zeros, strict=True)

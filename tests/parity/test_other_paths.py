@@ -1,7 +1,7 @@
 """The paths that are not the CPU's default, against the same numbers of the released code.
 
-Tolerances: as on the default path for PyTorch's own operations and for torch.compile; BF16 for autocast, and ten
-times that for gradient norms.
+Tolerances: as on the default path for PyTorch's own operations and for torch.compile; BF16 for
+    autocast, and ten times that for gradient norms.
 """
 
 import pytest
@@ -11,16 +11,33 @@ from tests.models.paths import use_path
 from tests.reference import CASES, Reference, relative_difference
 from trainers.trainer import Trainer
 
-BF16 = 0.02  # bfloat16 has 8 bits: one rounding is up to 0.004 of a value; norms of small gradients collect many
+# bfloat16 has 8 bits: one rounding is up to 0.004 of a value; norms of small gradients collect many
+BF16 = 0.02
 
 
-def check(reference: Reference, tolerance: float, of_gradients: float, least: float = -1, prepare=None, **options):
-    """Compare one training step of a batch with the recorded numbers; `prepare` is called with the model."""
+def check(
+    reference: Reference,
+    tolerance: float,
+    of_gradients: float,
+    least: float = -1,
+    prepare=None,
+    **options,
+):
+    """Compare one training step of a batch with the recorded numbers; `prepare` is called with the
+    model.
+    """
     reference.args.grad_clip = -1
     model, objective = reference.build()
     if prepare is not None:
         prepare(model)
-    trainer = Trainer(reference.args, model, objective, {"train": range(10)}, torch.device(reference.device), **options)
+    trainer = Trainer(
+        reference.args,
+        model,
+        objective,
+        {"train": range(10)},
+        torch.device(reference.device),
+        **options,
+    )
     step = trainer.training_step(reference.batch())
     assert step.predicted.dtype == step.losses.dtype == torch.float32
     assert relative_difference(step.predicted, reference.group("fwd")["output_logit"]) <= tolerance
@@ -31,7 +48,12 @@ def check(reference: Reference, tolerance: float, of_gradients: float, least: fl
 
 @pytest.mark.parametrize("case", CASES)
 def test_encoders_run_together(case, tmp_path, monkeypatch):
-    check(Reference(case, tmp_path), 1e-5, 1e-4, prepare=lambda model: use_path(model, "together", monkeypatch))
+    check(
+        Reference(case, tmp_path),
+        1e-5,
+        1e-4,
+        prepare=lambda model: use_path(model, "together", monkeypatch),
+    )
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from utils.metrics import CORE_METRICS
 NUMBER = re.compile(r"(total_loss|Acc_2|F1_score|Acc_7|MAE|Loss): (-?[\d.]+)")
 
 
-@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "plain"])
+@pytest.mark.parametrize(
+    "fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "plain"]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_three_epochs(case, fast, tmp_path):
     reference = Reference(case, tmp_path / "bert", fast=fast)
@@ -25,7 +27,9 @@ def test_three_epochs(case, fast, tmp_path):
     rows = {"train": slice(n - 2 * held_out), "valid": slice(n - 2 * held_out, n - held_out),
             "test": slice(n - held_out, n)}  # fmt: skip
     loaders = {
-        name: make_loader(UtteranceDataset(reference.split(of_split)), size, generator=torch.Generator())
+        name: make_loader(
+            UtteranceDataset(reference.split(of_split)), size, generator=torch.Generator()
+        )
         for name, of_split in rows.items()
     }
     reference.args.max_epochs = info["epochs"]
@@ -43,7 +47,9 @@ def test_three_epochs(case, fast, tmp_path):
     trainer.fit(on_epoch_end=record)
 
     published = NUMBER.findall("\n".join(str(line) for line in reference.numbers["log"]))
-    lines = [line for line in (tmp_path / "run.log").read_text().splitlines() if ">>" in line][: 3 * info["epochs"]]
+    lines = [line for line in (tmp_path / "run.log").read_text().splitlines() if ">>" in line][
+        : 3 * info["epochs"]
+    ]
     logged = NUMBER.findall("\n".join(lines))
     assert [name for name, _ in logged] == [name for name, _ in published]
     assert len(logged) == info["epochs"] * (3 * len(CORE_METRICS) + 3)

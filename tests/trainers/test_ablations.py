@@ -26,7 +26,9 @@ def evaluated(**overrides):
 def test_without_decoupling_both_parts_are_the_projected_features():
     trainer, batch, output = evaluated(feature_decoupling=False, lambda_decoupling=0)
     for m in STACK_ORDER:
-        assert torch.equal(output.specific[m], output.origin[m]) and torch.equal(output.common[m], output.origin[m])
+        assert torch.equal(output.specific[m], output.origin[m]) and torch.equal(
+            output.common[m], output.origin[m]
+        )
     trainer.training_step(batch)
     for name in ("encoder_c", *(f"{kind}_{m}" for kind in ("encoder_s", "decoder") for m in "lva")):
         gradient = trainer.model.get_parameter(f"{name}.weight").grad
@@ -43,14 +45,20 @@ def test_without_cross_modal_attention_a_modality_reads_only_itself():
     doubled = torch.cat([before.specific["l"], before.specific["l"]], dim=2)
     assert torch.allclose(before.last_h["l"], trainer.model.trans_l_mem(doubled)[:, -1], atol=1e-5)
     trainer.training_step(batch)
-    attention = [p for name, p in trainer.model.named_parameters() if name.startswith("trans_") and "_with_" in name]
+    attention = [
+        p
+        for name, p in trainer.model.named_parameters()
+        if name.startswith("trans_") and "_with_" in name
+    ]
     assert attention and all(parameter.grad is None for parameter in attention)
 
 
 @pytest.mark.parametrize("use_bert", [True, False])
 @pytest.mark.parametrize("modalities", ["lva", "lv", "a"])
 def test_a_modality_that_is_not_listed_is_replaced_by_zeros(modalities, use_bert):
-    """Other features of what is masked change nothing; other features of what is kept change the prediction."""
+    """Other features of what is masked change nothing; other features of what is kept change the
+    prediction.
+    """
     widths = {} if use_bert else {"feature_dims": [7, 5, 20]}
     args = load_config("dmd", "synthetic", overrides={"nlevels": 1, "use_bert": use_bert} | widths)
     args.seq_lens = [50, 50, 50]
@@ -64,8 +72,15 @@ def test_a_modality_that_is_not_listed_is_replaced_by_zeros(modalities, use_bert
         return {field: batch[field].numpy() for field in FIELDS}
 
     def heads(arrays: dict, modalities: str) -> dict:
-        split = Split(**arrays, labels=torch.tensor(LABELS).numpy(), ids=list("abcd"), raw_text=list("abcd"))
-        return inspect(model, make_loader(UtteranceDataset(split), 3), torch.device("cpu"), modalities=modalities).heads
+        split = Split(
+            **arrays, labels=torch.tensor(LABELS).numpy(), ids=list("abcd"), raw_text=list("abcd")
+        )
+        return inspect(
+            model,
+            make_loader(UtteranceDataset(split), 3),
+            torch.device("cpu"),
+            modalities=modalities,
+        ).heads
 
     arrays, others = features(0), features(1)
     before = heads(arrays, modalities)

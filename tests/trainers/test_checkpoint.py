@@ -36,7 +36,7 @@ def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
         (lambda: build(nlevels=2)[0], "layers.1"),
         (lambda: torch.nn.Linear(2, 3), "Missing"),
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, words):
     save_state(other().state_dict(), tmp_path / "other.pth")
     with pytest.raises(CheckpointError) as error:
@@ -48,10 +48,20 @@ def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, word
 def test_what_torch_save_writes_around_weights_is_read(zipped, tmp_path):
     """In several types; and in the format before PyTorch 1.6, of Lightning and DataParallel."""
     base = torch.arange(12.0).reshape(3, 4)
-    state = {str(dtype): base.to(dtype) for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool)} | {
-        "parameter": nn.Parameter(base.clone()), "transposed": base.T, "part": base[1:, 2:], "scalar": torch.tensor(2.0)
-    }  # fmt: skip
-    written = state if zipped else {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+    state = {
+        str(dtype): base.to(dtype)
+        for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.bool)
+    } | {
+        "parameter": nn.Parameter(base.clone()),
+        "transposed": base.T,
+        "part": base[1:, 2:],
+        "scalar": torch.tensor(2.0),
+    }
+    written = (
+        state
+        if zipped
+        else {"state_dict": {f"module.{name}": value for name, value in state.items()}}
+    )
     torch.save(written, tmp_path / "1.pth", _use_new_zipfile_serialization=zipped)
     read = read_checkpoint(tmp_path / "1.pth")
     assert read.keys() == state.keys()
@@ -86,10 +96,15 @@ def test_other_files_are_refused_in_one_line_and_run_nothing(case, tmp_path, mon
     assert "\n" not in str(error.value) and os.listdir() == ["bad.pth"]
 
 
-GOOD = {"settings": {"dataset_name": "mosi"}, "features": {"feature_T": "", "feature_A": "", "feature_V": ""}}
+GOOD = {
+    "settings": {"dataset_name": "mosi"},
+    "features": {"feature_T": "", "feature_A": "", "feature_V": ""},
+}
 
 
-@pytest.mark.parametrize("content", ["no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}}])
+@pytest.mark.parametrize(
+    "content", ["no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}}]
+)
 def test_a_config_of_something_else_is_no_run_s(content, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(GOOD))
     assert read_run_config(tmp_path) == GOOD

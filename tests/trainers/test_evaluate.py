@@ -11,17 +11,25 @@ from trainers.evaluate import predict
 
 
 def test_the_batches_of_evaluation_change_nothing(tmp_path):
-    """Loss is as valid_loss says, whatever the loader's batches are; and predict() leaves out nothing that counts."""
+    """Loss is as valid_loss says, whatever the loader's batches are; and predict() leaves out
+    nothing that counts.
+    """
     reference = Reference("mosei_aligned", tmp_path)
     model = reference.build()[0].eval()
     n = 13
     part = reference.split(slice(n))
     model.args.batch_size = 4
     with torch.no_grad():
-        whole = model(*(torch.from_numpy(getattr(part, name)) for name in ("text", "audio", "vision"))).output_logit
+        whole = model(
+            *(torch.from_numpy(getattr(part, name)) for name in ("text", "audio", "vision"))
+        ).output_logit
     errors = (whole[:, 0] - torch.from_numpy(part.labels)).abs()
-    sums = [sum(errors[start : start + 4].tolist()) for start in range(0, n, 4)]  # the last of one utterance
-    expected = {"batch_mean": (sums[0] / 4 + sums[1] / 4 + sums[2] / 4 + sums[3]) / 4, "sample_mean": sum(sums) / n}
+    # the last of one utterance
+    sums = [sum(errors[start : start + 4].tolist()) for start in range(0, n, 4)]
+    expected = {
+        "batch_mean": (sums[0] / 4 + sums[1] / 4 + sums[2] / 4 + sums[3]) / 4,
+        "sample_mean": sum(sums) / n,
+    }
     assert abs(expected["batch_mean"] - expected["sample_mean"]) > 1e-3
     for size, kind in itertools.product((1, 4, 5, 64), expected):
         model.args.valid_loss = kind

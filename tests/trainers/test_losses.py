@@ -12,7 +12,8 @@ from trainers.losses import margin_loss, orthogonality_loss, triplet_margin_loss
 ORT = {
     "feature": (24 / 25 + 0) / 2,  # the steps' cosines over the width are 24/25 and -1
     "paper": (24 / 25 - 1) / 2,
-    "batch": (11 / math.sqrt(170) + 1) / 2,  # the channels' over the utterances: (12 - 1) / √(10·17), 12 / (4·3)
+    # the channels' over the utterances: (12 - 1) / √(10·17), 12 / (4·3)
+    "batch": (11 / math.sqrt(170) + 1) / 2,
 }
 
 
@@ -22,7 +23,8 @@ def test_orthogonality_of_each_kind(kind):
     common = torch.tensor([[[4.0, 3.0]], [[-1.0, 0.0]]])
     assert orthogonality_loss(specific, common, kind).item() == pytest.approx(ORT[kind])
     twice = (torch.cat([x, x], dim=1) for x in (specific, common))
-    assert orthogonality_loss(*twice, kind).item() == pytest.approx(ORT[kind])  # a mean over steps, no sum
+    # a mean over steps, no sum
+    assert orthogonality_loss(*twice, kind).item() == pytest.approx(ORT[kind])
 
 
 def cosine(x, y):
@@ -36,7 +38,12 @@ def margin_by_the_letter(vectors, labels, slope):
         positives = [j for j, other in enumerate(labels) if other == y and j != i]
         negatives = [j for j, other in enumerate(labels) if other != y]
         pairs = [
-            max(0, slope * abs(y - labels[n]) - cosine(vectors[i], vectors[p]) + cosine(vectors[i], vectors[n]))
+            max(
+                0,
+                slope * abs(y - labels[n])
+                - cosine(vectors[i], vectors[p])
+                + cosine(vectors[i], vectors[n]),
+            )
             for p in positives
             for n in negatives
         ]
@@ -45,7 +52,9 @@ def margin_by_the_letter(vectors, labels, slope):
     return sum(anchors) / len(anchors) if anchors else 0.0
 
 
-@pytest.mark.parametrize("labels", [[0.0, 0.0, 1.0, -2.0, 1.0, 1.0], [1.0, 2.0, 3.0, 1.0, 1.0, 1.0]])
+@pytest.mark.parametrize(
+    "labels", [[0.0, 0.0, 1.0, -2.0, 1.0, 1.0], [1.0, 2.0, 3.0, 1.0, 1.0, 1.0]]
+)
 def test_margin_equals_the_loop(labels):
     vectors = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
     got = margin_loss(vectors, torch.tensor(labels), 0.15).item()
@@ -55,7 +64,9 @@ def test_margin_equals_the_loop(labels):
 def both_margins(vectors, labels):
     """The release's loss and the paper's, of as many vectors of each modality.  -> their sum"""
     modalities = torch.arange(3).repeat_interleave(len(vectors) // 3)
-    return margin_loss(vectors, labels, 0.15) + triplet_margin_loss(vectors, labels, modalities, 0.1)
+    return margin_loss(vectors, labels, 0.15) + triplet_margin_loss(
+        vectors, labels, modalities, 0.1
+    )
 
 
 def test_gradients_of_the_margins():
@@ -94,7 +105,8 @@ def test_triplets_equal_the_loop():
 
 EMPTY = [lambda x, kind=kind: orthogonality_loss(x, torch.zeros(3, 2, 4), kind) for kind in ORT]
 EMPTY += [
-    lambda x, y=y: both_margins(x[:, 0], torch.tensor(y)) for y in ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    lambda x, y=y: both_margins(x[:, 0], torch.tensor(y))
+    for y in ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
 ]  # without a pair
 
 

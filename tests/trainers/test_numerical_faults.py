@@ -23,7 +23,9 @@ def trainer(tmp_path) -> Trainer:
 def test_an_infinite_gradient_is_not_hidden_by_clipping(trainer):
     """All losses are finite; the gradient of one bias is infinite in the second batch."""
     batches = []
-    trainer.model.out_layer.bias.register_hook(lambda g: batches.append(g) or (g * math.inf if len(batches) > 1 else g))
+    trainer.model.out_layer.bias.register_hook(
+        lambda g: batches.append(g) or (g * math.inf if len(batches) > 1 else g)
+    )
     before = [p.detach().clone() for p in trainer.all_parameters]
     trainer.epoch = 3
     with pytest.raises(NumericalError, match=r"epoch 3: .* a gradient .*utterance4, utterance5"):
@@ -34,9 +36,14 @@ def test_an_infinite_gradient_is_not_hidden_by_clipping(trainer):
 def test_the_utterance_whose_features_are_absurd_is_named(trainer):
     trainer.loaders["train"].dataset.tensors["audio"][6] = 1e38
     before = [p.detach().clone() for p in trainer.all_parameters]
-    with pytest.raises(NumericalError, match=r"the loss term \S+ is not finite, .*utterance6") as error:
+    with pytest.raises(
+        NumericalError, match=r"the loss term \S+ is not finite, .*utterance6"
+    ) as error:
         trainer.train_epoch()
     assert "utterance5" not in str(error.value)
     assert all(map(torch.equal, trainer.all_parameters, before))
-    with pytest.raises(NumericalError, match="train: the predictions for 1 of 8 utterances are not finite: utterance6"):
+    with pytest.raises(
+        NumericalError,
+        match="train: the predictions for 1 of 8 utterances are not finite: utterance6",
+    ):
         trainer.evaluate("train")

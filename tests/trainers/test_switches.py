@@ -1,4 +1,4 @@
-"""The switches of the recipe, and training under every switch at the shapes of the synthetic data."""
+"""The switches of the recipe, and training under every switch at the synthetic data's shapes."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +29,10 @@ def make_trainer(batches: Sequence[dict] = (), **overrides) -> Trainer:
     args.seq_lens = [50, 50, 50]
     torch.manual_seed(1)
     batches = batches or [make_batch(0, [1.0, 1.0, -2.0, 0.4])]
-    arrays = {name: torch.cat([b[name] for b in batches]).numpy() for name in ("text", "audio", "vision", "labels")}
+    arrays = {
+        name: torch.cat([b[name] for b in batches]).numpy()
+        for name in ("text", "audio", "vision", "labels")
+    }
     names = [f"utterance{i}" for i in range(len(arrays["labels"]))]
     split = Split(**arrays | {"labels": arrays["labels"][:, 0]}, ids=names, raw_text=names)
     loaders = {"train": make_loader(UtteranceDataset(split), 4)}
@@ -43,16 +46,30 @@ def make_batch(seed: int, labels) -> dict[str, torch.Tensor]:
     text = torch.stack([ids, torch.ones_like(ids), torch.zeros_like(ids)], dim=1).float()
     audio, vision = (torch.randn(n, 50, width, generator=generator) for width in (5, 20))
     labels = torch.tensor(labels)[:, None]
-    return {"text": text, "audio": audio, "vision": vision, "labels": labels, "rows": torch.arange(n)}
+    return {
+        "text": text,
+        "audio": audio,
+        "vision": vision,
+        "labels": labels,
+        "rows": torch.arange(n),
+    }
 
 
 @pytest.mark.parametrize(
     ("leftover", "batches", "steps"),
-    [("drop", 3, 1), ("step", 3, 2), ("drop", 4, 2), ("step", 4, 2), ("drop", 1, 1), ("step", 1, 1)],
+    [
+        ("drop", 3, 1),
+        ("step", 3, 2),
+        ("drop", 4, 2),
+        ("step", 4, 2),
+        ("drop", 1, 1),
+        ("step", 1, 1),
+    ],
 )
 def test_leftover_batches(leftover, batches, steps, tmp_path, capsys):
-    """Groups of two. Labels of 50 are beyond any prediction, so that the gradient of the last bias is negative in
-    every batch; without momentum Adam then adds the learning rate to it in each step."""
+    """Groups of two. Labels of 50 are beyond any prediction, so that the gradient of the last bias
+    is negative in every batch; without momentum Adam then adds the learning rate to it in each
+    step."""
     start_log(tmp_path / "run.log", verbose_level=1)
     data = [make_batch(seed, [50.0] * 4) for seed in range(batches)]
     overrides = {"update_epochs": 2, "adam_betas": [0.0, 0.0], "learning_rate": 0.001}
@@ -67,7 +84,9 @@ def test_leftover_batches(leftover, batches, steps, tmp_path, capsys):
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_weight_decay(applied):
-    """Of a parameter without a gradient of its own, Adam's first step is ±lr where it decays, and else nothing."""
+    """Of a parameter without a gradient of its own, Adam's first step is ±lr where it decays, and
+    else nothing.
+    """
     trainer = make_trainer(weight_decay_applied=applied, weight_decay=0.005)
     bias = trainer.objective.homo.W_edge.bias
     before = bias.item()
@@ -90,13 +109,19 @@ def test_factors_are_rounded_only_where_it_is_asked_for(precision):
 def test_gate_multiplies_the_features(fusion):
     model = make_trainer(fusion=fusion, dst_feature_dim_nheads=[2, 1], output_dropout=0.0).model
     generator = torch.Generator().manual_seed(2)
-    last_h, common = {m: torch.randn(1, 4, generator=generator) for m in "lva"}, torch.randn(1, 6, generator=generator)
-    torch.nn.init.zeros_(model.proj2.weight), torch.nn.init.zeros_(model.proj2.bias)  # the head is its last layer
+    last_h, common = (
+        {m: torch.randn(1, 4, generator=generator) for m in "lva"},
+        torch.randn(1, 6, generator=generator),
+    )
+    # the head is its last layer
+    torch.nn.init.zeros_(model.proj2.weight), torch.nn.init.zeros_(model.proj2.bias)
     fused = []
     for name, x in (last_h | {"c": common}).items():
         weight = torch.sigmoid(getattr(model, f"weight_{name}")(x))
         fused.append(weight * x if fusion == "gate" else weight)
-    torch.testing.assert_close(model._fuse(last_h, common), model.out_layer(torch.cat(fused, dim=1)))
+    torch.testing.assert_close(
+        model._fuse(last_h, common), model.out_layer(torch.cat(fused, dim=1))
+    )
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
@@ -108,12 +133,18 @@ def test_every_parameter_but_the_unused_ones_gets_a_gradient_and_the_loss_falls(
     named = {name: p.grad for part in parts for name, p in part.named_parameters()}
     unused = {f"proj_cosine_{m}.{kind}" for m in "lva" for kind in ("weight", "bias")}
     assert all(gradient is None or torch.isfinite(gradient).all() for gradient in named.values())
-    # A key's bias moves all scores of a query alike, and an edge's bias all edges: their true gradient is zero.
-    # BERT's pooler is behind its last hidden state, its rarer words are not in the batch.
-    without = {name for name, gradient in named.items()
-               if (gradient is None or not gradient.any()) and not name.startswith("text_model.")}  # fmt: skip
+    # A key's bias moves all scores of a query alike, and an edge's bias all edges: their true
+    # gradient is zero. BERT's pooler is behind its last hidden state, its rarer words are not in
+    # the batch.
+    without = {
+        name
+        for name, gradient in named.items()
+        if (gradient is None or not gradient.any()) and not name.startswith("text_model.")
+    }
     assert unused <= without <= unused | {f"{graph}.W_edge.bias" for graph in ("homo", "hetero")}
 
     trainer = make_trainer([make_batch(3, [1.0, 1.0, -2.0, 0.4])], **switch)
     totals = [trainer.train_epoch().losses["total"] for _ in range(6)]
-    assert all(math.isfinite(total) for total in totals) and max(totals[-2:]) < 0.9 * totals[0], totals
+    assert all(math.isfinite(total) for total in totals) and max(totals[-2:]) < 0.9 * totals[0], (
+        totals
+    )

@@ -12,9 +12,11 @@ def test_by_hand():
     predictions = np.array([4.0, -2.2, 0.5, -0.6, 1.5, 0.0])
     labels = np.array([3.0, -2.0, 0.0, 1.0, 2.0, -0.4])
     metrics = regression_metrics(predictions, labels)
-    # Five labels are not 0. Signs: right, right, wrong, right, right (a prediction of exactly 0 is negative).
+    # Five labels are not 0. Signs: right, right, wrong, right, right (a prediction of exactly 0 is
+    # negative).
     assert metrics["Acc_2"] == 0.8
-    # Positive: precision 2/2, recall 2/3, F1 0.8, support 3; negative: precision 2/3, recall 2/2, F1 0.8, support 2.
+    # Positive: precision 2/2, recall 2/3, F1 0.8, support 3; negative: precision 2/3, recall 2/2,
+    # F1 0.8, support 2.
     assert metrics["F1_score"] == 0.8
     # Classes 3, -2, 0, -1, 2, 0 against 3, -2, 0, 1, 2, 0.
     assert metrics["Acc_7"] == round(5 / 6, 4)
@@ -29,5 +31,9 @@ def test_by_hand():
 
 def test_only_neutral_labels_give_nan_not_a_crash():
     metrics = regression_metrics(np.array([1.0, -1.0]), np.zeros(2))
-    assert math.isnan(metrics["Acc_2"]) and math.isnan(metrics["F1_score"]) and math.isnan(metrics["Corr"])
+    assert (
+        math.isnan(metrics["Acc_2"])
+        and math.isnan(metrics["F1_score"])
+        and math.isnan(metrics["Corr"])
+    )
     assert metrics["MAE"] == 1.0
