@@ -92,9 +92,9 @@ def triplet_margin_loss(
     Over the triplets (i, j, k) with m[i] ≠ m[j], m[i] = m[k], c[i] = c[j], c[i] ≠ c[k], of modality
     m and class c: the mean of max(0, α - cos(i, j) + cos(i, k)).
 
-    Read so where the paper leaves it open: the classes of a regression are its labels, equal or not,
-    as in the release; all triplets weigh the same; an utterance's own other modalities are among its
-    positives.
+    Read so where the paper leaves it open: the classes of a regression are its labels, equal or
+    not, as in the release; all triplets weigh the same; an utterance's own other modalities are
+    among its positives.
 
     Args:
         vectors: Common features of all modalities (n, d).
@@ -122,7 +122,7 @@ def cosines(vectors: Tensor) -> Tensor:
 
 
 def hinges(raised: Tensor, cosine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Sum max(0, margin + cos(i, k) - cos(i, j)) over the positives j and negatives k of an anchor i.
+    """Sum max(0, margin + cos(i, k) - cos(i, j)) over positives j and negatives k of an anchor i.
 
     Args:
         raised: Margin plus cosine of anchors (rows) and negatives (n, n).
@@ -158,8 +158,8 @@ def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") ->
     Args:
         specific: X_prt (B, T', d).
         common: X_com (B, T', d).
-        kind: "paper": cos(X_com, X_prt), read as the cosine of each step of each utterance, over the
-            width; not clamped, so that opposite parts are lower than orthogonal ones.
+        kind: "paper": cos(X_com, X_prt), read as the cosine of each step of each utterance, over
+            the width; not clamped, so that opposite parts are lower than orthogonal ones.
             "feature": the same, but only its positive part counts: orthogonal is the best value.
             "batch": Parity: the cosine is over the *batch* axis, and only its positive part counts.
 
@@ -194,9 +194,7 @@ def distillation_loss(weights: Tensor, distances: Tensor) -> Tensor:
     return (weights * distances).mean(dim=1).sum()
 
 
-def total_loss(
-    task: Tensor, dec: Tensor, dtl: Tensor, lambda_1: float, lambda_2: float
-) -> Tensor:
+def total_loss(task: Tensor, dec: Tensor, dtl: Tensor, lambda_1: float, lambda_2: float) -> Tensor:
     """L_total = L_task + λ1 L_dec + λ2 L_dtl (Eq. 11), of scalars."""
     return task + lambda_1 * dec + lambda_2 * dtl
 
@@ -287,9 +285,9 @@ class Objective(nn.Module):
     def _distill(self, graph: str, logits: Tensor, reprs: Tensor, terms: LossTerms) -> Tensor:
         """Add the terms of one graph; logits (3, B, 1), reprs (3, B, ·).  -> edges (6, B)
 
-        The paper's L_dtl (Eq. 9) is the term `logit`: E are the distances of the logits, W the edges
-        (Eq. 8). Without the prior W is free but for its softmax, which is kept: W = 0 would be the
-        best W. Teachers are detached and edges are not, as in the release.
+        The paper's L_dtl (Eq. 9) is the term `logit`: E are the distances of the logits, W the
+        edges (Eq. 8). Without the prior W is free but for its softmax, which is kept: W = 0 would
+        be the best W. Teachers are detached and edges are not, as in the release.
         """
         args = self.args
         edges = getattr(self, graph)(logits, reprs)
