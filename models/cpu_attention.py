@@ -1,5 +1,4 @@
-"""Attention on the CPU, several times as fast as separate operations where sequences are long or
-heads narrow.
+"""Attention on the CPU, faster than separate operations where heads are narrow or sequences long.
 
 `models.transformer.MultiheadAttention` calls `cpu_attention` where `is_usable` allows it, and
 otherwise computes the same in plain operations, which are the specification.
@@ -16,19 +15,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SCORES_PER_TILE = 2**19  # 2 MiB, which fits into the cache
-SCORES_PER_HEAD = 2**14  # up to here a head's queries stay together
-# beyond: then keys that the mask hides from all queries of a tile are skipped
+# Scores of a tile: 2 MiB, which fits into the cache.
+SCORES_PER_TILE = 2**19
+# Queries of a tile where a head has more scores than this, so that keys hidden from all of them are
+# skipped. Else all.
+SCORES_PER_HEAD = 2**14
 QUERIES_PER_TILE = 64
-LARGEST_SUM = 2.0**64  # of a query's weights, up to which nothing overflows: float32 ends at 2^127
-LARGEST_BYTE_DROPOUT = 254 / 256  # the largest probability for which bytes are drawn
+# The sum of a query's weights up to which nothing overflows: float32 ends at 2^127.
+LARGEST_SUM = 2.0**64
+# The largest probability for which bytes are drawn.
+LARGEST_BYTE_DROPOUT = 254 / 256
 LOG2_E = math.log2(math.e)
 
 
 def is_usable(x: Tensor) -> bool:
-    """Whether `cpu_attention` takes x: on the CPU, outside torch.compile and the transforms of
-    torch.func.
-    """
+    """Whether `cpu_attention` takes x: on the CPU, outside torch.compile and torch.func."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     # No public function reports it; autograd.Function.apply asks the same one.
@@ -41,7 +42,7 @@ def cpu_attention(
     """softmax(Q Kᵀ / √(D/h)) V in each of h heads (Eq. 10).
 
     Gradients are of first order and reverse mode only: no double backward, forward mode or batched
-        gradients.
+    gradients.
 
     Args:
         q: Projected queries (B, T_q, D).
@@ -141,8 +142,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, gradient):
         q, k, v, output, sums = ctx.saved_tensors
         gradient = _split_heads(gradient, ctx.heads) / sums
-        # Softmax: the weights' gradients are shifted by their weighted mean, which the output
-        # gives.
+        # Softmax: gradients are shifted by their weighted mean, which the output gives.
         shift = (gradient * output).sum(dim=1, keepdim=True)  # (G, 1, T_q)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for tile, (weights, dropped) in zip(ctx.tiles, ctx.kept, strict=True):
@@ -159,8 +159,9 @@ class _Attention(torch.autograd.Function):
 
 
 def _unnormalized_softmax(q: Tensor, k: Tensor, tile: _Tile, shifted: bool) -> Tensor:
-    """2 to the power of a tile's scores, 0 for hidden keys; with `shifted`, of scores relative to a
-    query's largest.
+    """2 to the power of a tile's scores, 0 for hidden keys.  -> (g, t_q, t_s)
+
+    shifted: of scores relative to the largest of each query, so that nothing overflows
     """
     scores = torch.bmm(tile.of_query(q).mT, tile.of_source(k))
     if shifted:
@@ -178,13 +179,12 @@ def _draw_kept(x: Tensor, p: float) -> Tensor:
     kept = torch.empty_like(x)
     if p > LARGEST_BYTE_DROPOUT:
         return torch.ge(torch.rand_like(x), p, out=kept)
-    # A 64-bit number gives eight bytes. NumPy's generator, which PyTorch's seeds, is twice as fast
-    # as PyTorch's.
+    # A 64-bit number gives eight bytes. NumPy's generator, which PyTorch's seeds, is twice as fast.
     seed = int(torch.randint(2**63 - 1, ()))
     numbers = np.random.SFC64(seed).random_raw((x.numel() + 7) // 8)
     random_bytes = torch.from_numpy(numbers.view(np.uint8))[: x.numel()].view(x.shape)
     # Bytes from the limit on are kept. 256 p need not be an integer: each row draws the one below
-    # or above it.
+    # or above it, so that every element has probability p.
     limits = torch.rand(*x.shape[:-1], 1).add_(256 * p).floor_().to(torch.uint8)
     return torch.ge(random_bytes, limits, out=kept)
 

@@ -103,8 +103,8 @@ class Head(nn.Module):
             out_layer: The layer to the logit.
 
         Returns:
-            The logit (B, 1), the hidden features (B, ·) after the ReLU, the residual sum (B,
-            width).
+            The logit (B, 1), the hidden features (B, ·) after the ReLU, and the residual sum
+            (B, width).
         """
         hidden = F.relu(proj1(z))
         residual = proj2(self.dropout(hidden)) + z
@@ -136,8 +136,7 @@ class DMD(nn.Module):
         self.projected: dict[str, bool] = {}
         self.steps: dict[str, int] = {}  # T'_m
         for m, steps in zip(ARGUMENT_ORDER, args.seq_lens, strict=True):
-            # Parity: a modality that is already d wide is not convolved; its proj exists all the
-            # same.
+            # Parity: a modality that is already d wide is not convolved, although its proj exists.
             self.projected[m] = widths[m] != self.d
             self.steps[m] = _steps_after_projection(args, m, steps) if self.projected[m] else steps
 
@@ -235,8 +234,7 @@ class DMD(nn.Module):
         last_h = self._attend(specific)  # Eq. 10
         logits_homo, repr_homo, logits_hetero, repr_hetero = {}, {}, {}, {}
         for m in STACK_ORDER:  # the nodes of HomoGD and HeteroGD
-            # Parity: a homogeneous representation is the hidden one, a heterogeneous one the
-            # residual.
+            # Parity: a homogeneous representation is `hidden`, a heterogeneous one `residual`.
             logits_homo[m], repr_homo[m], _ = self._run_head(f"_{m}_low", common[m].flatten(1))
             logits_hetero[m], _, repr_hetero[m] = self._run_head(f"_{m}_high", last_h[m])
 
@@ -361,8 +359,7 @@ class DMD(nn.Module):
         scores = [self._layer("weight", m)(last_h[m]) for m in STACK_ORDER]
         scores.append(self.weight_c(c_fusion))
         fused = torch.cat(scores, dim=1).sigmoid()  # (B, 9d)
-        # Parity: without the gate the weights themselves are used, not the features weighted by
-        # them.
+        # Parity: without the gate the weights are used, not the features weighted by them.
         if self.args.fusion == "gate":
             fused = fused * torch.cat(features, dim=1)
         logit, _, _ = self._run_head("", fused)

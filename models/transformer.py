@@ -26,8 +26,11 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("_float_tensor", torch.zeros(1))
 
     def table(self, steps: int, device: torch.device) -> Tensor:
-        """Compute the position vectors of a number of steps, counted from 1: sine half, then cosine
-        half.
+        """Compute the position vectors: sine half, then cosine half.
+
+        Args:
+            steps: Number of steps T, counted from 1.
+            device: Where they are computed.
 
         Returns:
             (T, D) in float32 whatever the precision of the sequence: bf16 cannot count past 256.
@@ -39,8 +42,13 @@ class SinusoidalPositions(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the positions of x (B, T, D), zero where its first channel is exactly 0, which
-        marks padding.
+        """Return the position vectors of a sequence.
+
+        Args:
+            x: (B, T, D). A step whose first channel is exactly 0 counts as padding.
+
+        Returns:
+            (B, T, D), zero at padding.
         """
         is_step = x[:, :, :1].ne(0)
         return self.table(x.size(1), x.device) * is_step
@@ -200,7 +208,8 @@ class CrossModalEncoder(nn.Module):
         self.embed_dropout = nn.Dropout(embed_dropout)
         self.layers = nn.ModuleList()
         for _ in range(num_layers):
-            self.layers.append(Layer(dim, num_heads, attn_dropout, relu_dropout, res_dropout, fast))
+            layer = Layer(dim, num_heads, attn_dropout, relu_dropout, res_dropout, fast)
+            self.layers.append(layer)
         # Parity: nothing reads this buffer; published checkpoints contain it.
         self.register_buffer("version", torch.tensor([2.0]))
         self.layer_norm = nn.LayerNorm(dim)

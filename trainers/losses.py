@@ -93,8 +93,8 @@ def triplet_margin_loss(
     m and class c: the mean of max(0, α - cos(i, j) + cos(i, k)).
 
     Read so where the paper leaves it open: the classes of a regression are its labels, equal or
-        not, as in the release; all triplets weigh the same; an utterance's own other modalities are
-        among its positives.
+    not, as in the release; all triplets weigh the same; an utterance's own other modalities are
+    among its positives.
 
     Args:
         vectors: Common features of all modalities (n, d).
@@ -122,8 +122,7 @@ def cosines(vectors: Tensor) -> Tensor:
 
 
 def hinges(raised: Tensor, cosine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Sum max(0, margin + cos(i, k) - cos(i, j)) over the positives j and negatives k of an anchor
-    i.
+    """Sum max(0, margin + cos(i, k) - cos(i, j)) over positives j and negatives k of an anchor i.
 
     Args:
         raised: Margin plus cosine of anchors (rows) and negatives (n, n).
