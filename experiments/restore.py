@@ -91,8 +91,9 @@ def _check_token_ids(model: DMD, settings, features: FeatureSet) -> None:
 
 
 def load_initial_weights(model: DMD, checkpoint: str | Path) -> None:
-    """Initialize a model from those weights of a checkpoint that match by name and shape, and log
-    the others.
+    """Initialize a model from the weights of a checkpoint that match by name and shape.
+
+    The modules that keep other weights are logged.
 
     Raises:
         CheckpointError: The file is unreadable, or no parameter matches.

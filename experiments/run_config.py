@@ -1,6 +1,4 @@
-"""run.json: what a run was trained with, and how it differs from another run or from the present
-command.
-"""
+"""run.json: what a run was trained with, and how it differs from another run."""
 
 import functools
 import json
@@ -62,9 +60,7 @@ def make_run_config(options: RunOptions, settings: dict) -> dict:
 
 
 def describe_features(features: FeatureSet) -> dict:
-    """The part of run.json about the data that were read: widths, steps, and how the file was
-    built.
-    """
+    """Describe the data that were read, for run.json: widths, steps, how the file was built."""
     return {
         "feature_dims": features.feature_dims,
         "seq_lens": features.seq_lens,

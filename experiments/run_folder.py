@@ -147,9 +147,7 @@ class RunFolder:
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """predictions.csv: id, label and prediction of each utterance of test, float32 as they were
-        scored.
-        """
+        """predictions.csv: id, label and prediction (float32) of each utterance of test."""
         return self._read(self.predictions_file, _read_predictions)
 
     @property
@@ -171,8 +169,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Create the folders, lock them against other processes, and on leaving wait for the write
-        under way.
+        """Create and lock the folders; on leaving, wait for the write under way.
 
         Raises:
             RunError: Another process writes this run, or the folders cannot be written.
@@ -300,7 +297,7 @@ class RunFolder:
             ) from error
 
     def save_epoch(
-        self, row: dict, weights: dict[str, Tensor], state: dict, keep: int | None
+        self, row: dict, weights: dict[str, Tensor], state: dict, keep: int | str
     ) -> None:
         """Save an epoch asynchronously; re-raises the error of the previous write.
 
@@ -308,7 +305,7 @@ class RunFolder:
             row: The epoch's row of history.csv.
             weights: The state_dict of the model.
             state: The state_dict of the trainer, with `epoch` and `best_epoch`.
-            keep: Number of recent checkpoints to keep, next to the best one; None for all.
+            keep: Number of recent checkpoints to keep, besides the best one; or "all".
         """
         if not self.writable:
             return
@@ -319,7 +316,7 @@ class RunFolder:
         self.finish_writing()
         self._write = self._writer.submit(self._write_epoch, weights, state, keep)
 
-    def _write_epoch(self, weights: dict, state: dict, keep: int | None) -> None:
+    def _write_epoch(self, weights: dict, state: dict, keep: int | str) -> None:
         epoch, best_epoch = state["epoch"], state["best_epoch"]
         path = self.checkpoints / f"{epoch}.pth"
         save_state(weights, path)
@@ -327,7 +324,7 @@ class RunFolder:
             link_atomically(path, self.best_file)
         write_csv(self.history_file, pd.DataFrame(state["history"]))
         save_state(state, self.state_file)
-        if keep is not None:
+        if keep != "all":
             for old_epoch, old_path in self.checkpoint_files().items():
                 if old_epoch <= epoch - keep and old_epoch != best_epoch:
                     old_path.unlink()

@@ -58,30 +58,19 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     suite = load_suite(suite_name)
     for head in suite.heads:
         if head not in HEADS:
-            raise ConfigError(
-                f"{suite_name}: heads: '{head}' is unknown; expected some of {', '.join(HEADS)}."
-            )
+            known = ", ".join(HEADS)
+            raise ConfigError(f"{suite_name}: heads: '{head}' is unknown; expected any of {known}.")
     name = f"{options.name}-{Path(suite_name).stem}"
     rows = _make_rows(options, suite, suite_name, name)
     dataset_name = rows[0].settings.dataset_name
-    for row in rows:
-        check_existing_runs(row.folders.values(), row.options)
     table = Path(options.res_save_dir) / "suites" / f"{name}-{dataset_name}.md"
-    if table.exists() and not (options.resume or options.overwrite):
-        raise RunError(
-            f"{table}: already exists. Replace it with --overwrite, continue with --resume, or "
-            "choose another --name."
-        )
+    _check_existing(rows, table, options)
     device = init_processes(options.device)
     _read_features(rows)
     for row in rows:
         build_model(row.settings, row.features)  # raises where settings and data do not fit
     if options.overwrite and is_first_rank():
-        # All at once: a command that is interrupted and resumed must not take them for its own
-        # results.
-        for row in rows:
-            for folder in row.folders.values():
-                folder.discard()
+        _discard_runs(rows)
     barrier()
 
     results, scores = [], []
@@ -97,6 +86,27 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
         barrier()
     logger.info(f"The table of {len(rows)} rows is in {table}.")
     return table
+
+
+def _check_existing(rows: list[Row], table: Path, options: RunOptions) -> None:
+    """Raise RunError where the runs or the table exist, and the options do not allow for it."""
+    for row in rows:
+        check_existing_runs(row.folders.values(), row.options)
+    if table.exists() and not (options.resume or options.overwrite):
+        raise RunError(
+            f"{table}: already exists. Replace it with --overwrite, continue with --resume, or "
+            "choose another --name."
+        )
+
+
+def _discard_runs(rows: list[Row]) -> None:
+    """Discard the earlier runs of all rows at once.
+
+    A command that is interrupted, then resumed must not take them for its own.
+    """
+    for row in rows:
+        for folder in row.folders.values():
+            folder.discard()
 
 
 def _make_rows(options: RunOptions, suite: Suite, suite_name: str, name: str) -> list[Row]:
@@ -207,9 +217,7 @@ def _head_tables(scores: pd.DataFrame) -> list[str]:
 
 
 def _markdown(tables: list[pd.DataFrame], *columns: str) -> str:
-    """A line for each combination of values in the columns, in the order in which the first one
-    appears.
-    """
+    """A line for each combination of values in the columns, in the order of the first one."""
     lines = pd.concat(tables)
     order = pd.Series(pd.factorize(lines[columns[0]])[0], index=lines.index)
     lines = lines.iloc[order.to_numpy().argsort(kind="stable")]

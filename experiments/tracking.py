@@ -1,6 +1,4 @@
-"""Experiment trackers, through Accelerate: they show what history.csv holds, and cannot disturb a
-run.
-"""
+"""Experiment trackers, through Accelerate: they show history.csv, and cannot disturb a run."""
 
 import json
 from collections.abc import Callable, Sequence

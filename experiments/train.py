@@ -63,15 +63,10 @@ def train_seeds(
     if features is None:
         features = prepare_features(settings, **options.feature_overrides)
     device = prepare_process(options)
-    start_log(
-        Path(options.log_dir) / f"{options.name}-{settings.dataset_name}.log", options.verbose_level
-    )
+    log_file = Path(options.log_dir) / f"{options.name}-{settings.dataset_name}.log"
+    start_log(log_file, options.verbose_level)
     _log_data(options, settings, features, device)
-    run_config.update(describe_features(features))
-    run_config["data"] = from_first_rank(lambda: hash_features(settings, options.feature_overrides))
-    run_config["versions"] = versions()
-    run_config["device"] = describe_device(device)
-    run_config["world_size"] = world_size()
+    run_config.update(_describe_environment(options, settings, features, device))
     if options.resume:
         _log_missing_run(options, folders)
 
@@ -80,23 +75,35 @@ def train_seeds(
         seed_config = {"seed": seed, **run_config}
         finished = folder.finished(seed_config) if options.resume else None
         if finished:
-            logger.info(
-                f"Seed {seed}: {folder.name} is finished, with its best epoch {finished['epoch']}."
-            )
+            best = finished["epoch"]
+            logger.info(f"Seed {seed}: {folder.name} is finished, with its best epoch {best}.")
             metrics[seed] = finished
             continue
         resumed = options.resume and folder.has_epoch()
         trainer = make_trainer(options, settings, features, device, seed, number, resumed)
         if options.overwrite and number == 1:
-            # All at once: a command that is interrupted and resumed must not take them for its own
-            # results.
+            # All seeds at once: a command that is interrupted, then resumed must not take the
+            # earlier runs for its own.
             for earlier in folders.values():
                 earlier.discard()
-        metrics[seed] = train_seed(
-            trainer, folder, seed_config, options, features.splits["test"].ids
-        )
+        test_ids = features.splits["test"].ids
+        metrics[seed] = train_seed(trainer, folder, seed_config, options, test_ids)
         del trainer  # its memory is needed by the next one
     return TrainedSeeds(settings, features, folders, metrics)
+
+
+def _describe_environment(
+    options: RunOptions, settings: EasyDict, features: FeatureSet, device: torch.device
+) -> dict:
+    """The part of run.json that is known once data have been read and a device was chosen."""
+    hashes = from_first_rank(lambda: hash_features(settings, options.feature_overrides))
+    return {
+        **describe_features(features),
+        "data": hashes,
+        "versions": versions(),
+        "device": describe_device(device),
+        "world_size": world_size(),
+    }
 
 
 def prepare_process(options: RunOptions) -> torch.device:
@@ -182,36 +189,26 @@ def make_trainer(
 def train_seed(
     trainer: Trainer, folder: RunFolder, run_config: dict, options: RunOptions, test_ids: list[str]
 ) -> dict[str, float]:
-    """Train with one seed, from the start or from where the run stopped; save every epoch, and
-    score the best one.
+    """Train with one seed, from the start or from where the run stopped, and score the best epoch.
 
     Args:
         trainer: A new trainer.
-        folder: The files of the run.
+        folder: The files of the run; every epoch is saved.
         run_config: The content of its run.json.
         options: The options of the command.
         test_ids: Ids of the test utterances.
 
     Returns:
         The content of metrics.json: `seed`, `epoch`, `valid_<KeyEval>`, and the TEST metrics of the
-            best epoch.
+        best epoch.
     """
-    seed, settings = run_config["seed"], trainer.args
-    keep = None if settings.keep_checkpoints == "all" else settings.keep_checkpoints
+    seed = run_config["seed"]
+    keep = trainer.args.keep_checkpoints
     with folder.open():
         if folder.writable:  # another process may have finished it since the command began
             check_existing_runs([folder], options, run_config)
-        if options.resume:
-            state = folder.resume(trainer.model, run_config)
-        else:
-            state = folder.start(run_config)
-        _log_size(trainer, folder, seed)
-        if state is not None:
-            with folder.resuming_from(folder.state_file):
-                trainer.load_state_dict(state)
-            logger.info(f"Seed {seed}: resumed after epoch {trainer.epoch}.")
-
-        with Trackers(options.track, folder, {"seed": seed, **settings}) as trackers:
+        _start_or_resume(trainer, folder, run_config, options.resume)
+        with Trackers(options.track, folder, {"seed": seed, **trainer.args}) as trackers:
 
             def save_epoch(result: EpochResult) -> None:
                 row = result.to_row()
@@ -225,14 +222,26 @@ def train_seed(
         barrier()  # the other processes read what the first one wrote
         folder.load_best(trainer.model, trainer.best_epoch)
         predictions = trainer.evaluate("test")
-        metrics = {
-            "seed": seed,
-            "epoch": trainer.best_epoch,
-            f"valid_{settings.KeyEval}": trainer.best_value,
-        }
+        metrics = {"seed": seed, "epoch": trainer.best_epoch}
+        metrics[f"valid_{trainer.args.KeyEval}"] = trainer.best_value
         metrics.update(predictions.metrics())
         folder.save_result(metrics, test_ids, predictions)
     return metrics
+
+
+def _start_or_resume(trainer: Trainer, folder: RunFolder, run_config: dict, resume: bool) -> None:
+    """Start a run, or load the state of its last complete epoch."""
+    seed = run_config["seed"]
+    state = None
+    if resume:
+        state = folder.resume(trainer.model, run_config)
+    else:
+        folder.start(run_config)
+    _log_size(trainer, folder, seed)
+    if state is not None:
+        with folder.resuming_from(folder.state_file):
+            trainer.load_state_dict(state)
+        logger.info(f"Seed {seed}: resumed after epoch {trainer.epoch}.")
 
 
 def _log_size(trainer: Trainer, folder: RunFolder, seed: int) -> None:

@@ -5,6 +5,8 @@ import math
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import optuna
 from easydict import EasyDict
 from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -59,8 +62,9 @@ class Sweep:
 def tune(
     options: RunOptions, trials: int | None, search_file: str = "", storage: str = ""
 ) -> dict | None:
-    """Run trials until the study `<name>-<dataset>` has enough that are complete or pruned, over
-    all its processes.
+    """Run trials until the study `<name>-<dataset>` has enough that are complete or pruned.
+
+    Several processes may run trials of one study; all of them count.
 
     Args:
         options: The options of the command.
@@ -69,8 +73,7 @@ def tune(
         storage: URL of the study's database; by default an SQLite file in `<res_save_dir>/tune/`.
 
     Returns:
-        The searched settings of the best trial by KeyEval on valid; None where no trial is
-        complete.
+        The searched settings of the best trial by KeyEval on valid; None where no trial is complete.
 
     Raises:
         DMDError: For whatever the user can fix.
@@ -83,38 +86,52 @@ def tune(
         for value in extreme_values(distribution):
             options.with_overrides(search_file, {key: value})  # raises where it is not allowed
     features = prepare_features(settings, **options.feature_overrides)
+    comparable = _comparable_values(options, settings, space)
     name = f"{options.name}-{settings.dataset_name}"
     folder = Path(options.res_save_dir) / "tune"
     start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
-    try:
+    # A signal waits while the database is used: amid a transaction it would leave it locked.
+    with interrupts_held(), _reporting_storage_errors(name):
         folder.mkdir(parents=True, exist_ok=True)
         Path(options.model_save_dir).mkdir(parents=True, exist_ok=True)
-        # A signal waits while the database is used: amid a transaction it would leave the database
-        # locked.
-        with interrupts_held():
-            comparable = _comparable_values(options, settings, space)
-            with lock_folder(folder):  # the tables of a database are created once
-                storage = storage or f"sqlite:///{folder / name}.db"
-                study = _open_study(name, storage, settings.KeyEval, comparable)
-            if space.keys() & set(DATA_SETTINGS):
-                features = None
-            sweep = Sweep(
-                study,
-                options,
-                settings.KeyEval,
-                space,
-                features,
-                folder / f"{name}.csv",
-                settings.dataset_name,
-            )
-            _run_trials(sweep, trials)
-            return _report(sweep)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
+        with lock_folder(folder):  # the tables of a database are created once
+            storage = storage or f"sqlite:///{folder / name}.db"
+            study = _open_study(name, storage, settings.KeyEval, comparable)
+        sweep = Sweep(
+            study=study,
+            options=options,
+            key_eval=settings.KeyEval,
+            space=space,
+            # Where the searched settings decide what is read, each trial reads its own data.
+            features=None if space.keys() & set(DATA_SETTINGS) else features,
+            table=folder / f"{name}.csv",
+            dataset_name=settings.dataset_name,
+        )
+        _run_trials(sweep, trials)
+        return _report(sweep)
+
+
+@contextmanager
+def _reporting_storage_errors(name: str) -> Iterator[None]:
+    """Inside, what the database or the folder of a study refuses becomes a RunError."""
+    try:
+        yield
+    except _TrialError as error:
+        raise error.cause from error
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise RunError(
             f"The study {name} cannot be stored ({reason}). Check --storage, --res-save-dir and "
             "--model-save-dir."
         ) from error
+
+
+class _TrialError(Exception):
+    """An OSError of a training, which is not one of the study's storage."""
+
+    def __init__(self, cause: OSError):
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 def _check_options(options: RunOptions, trials: int | None) -> None:
@@ -250,6 +267,8 @@ def _run_trial(sweep: Sweep, trial: optuna.Trial) -> float:
             return trained.metrics[seed][f"valid_{sweep.key_eval}"]
     except NumericalError as error:  # a bad choice of settings, from which the sampler learns
         raise optuna.TrialPruned from error
+    except OSError as error:
+        raise _TrialError(error) from error
     except Interrupted:  # which is no Exception: Optuna itself would leave the trial running
         sweep.study.tell(trial, state=TrialState.FAIL)
         raise

@@ -29,8 +29,9 @@ def save_state(state: dict, path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read a state_dict, of this program or a published one; also as Lightning and DataParallel
-    write it.
+    """Read a state_dict of this program or a published one.
+
+    The forms in which Lightning and DataParallel save a state_dict are read too.
 
     Raises:
         CheckpointError: The file is missing, unreadable, or not a state_dict.

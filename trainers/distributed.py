@@ -1,10 +1,10 @@
-"""Several processes that train one model exactly as one process does, started by `torchrun` or
-`accelerate launch`.
+"""Several processes that train one model exactly as one process does.
 
-Margin, orthogonality and mean edges couple the utterances of a batch, so that an average of losses
-over shards of it would be another objective. Hence every process runs the model on its shard of
-each batch, gathers the outputs of all, and computes the objective of the whole batch; gradients are
-averaged after each backward pass, before the clipping.
+`torchrun` or `accelerate launch` start them. Margin, orthogonality and mean edges couple the
+utterances of a batch, so that an average of losses over shards of it would be another objective.
+Hence every process runs the model on its shard of each batch, gathers the outputs of all, and
+computes the objective of the whole batch; gradients are averaged after each backward pass, before
+the clipping.
 """
 
 import os
@@ -61,8 +61,7 @@ def destroy_processes() -> None:
 
 
 def shard(x: Tensor) -> Tensor:
-    """Take this process's shard of a batch: every `world_size()`th utterance, from number `rank()`
-    on.
+    """Take every `world_size()`th utterance of a batch, from number `rank()` on.
 
     The first utterances are repeated where shards would differ in length; `all_gather` drops them.
 
@@ -95,8 +94,9 @@ def all_gather(x: Tensor, batch: int) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """As every process computes the whole objective, each has the gradient of its shard without
-    communication.
+    """Gather shards; the gradient of a shard needs no communication.
+
+    Every process computes the whole objective, and so has the gradients of all outputs.
     """
 
     @staticmethod

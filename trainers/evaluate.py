@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -73,8 +72,8 @@ def predict(
     """Run the model over a split in eval mode.
 
     Parity: `Loss` is the mean over batches of `batch_size` of their mean absolute error, so that
-        utterances of the last, smaller batch weigh more; the batches of the loader do not matter.
-        With `valid_loss` sample_mean all utterances weigh the same.
+    utterances of the last, smaller batch weigh more; the batches of the loader do not matter. With
+    `valid_loss` sample_mean all utterances weigh the same.
 
     Args:
         model: On the device.
@@ -96,11 +95,7 @@ def predict(
         for batch in progress(loader, description):
             text, audio, vision, target = to_device(batch, device)
             with autocast(device, precision):
-                shards = (
-                    distributed.shard(text),
-                    distributed.shard(audio),
-                    distributed.shard(vision),
-                )
+                shards = [distributed.shard(x) for x in (text, audio, vision)]
                 logit = model(*shards).output_logit
             predicted.append(distributed.all_gather(logit.float(), len(target)))
             # Copies: what a loader process sends keeps a file open as long as it is used.
@@ -109,13 +104,9 @@ def predict(
     predicted, labels = in_file_order(predicted, labels, rows)
     check_finite(predicted, loader.dataset.ids, description)
     batch_size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(labels)
-    losses = []
-    for predicted_batch, label_batch in zip(
-        predicted.split(batch_size), labels.split(batch_size), strict=True
-    ):
-        losses.append(F.l1_loss(predicted_batch, label_batch))
-    loss = torch.stack(losses).double().mean().item()
-    return Predictions(predicted.numpy(), labels.numpy(), loss)
+    errors = (predicted - labels).abs()
+    loss = torch.stack([batch.mean() for batch in errors.split(batch_size)]).double().mean()
+    return Predictions(predicted.numpy(), labels.numpy(), loss.item())
 
 
 def in_file_order(
@@ -247,9 +238,7 @@ def keep_modalities(inputs: Sequence[Tensor], modalities: str) -> list[Tensor]:
 
 @contextlib.contextmanager
 def without_modalities(model: DMD, modalities: str):
-    """Inside, replace what the text encoder computes by zeros where text is not listed: a token 0
-    is a word too.
-    """
+    """Inside, the text encoder returns zeros where text is not listed: token 0 is a word too."""
     if "l" in modalities or not model.args.use_bert:
         yield
         return

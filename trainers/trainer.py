@@ -1,5 +1,6 @@
-"""The training recipe of the release: accumulate, clip, step; evaluate every epoch; stop when
-nothing improves.
+"""The training recipe of the release.
+
+Accumulate gradients, clip them, step; evaluate every epoch; stop when nothing improves.
 """
 
 import math
@@ -85,9 +86,7 @@ class EpochResult:
     metrics: dict[str, dict[str, float]]
 
     def to_row(self) -> dict[str, float]:
-        """The epoch as a row of history.csv, with columns such as `loss/total`, `edge/homo_V2L`,
-        `test/MAE`.
-        """
+        """Make the row of history.csv, with columns such as `loss/total` and `test/MAE`."""
         row = {
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
@@ -165,9 +164,7 @@ class Trainer:
         self.steps_at_epoch_end = self._steps_at_epoch_end()
 
     def _parameter_groups(self) -> list[dict]:
-        """Parity: one group for BERT, model and graphs; with `learning_rate_bert`, BERT is a group
-        of its own.
-        """
+        """One group for BERT, model and graphs (parity); two with `learning_rate_bert`."""
         if self.args.learning_rate_bert is None or not self.args.use_bert:
             return [{"params": self.all_parameters}]
         bert = list(self.model.text_model.parameters())
@@ -245,9 +242,7 @@ class Trainer:
         logger.debug(f"Loss terms: {format_metrics(losses, tuple(losses))}")
 
     def _update_best(self, value: float) -> None:
-        """Note the epoch as the best one where its KeyEval improves by `min_improvement`; the first
-        always is.
-        """
+        """Note the epoch as the best one if its KeyEval improves by `min_improvement`."""
         if self.args.KeyEval in LOWER_IS_BETTER:
             improvement = self.best_value - value
         else:

@@ -1,4 +1,4 @@
-"""How a command reads its flags, and how it ends."""
+"""How a command parses its flags, and how it ends."""
 
 import argparse
 import logging
@@ -20,11 +20,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = lambda: "") -> int:
-    """Call `main`.  -> exit status: 2 for what the user can fix (a DMDError, or what the system
-    refuses), 1 for an internal error, 130 and 143 for SIGINT and SIGTERM, with what
-    `after_interrupt` says as a last word.
+    """Run a command, and turn its errors into one line and an exit status.
 
-    Errors are one line; their traceback is in the log, if there is one.
+    The traceback of an error is in the log, where there is one.
+
+    Args:
+        main: The command.
+        after_interrupt: Makes the line that follows "Stopped by SIGINT.".
+
+    Returns:
+        0; 2 for what the user can fix (a DMDError or an OSError); 1 for an internal error; 130 and 143
+        for SIGINT and SIGTERM.
     """
     try:
         with orderly_interrupts():
@@ -51,7 +57,11 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
 
 
 def log_traceback(error: Exception) -> str | None:
-    """Add the traceback to the log file that is open.  -> its name, or None where none is"""
+    """Add the traceback of an error to the log file.
+
+    Returns:
+        The name of the log file; None where none is open.
+    """
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             text = "".join(traceback.format_exception(error)).rstrip()

@@ -25,8 +25,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there. Raises ConfigError for another
-    one.
+    """Choose a device.
+
+    Args:
+        name: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: The device does not exist.
     """
     gpus = torch.cuda.device_count()
     devices = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
@@ -38,13 +43,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_tf32(precision: str) -> None:
-    """From here on, CUDA rounds the factors of products and convolutions for precision tf32, and
-    for no other; left alone, PyTorch does it in convolutions."""
+    """Let CUDA use TF32 in products and convolutions for precision tf32, and for no other.
+
+    By default PyTorch uses it in convolutions.
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context in which the model runs: for bf16 with matrix products in bfloat16."""
+    """The context in which the model runs: for bf16, matrix products in bfloat16."""
     return (
         torch.autocast(device.type, torch.bfloat16)
         if precision == "bf16"
@@ -53,9 +60,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse what large tensors free and never hand it back: a training step frees and
-    asks for the same gigabytes again, and getting them from the system page by page can double its
-    time."""
+    """Let glibc reuse what large tensors free, instead of handing it back to the system.
+
+    A training step frees and asks for the same gigabytes again; getting them from the system page by
+    page can double its time.
+    """
     with contextlib.suppress(
         OSError, AttributeError
     ):  # with another C library there is nothing to tune
@@ -63,16 +72,18 @@ def keep_freed_memory() -> None:
 
 
 def set_thresholds(libc) -> None:
-    """See keep_freed_memory. An older glibc refuses so large a threshold (mallopt gives 0). It must
-    then be left as it is: once one threshold is set, it no longer adapts the others to the program,
-    which is slower than before."""
+    """Set the thresholds of glibc's malloc, or none of them.
+
+    An older glibc refuses so large a threshold (mallopt returns 0). Setting the other one alone would
+    be slower than setting none: once one is set, glibc no longer adapts both to the program.
+    """
     if libc.mallopt(M_MMAP_THRESHOLD, 2**30):
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # no limit
 
 
 @functools.cache  # the code that was imported, whatever is edited while rows or trials follow
 def versions() -> dict[str, str]:
-    """The versions that a result depends on; `code` is a hash of this program's sources."""
+    """The versions that a result depends on; `code` is a checksum of this program's sources."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
     versions["python"] = platform.python_version()
     versions["platform"] = platform.platform()

@@ -1,19 +1,19 @@
-"""The mistakes a user can make, as exceptions with one-line messages.
+"""Errors that the user can fix, with one-line messages.
 
-Every message says what is wrong, where, what was expected and what to do next.
+A message names the file or key, what is wrong, what was expected, and what to do.
 """
 
 
 class DMDError(Exception):
-    """A problem the user can solve: one line, exit status 2."""
+    """A problem that the user can fix: one line, exit status 2."""
 
 
 class ConfigError(DMDError):
-    """The configuration, a flag or the environment they describe does not hold together."""
+    """A setting, a flag or the environment is invalid."""
 
 
 class DataError(DMDError):
-    """A feature pickle is missing, unreadable, or not of the layout it should have."""
+    """A feature file is missing, unreadable, or has another layout than expected."""
 
 
 class CheckpointError(DMDError):
@@ -21,8 +21,8 @@ class CheckpointError(DMDError):
 
 
 class RunError(DMDError):
-    """A run cannot start or be continued: its folder is taken, or cannot be written to."""
+    """A run cannot start or continue: its folder is in use, or cannot be written."""
 
 
 class NumericalError(DMDError):
-    """A loss, gradient or prediction that is not a finite number."""
+    """A loss, gradient or prediction is not finite."""

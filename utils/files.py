@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are written atomically: a reader finds a whole file or none."""
 
 import contextlib
 import errno
@@ -16,8 +16,17 @@ TEMPORARY = ".{}.{}.dmd-tmp"  # name of a file while the process of that number 
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it: no
-    reader ever sees half a file, whenever the process or the machine stops."""
+    """Write a file so that no reader ever finds half of it, whenever the process or machine stops.
+
+    A temporary file in the same folder is filled, synced to the disk and renamed.
+
+    Args:
+        path: The file.
+        write: Writes the content to the open file that it is given.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(path) as temporary, open(temporary, "wb") as file:
         write(file)
@@ -36,9 +45,7 @@ def link_atomically(source: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Inside, fill the yielded file; at the end it takes the place of `path`, which is brought to
-    the disk.
-    """
+    """Inside, fill the temporary file that is yielded; on leaving, it replaces `path`."""
     temporary = path.with_name(TEMPORARY.format(path.name, os.getpid()))
     try:
         yield temporary
@@ -77,7 +84,7 @@ def lock_folder(folder: Path, timeout: float = -1) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder."""
+    """Remove the temporary files of writers that were killed."""
     for temporary in folder.glob(TEMPORARY.format("*", "[0-9]*")):
         temporary.unlink(missing_ok=True)
 

@@ -45,7 +45,7 @@ def start_log(log_file: Path, verbose_level: int) -> None:
 
 
 def stop_log() -> None:
-    """Close the handlers of an earlier run in this process."""
+    """Close the handlers of an earlier command in this process."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         with contextlib.suppress(OSError):  # what a full disk did not take
@@ -53,8 +53,6 @@ def stop_log() -> None:
 
 
 def progress(batches: Iterable, description: str) -> Iterable:
-    """Show a progress bar over batches, except where the output is not a terminal, or another rank
-    shows one.
-    """
+    """Show a progress bar over batches, if the output is a terminal and this the first rank."""
     disable = None if is_first_rank() else True  # None: where the output is not a terminal
     return tqdm(batches, desc=description, leave=False, disable=disable)

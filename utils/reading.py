@@ -1,4 +1,4 @@
-"""Text that others wrote: JSON without surprises, and what of it goes into a message."""
+"""Text from untrusted files: JSON without duplicate keys, and text for messages."""
 
 import json
 import math
@@ -7,8 +7,11 @@ from pathlib import Path
 
 
 def read_json(path: str | Path) -> object:
-    """What a JSON text file holds. Raises OSError, or ValueError that says in a few words what is
-    wrong.
+    """Read a JSON file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not valid JSON, or repeats a key.
     """
     return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
 
@@ -30,7 +33,7 @@ def read_metrics(path: str | Path) -> dict[str, float]:
 
 
 def _without_repeats(pairs: list[tuple]) -> dict:
-    """Python's reader would silently keep the last of two equal keys."""
+    """Refuse repeated keys, of which Python's reader would silently keep the last."""
     for key, times in Counter(key for key, _ in pairs).items():
         if times > 1:
             raise ValueError(f"the key '{printable(key)}' stands twice in one section")

@@ -1,4 +1,4 @@
-"""Random seeds, and the state of the generators."""
+"""Random seeds, and the state of the random number generators."""
 
 import random
 
@@ -9,7 +9,7 @@ from utils.log import logger
 
 
 def set_seed(seed: int) -> None:
-    """Seed every generator that training draws from; the loaders have one of their own."""
+    """Seed every generator that training draws from, except those of the loaders."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)  # CUDA's generators too
@@ -18,7 +18,7 @@ def set_seed(seed: int) -> None:
 
 
 def random_state() -> dict:
-    """The state of every generator that `set_seed` seeds, in types that a checkpoint may hold."""
+    """Return the state of every generator that `set_seed` seeds, in types a checkpoint may hold."""
     kind, keys, *position = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -29,8 +29,10 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Continue from what `random_state` gave; the GPUs' generators only where there are as many
-    GPUs , else warn.
+    """Restore what `random_state` returned.
+
+    The generators of the GPUs are restored only if there are as many GPUs; otherwise a warning is
+    logged.
     """
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
