@@ -62,9 +62,7 @@ class Sweep:
 def tune(
     options: RunOptions, trials: int | None, search_file: str = "", storage: str = ""
 ) -> dict | None:
-    """Run trials until the study `<name>-<dataset>` has enough that are complete or pruned.
-
-    Several processes may run trials of one study; all of them count.
+    """Run trials until the study `<name>-<dataset>` has enough, also of other processes.
 
     Args:
         options: The options of the command.
@@ -73,7 +71,8 @@ def tune(
         storage: URL of the study's database; by default an SQLite file in `<res_save_dir>/tune/`.
 
     Returns:
-        The searched settings of the best trial by KeyEval on valid; None where no trial is complete.
+        The searched settings of the best trial by KeyEval on valid; None where no trial is
+        complete.
 
     Raises:
         DMDError: For whatever the user can fix.

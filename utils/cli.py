@@ -29,8 +29,8 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
         after_interrupt: Makes the line that follows "Stopped by SIGINT.".
 
     Returns:
-        0; 2 for what the user can fix (a DMDError or an OSError); 1 for an internal error; 130 and 143
-        for SIGINT and SIGTERM.
+        0; 2 for what the user can fix (a DMDError or an OSError); 1 for an internal error; 130 and
+        143 for SIGINT and SIGTERM.
     """
     try:
         with orderly_interrupts():

@@ -33,13 +33,18 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: The device does not exist.
     """
+    available = ["cpu"]
     gpus = torch.cuda.device_count()
-    devices = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
-    if name not in ("auto", *devices):
+    if gpus:
+        available.append("cuda")
+        available += [f"cuda:{number}" for number in range(gpus)]
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if name not in available:
         raise ConfigError(
-            f"--device: '{name}' is none that PyTorch sees here: {', '.join(devices)}."
+            f"--device: '{name}' is not available; available devices: {', '.join(available)}."
         )
-    return torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    return torch.device(name)
 
 
 def choose_tf32(precision: str) -> None:
@@ -47,35 +52,33 @@ def choose_tf32(precision: str) -> None:
 
     By default PyTorch uses it in convolutions.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    allow = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allow
+    torch.backends.cudnn.allow_tf32 = allow
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """The context in which the model runs: for bf16, matrix products in bfloat16."""
-    return (
-        torch.autocast(device.type, torch.bfloat16)
-        if precision == "bf16"
-        else contextlib.nullcontext()
-    )
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def keep_freed_memory() -> None:
     """Let glibc reuse what large tensors free, instead of handing it back to the system.
 
-    A training step frees and asks for the same gigabytes again; getting them from the system page by
-    page can double its time.
+    A training step frees and asks for the same gigabytes again; getting them from the system page
+    by page can double its time.
     """
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # with another C library there is nothing to tune
+    with contextlib.suppress(OSError, AttributeError):  # another C library
         set_thresholds(ctypes.CDLL("libc.so.6"))
 
 
 def set_thresholds(libc) -> None:
     """Set the thresholds of glibc's malloc, or none of them.
 
-    An older glibc refuses so large a threshold (mallopt returns 0). Setting the other one alone would
-    be slower than setting none: once one is set, glibc no longer adapts both to the program.
+    An older glibc refuses so large a threshold (mallopt returns 0). Setting the other one alone
+    would be slower than setting none: once one is set, glibc no longer adapts both.
     """
     if libc.mallopt(M_MMAP_THRESHOLD, 2**30):
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # no limit
@@ -97,9 +100,6 @@ def versions() -> dict[str, str]:
 
 def describe_device(device: torch.device) -> str:
     """'cpu (2 threads)' or the GPU's name."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} threads"
-    )
-    return f"{device} ({name})"
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"

@@ -36,7 +36,7 @@ def _without_repeats(pairs: list[tuple]) -> dict:
     """Refuse repeated keys, of which Python's reader would silently keep the last."""
     for key, times in Counter(key for key, _ in pairs).items():
         if times > 1:
-            raise ValueError(f"the key '{printable(key)}' stands twice in one section")
+            raise ValueError(f"the key '{printable(key)}' occurs twice in one section")
     return dict(pairs)
 
 
