@@ -28,7 +28,7 @@ from dataset.sources import (
     standardize,
 )
 from models.text_encoder import load_tokenizer, most_tokens
-from utils.cli import ArgumentParser, run_command
+from utils.cli import ArgumentParser, RenamedFlag, run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import read_json
 
@@ -280,13 +280,6 @@ def config_entry(path: Path, data: BuiltData, pretrained: str) -> tuple[str, dic
     variant = "aligned" if len(set(data.steps)) == 1 else "unaligned"
     name = re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower())
     return name, {variant: section}
-
-
-class RenamedFlag(argparse.Action):
-    """A flag of earlier versions: an error that names its successor, which is `const`."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string} is now {self.const}")
 
 
 def make_parser() -> ArgumentParser:

@@ -10,7 +10,7 @@ from easydict import EasyDict
 
 from config import load_config, parse_overrides
 from config.loading import COMMAND_LINE
-from utils.cli import ArgumentParser
+from utils.cli import ArgumentParser, RenamedFlag
 from utils.errors import ConfigError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -211,6 +211,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.pth",
         help="initialize from the weights of a checkpoint that match by name and shape",
     )
+    add("--init", action=RenamedFlag, nargs="?", const="--init-from", help=argparse.SUPPRESS)
     add(
         "--precision",
         choices=PRECISIONS,

@@ -1,5 +1,8 @@
 """The two commands end to end, on real files and, where it matters, in real processes."""
 
+import argparse
+import dataclasses
+import inspect
 import json
 import re
 from pathlib import Path
@@ -10,6 +13,7 @@ import torch
 
 import run
 import test as test_command
+from experiments.options import RunOptions, add_flags
 from experiments.restore import load_model
 from tests.commands import (
     CONFIG,
@@ -218,3 +222,23 @@ def test_bad_checkpoints(trained, capsys):
         call(test_command, BEST, "--predictions", "cut.pth", "--overwrite") == 0
         and len(rows_of("cut.pth")) == 10
     )
+
+
+def test_python_arguments_are_the_options_of_a_run():
+    """`help(DMD_run)` shows each with its default."""
+    arguments = inspect.signature(run.DMD_run).parameters
+    defaults = {name: argument.default for name, argument in arguments.items()}
+    assert defaults == {field.name: field.default for field in dataclasses.fields(RunOptions)}
+
+
+def test_flags_are_options_of_a_run_and_have_no_defaults_of_their_own():
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    add_flags(parser)
+    assert vars(parser.parse_args(["-d", "synthetic"])) == {"dataset_name": "synthetic"}
+    options = {field.name for field in dataclasses.fields(RunOptions)}
+    known = {action.dest for action in parser._actions if action.dest not in ("help", "init")}
+    assert known == options - {"model_name", "after_epoch"}
+
+
+def test_a_renamed_flag_answers_with_its_new_name(folder, capsys):
+    assert "--init is now --init-from" in refused(capsys, train, "--init", "x.pth")

@@ -16,7 +16,15 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, with errors of one line."""
 
     def error(self, message: str) -> None:
+        """Raise ConfigError."""
         raise ConfigError(f"{message}. See {self.prog} -h.")
+
+
+class RenamedFlag(argparse.Action):
+    """A flag of earlier versions: an error that names its successor, which is `const`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is now {self.const}")
 
 
 def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = lambda: "") -> int:

@@ -39,9 +39,7 @@ def orderly_interrupts() -> Iterator[None]:
         _raise_pending()
 
     def send_again(unraisable):
-        """Python ignores what is raised in a __del__ or another callback: send the signal again, a
-        little later.
-        """
+        """Send the signal again, a little later: Python ignores what a __del__ raises."""
         if not isinstance(unraisable.exc_value, Interrupted):
             previous_hook(unraisable)
             return
@@ -63,9 +61,7 @@ def orderly_interrupts() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Inside, a signal waits until the end, for what must not be left half-done: a transaction of a
-    database.
-    """
+    """Inside, a signal waits until the end, as a transaction of a database must be completed."""
     with _set_held(True):
         yield
 
