@@ -24,6 +24,7 @@ class RenamedFlag(argparse.Action):
     """A flag of earlier versions: an error that names its successor, which is `const`."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        """Raise ConfigError."""
         parser.error(f"{option_string} is now {self.const}")
 
 
