@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from analysis.published import published_runs
+from analysis.published import published_results, published_runs, ranges_by_epoch
 from dataset.features import SPLITS
 from experiments.run_folder import RunFolder
 from models.distillation import EDGE_NAMES
@@ -30,6 +30,7 @@ LINES = cycler(
     linestyle=["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1))],
     marker=["o", "s", "^", "D", "v", "P"],
 )
+PUBLISHED_LINES = ("-", ":", (0, (9, 2)), "-.")  # none as the best epoch's
 STYLE = {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -115,7 +116,8 @@ def _figure(title: str, height: float) -> Figure:
 def training_curves(run: RunFolder) -> Figure:
     """Draw total loss, Loss, MAE and Acc_2 over the epochs, a line for each split.
 
-    Grey lines are published runs on test, where there are any for these settings.
+    Grey lines are published runs on test, where any have these settings; the grey band is the
+    range of those of the released code, where at least two of them have the epoch.
     """
     panels = [
         Panel(
@@ -134,8 +136,14 @@ def training_curves(run: RunFolder) -> Figure:
     settings = run.run_config["settings"]
     figure = _figure(f"Training of {run.name}", 9.2)
     axes = figure.subplots(len(panels), 1, sharex=True)
-    _draw_panels(axes, panels, run, published_runs(settings))
-    _add_legend(figure, axes, f"The best epoch is chosen by {settings['KeyEval']} on valid")
+    histories = published_runs(settings)
+    _draw_panels(axes, panels, run)
+    if histories:
+        for ax, panel in zip(axes, panels, strict=True):
+            last_column = list(panel.lines.values())[-1]
+            _draw_published(ax, last_column, settings["dataset_name"], histories)
+    title = f"The best epoch is chosen by {settings['KeyEval']} on valid"
+    _add_legend(figure, axes, title, ncols=3 if histories else 4)
     return figure
 
 
@@ -151,18 +159,17 @@ def edge_curves(run: RunFolder) -> Figure:
         panels.append(Panel(title, "edge weight (six sum to 1)", lines))
     figure = _figure(f"Who teaches whom: graph edges of {run.name}", 7.4)
     axes = figure.subplots(len(panels), 1, sharex=True, sharey=True)
-    _draw_panels(axes, panels, run, {})
+    _draw_panels(axes, panels, run)
     legend = "teacher→student; L text, V vision, A audio; mean over the train split"
     _add_legend(figure, axes, legend)
     return figure
 
 
-def _draw_panels(axes: np.ndarray, panels: list[Panel], run: RunFolder, published: dict) -> None:
-    """Draw a panel on each axis, and behind its last line the same column of published runs."""
+def _draw_panels(axes: np.ndarray, panels: list[Panel], run: RunFolder) -> None:
+    """Draw a panel on each axis."""
     epochs = run.history["epoch"]
     for ax, panel in zip(axes, panels, strict=True):
         columns = list(panel.lines.values())
-        _draw_published(ax, columns[-1], published)
         ax.plot(
             epochs,
             run.history[columns],
@@ -182,19 +189,43 @@ def _draw_panels(axes: np.ndarray, panels: list[Panel], run: RunFolder, publishe
     axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
-def _draw_published(ax: Axes, column: str, published: dict[str, pd.DataFrame]) -> None:
-    """Draw a column of the first two published runs in grey."""
-    for (name, history), style in zip(published.items(), ("-", ":"), strict=False):
+def _draw_published(
+    ax: Axes, column: str, dataset: str, histories: dict[str, pd.DataFrame]
+) -> None:
+    """Draw a column of published runs in grey, and the range of those of the released code."""
+    ranges = ranges_by_epoch(dataset, histories, column)
+    if len(ranges) > 0:
+        every_epoch = ranges.reindex(range(1, ranges.index[-1] + 1))
+        ax.fill_between(
+            every_epoch.index,
+            every_epoch["low"],
+            every_epoch["high"],
+            where=every_epoch["low"].notna(),  # no band across epochs that fewer than two runs have
+            color="0.85",
+            linewidth=3,  # wide enough to show the narrowest ranges
+            zorder=0.9,
+            label="range, released code",
+        )
+    results = published_results(dataset).set_index("run")
+    for i, (name, history) in enumerate(histories.items()):
         known = history.set_index("epoch")[column]
         every_epoch = known.reindex(range(1, known.index[-1] + 1))  # no line across unknown epochs
-        ax.plot(every_epoch, color="0.6", linestyle=style, marker="", label=name)
+        ax.plot(
+            every_epoch,
+            color="0.5",
+            linewidth=1,
+            zorder=1.5,  # below the lines of the run
+            linestyle=PUBLISHED_LINES[i % len(PUBLISHED_LINES)],
+            marker="",
+            label=name if results.at[name, "is_released"] else f"{name} (port)",
+        )
 
 
-def _add_legend(figure: Figure, axes: np.ndarray, title: str) -> None:
+def _add_legend(figure: Figure, axes: np.ndarray, title: str, ncols: int = 4) -> None:
     """Add the legend of the last axis, which holds for all of them, below the figure."""
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, title=title, handlelength=3.6
+        handles, labels, loc="outside lower center", ncols=ncols, title=title, handlelength=3.6
     )
 
 

@@ -2,7 +2,7 @@
 
 from analysis.compare import report_seeds
 from analysis.figures import draw_after_training
-from analysis.published import course
+from analysis.published import compare_with_published
 from analysis.tables import append_results
 from experiments.options import RunOptions
 from experiments.train import TrainedSeeds
@@ -11,7 +11,7 @@ from utils.log import logger
 
 
 def report_runs(trained: TrainedSeeds, options: RunOptions) -> None:
-    """Append the results to the tables over seeds, log how they compare, and draw every run.
+    """Append the results to the tables over seeds, draw every run, and log how they compare.
 
     Args:
         trained: The seeds of a command.
@@ -22,9 +22,10 @@ def report_runs(trained: TrainedSeeds, options: RunOptions) -> None:
     logger.info(f"Results saved to {table}.")
     if len(trained.folders) > 1:
         report_seeds(trained.folders, options.res_save_dir, dataset_name, options.name)
+    if options.figures:
+        for folder in trained.folders.values():
+            draw_after_training(folder, choose_device(options.device), trained.features)
     for folder in trained.folders.values():
-        line = course(folder)
+        line = compare_with_published(folder)
         if line:
             logger.info(line)
-        if options.figures:
-            draw_after_training(folder, choose_device(options.device), trained.features)

@@ -16,9 +16,8 @@ import torch
 import run
 from analysis import figures
 from analysis.plots import embed_features
-from analysis.published import published_runs
 from experiments.run_folder import FIGURES, RunFolder
-from tests.commands import ROOT, TINY, call, files, refused
+from tests.commands import TINY, call, files, refused
 from trainers.evaluate import HEADS, Inspection
 from utils.log import start_log
 
@@ -192,34 +191,3 @@ def test_a_failure_to_draw_is_a_warning_and_drawing_changes_no_number(home, copi
     assert (copied / "metrics.json").read_bytes() == (
         home / "result" / RUN / "metrics.json"
     ).read_bytes()
-
-
-def test_a_run_on_the_published_features_is_put_beside_published_runs(folder):
-    config = json.loads((ROOT / "dataset/synthetic_bert/config.json").read_text())
-    shutil.copytree(ROOT / "dataset/synthetic_bert", "wide")
-    Path("wide/config.json").write_text(
-        json.dumps(config | {"hidden_size": 768, "num_hidden_layers": 1})
-    )
-    data = ["featurePath=SYNTHETIC/aligned_50.pkl", "pretrained=wide"]
-    assert call(run, "-d", "mosi", *TINY, "--set", *data) == 0
-    record = RunFolder("result/dmd-mosi-1111")
-    first, last = record.history["loss/total"]
-    (line,) = [
-        line
-        for line in Path("log/dmd-mosi.log").read_text().splitlines()
-        if "Beside published runs" in line
-    ]
-    assert f"this run: total_loss {first:.2f} (epoch 1), {last:.2f} (epoch 2), TEST MAE" in line
-    assert (
-        "10.67 (epoch 1), 6.41 (epoch 5), 3.19 (epoch 38), TEST MAE 0.7206, Acc_2 0.8384 (epoch 28)"
-        in line
-    )
-    assert "3.40 (epoch 29), TEST MAE 0.7117, Acc_2 0.8476 (epoch 19)" in line
-    drawn = texts(record.results / "figures/training.svg").split("\n")
-    assert "reproduction-report-2023" in drawn and "jubaer36-2025" in drawn
-    assert not published_runs(record.run_config["settings"] | {"need_data_aligned": False})
-    assert list(
-        published_runs(
-            record.run_config["settings"] | {"dataset_name": "mosei", "feature_dims": [768, 74, 35]}
-        )
-    )
