@@ -150,17 +150,27 @@ def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _sum_up(runs: list[RunFolder], paired: PairedPredictions) -> pd.DataFrame:
-    """Print the table of `over_seeds`, and return it."""
+def check_same_configuration(runs: Sequence[RunFolder]) -> None:
+    """Check that runs differ in nothing but their seeds.
+
+    Raises:
+        ConfigError: A run has other settings, data or precision than the first one.
+    """
     first = runs[0]
     for run in runs:
         differences = describe_differences(run.run_config, first.run_config, NOT_COMPARED)
         for difference in differences:
             raise ConfigError(
-                f"--seeds: {run.results} has {difference.key} {printable(difference.first)}, but "
+                f"{run.results} has {difference.key} {printable(difference.first)}, but "
                 f"{first.results} has {printable(difference.second)}. Name seeds of one "
-                "configuration; two configurations are compared without --seeds."
+                "configuration; python -m analysis.compare without --seeds compares two "
+                "configurations."
             )
+
+
+def _sum_up(runs: list[RunFolder], paired: PairedPredictions) -> pd.DataFrame:
+    """Print the table of `over_seeds`, and return it."""
+    check_same_configuration(runs)
     seeds = [run.run_config["seed"] for run in runs]
     table = over_seeds(paired.predictions, paired.labels, seeds, paired.units.index)
     print(paired.description)

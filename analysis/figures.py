@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 import torch
 
+from analysis.tables import mean_scores, read_scorings
 from dataset.features import SPLITS, FeatureSet
 from experiments.restore import describe_changes, load_run_settings, restore
 from experiments.run_config import read_run_config
-from experiments.run_folder import RunFolder
+from experiments.run_folder import FIGURES, ROBUSTNESS, RunFolder
 from trainers.evaluate import Inspection, inspect
 from utils.cli import ArgumentParser, log_traceback, run_command
 from utils.device import choose_device, keep_freed_memory
@@ -39,10 +41,53 @@ def draw(run: RunFolder, inspection: Inspection | None, skipped: str = "") -> li
         The paths of the files.
     """
     # Imported here: a run without figures needs no matplotlib, which takes long to import.
-    from analysis.plots import draw_all
+    from analysis.plots import draw_all, draw_robustness
 
     pictures = draw_all(run, inspection)
-    page = report(run, pictures, skipped)
+    scorings = read_scorings(run.results / ROBUSTNESS)
+    if scorings is not None:
+        pictures.update(draw_robustness(run.name, scorings))
+    page = report(run, pictures, skipped, scorings)
+    return _write_all(run, pictures, page)
+
+
+def add_robustness(run: RunFolder, scorings: pd.DataFrame) -> list[Path]:
+    """Draw the figure of analysis.robustness, and write the report anew with it.
+
+    The report keeps the other pictures that figures/ has.
+
+    Args:
+        run: The run.
+        scorings: The table of analysis.robustness.
+
+    Returns:
+        The paths of the files.
+    """
+    from analysis.plots import draw_robustness
+
+    drawn = draw_robustness(run.name, scorings)
+    pictures = {}
+    missing = []
+    for figure in FIGURES:
+        path = run.results / "figures" / f"{figure}.svg"
+        if f"{figure}.svg" in drawn:
+            pictures[path.name] = drawn[path.name]
+        elif path.exists():
+            pictures[path.name] = path.read_bytes()
+        else:
+            missing.append(figure)
+    skipped = ""
+    if missing:
+        skipped = (
+            f"Not drawn yet: {', '.join(missing)}. To draw them: python -m analysis.figures "
+            f"{shlex.quote(str(run.results))}"
+        )
+    page = report(run, pictures, skipped, scorings)
+    return _write_all(run, drawn, page)
+
+
+def _write_all(run: RunFolder, pictures: dict[str, bytes], page: str) -> list[Path]:
+    """Write pictures and report; -> their paths."""
     paths = []
     for name, picture in pictures.items():
         path = run.results / "figures" / name
@@ -58,13 +103,19 @@ def _write(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-def report(run: RunFolder, pictures: dict[str, bytes], skipped: str) -> str:
+def report(
+    run: RunFolder,
+    pictures: dict[str, bytes],
+    skipped: str,
+    scorings: pd.DataFrame | None = None,
+) -> str:
     """Make a page of HTML with settings, numbers and pictures, which needs no other file.
 
     Args:
         run: The run.
         pictures: PNG and SVG files by name; the page shows the SVG ones.
         skipped: Why some pictures are missing, or "".
+        scorings: The table of analysis.robustness, where the run has one.
     """
     encoded = {}
     for name, content in pictures.items():
@@ -79,6 +130,8 @@ def report(run: RunFolder, pictures: dict[str, bytes], skipped: str) -> str:
         splits=SPLITS,
         metrics=METRICS,
         json=json.dumps,
+        scorings=scorings,
+        robustness=None if scorings is None else mean_scores(scorings),
     )
 
 
@@ -120,18 +173,27 @@ def inspect_checkpoint(
         ConfigError: If the settings are no longer valid.
         DataError: If the data cannot be read, or do not fit the model.
     """
-    run_config = read_run_config(checkpoint.parent)
-    if run_config and run_config["settings"] != run.run_config["settings"]:
-        raise CheckpointError(
-            f"{checkpoint}: belongs to a run with other settings than {run.results}. Name the "
-            "checkpoint of that run."
-        )
+    check_owner(run, checkpoint)
     trained = load_run_settings(run.run_config)
     loaded = restore(checkpoint, trained, "test", device, features)
     if features is None:
         for change in describe_changes(trained):
             print(f"Warning: {change}", file=sys.stderr)
     return inspect(loaded.model, loaded.loader, device, loaded.precision)
+
+
+def check_owner(run: RunFolder, checkpoint: Path) -> None:
+    """Check that a checkpoint may be one of a run.
+
+    Raises:
+        CheckpointError: The run.json next to the checkpoint has other settings.
+    """
+    run_config = read_run_config(checkpoint.parent)
+    if run_config and run_config["settings"] != run.run_config["settings"]:
+        raise CheckpointError(
+            f"{checkpoint}: belongs to a run with other settings than {run.results}. Name the "
+            "checkpoint of that run."
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

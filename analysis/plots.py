@@ -17,12 +17,13 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from analysis.published import published_results, published_runs, ranges_by_epoch
+from analysis.tables import ALL_MODALITIES
 from dataset.features import SPLITS
 from experiments.run_folder import RunFolder
 from models.distillation import EDGE_NAMES
 from models.dmd import MODALITIES, STACK_ORDER
 from trainers.evaluate import Inspection
-from utils.metrics import regression_metrics, sentiment_classes
+from utils.metrics import LOWER_IS_BETTER, regression_metrics, sentiment_classes
 
 # One look for all pictures. Color, line style or marker alone distinguishes the lines.
 LINES = cycler(
@@ -54,6 +55,7 @@ GRAPHS = {
     "homo": "Homogeneous graph (common features)",
     "hetero": "Heterogeneous graph (specific features)",
 }
+KINDS = {"random": "at random", "span": "as one span per modality"}  # of analysis.robustness
 HEAD_LABELS = {
     "output_logit": "all, fused",
     "logits_c": "common, fused",
@@ -99,10 +101,17 @@ def draw_all(run: RunFolder, inspection: Inspection | None) -> dict[str, bytes]:
             figures["predictions"] = predictions(run.name, inspection)
             figures["heads"] = head_bars(run.name, inspection)
         for name, figure in figures.items():
-            for kind, metadata in METADATA.items():
-                file = io.BytesIO()
-                figure.savefig(file, format=kind, dpi=150, metadata=metadata)
-                files[f"{name}.{kind}"] = file.getvalue()
+            files.update(_to_files(name, figure))
+    return files
+
+
+def _to_files(name: str, figure: Figure) -> dict[str, bytes]:
+    """The PNG and the SVG file of a figure, by their names."""
+    files = {}
+    for kind, metadata in METADATA.items():
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+        files[f"{name}.{kind}"] = file.getvalue()
     return files
 
 
@@ -371,5 +380,58 @@ def head_bars(name: str, inspection: Inspection) -> Figure:
         loc="outside lower center",
         ncols=2,
         handlelength=2.4,
+    )
+    return figure
+
+
+def draw_robustness(name: str, scorings: pd.DataFrame) -> dict[str, bytes]:
+    """Draw the table of analysis.robustness, in the style of the other pictures.
+
+    Args:
+        name: Of the run.
+        scorings: The rows of robustness.csv.
+
+    Returns:
+        robustness.png and robustness.svg. The same table gives the same bytes.
+    """
+    with matplotlib.style.context(["default", STYLE]):
+        return _to_files("robustness", robustness_curves(name, scorings))
+
+
+def robustness_curves(name: str, scorings: pd.DataFrame) -> Figure:
+    """Draw MAE, Acc_2 and Acc_7 against the share of the steps that is removed.
+
+    Args:
+        name: Of the run.
+        scorings: The rows of robustness.csv.
+    """
+    whole = scorings[scorings["modalities"] == ALL_MODALITIES]
+    kind = KINDS.get(whole["kind"].iloc[0], "")
+    panels = {
+        "MAE": "MAE (sentiment points)",
+        "Acc_2": "Acc_2 (share of utterances)",
+        "Acc_7": "Acc_7 (share of utterances)",
+    }
+    figure = _figure(f"Robustness of {name} (test)", 7.6)
+    axes = figure.subplots(len(panels), 1, sharex=True)
+    for ax, (metric, label) in zip(axes, panels.items(), strict=True):
+        scores = whole.groupby("rate")[metric]
+        means = scores.mean()
+        band = ax.fill_between(
+            means.index, scores.min(), scores.max(), color="0.8", linewidth=0, label="range"
+        )
+        (line,) = ax.plot(means, label="mean")
+        direction = "lower" if metric in LOWER_IS_BETTER else "higher"
+        ax.set(title=f"{metric}: {direction} is better", ylabel=label)
+    axes[-1].set(xlabel="share of the real steps removed from each modality", xlim=(-0.02, 0.92))
+    axes[-1].set_xticks(means.index)
+    draws, seeds = whole["draw"].max(), whole["seed"].nunique()
+    figure.legend(
+        [line, band],
+        ["mean", "range"],
+        loc="outside lower center",
+        ncols=2,
+        title=f"Removed {kind}; draws: {draws}, seeds: {seeds}",
+        handlelength=3.6,
     )
     return figure

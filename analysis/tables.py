@@ -1,17 +1,23 @@
-"""The tables over seeds in `result/normal/`, which all runs share, and tables as text."""
+"""Tables: those over seeds in `result/normal/`, which all runs share, and those of robustness."""
 
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.integrate import trapezoid
 
+from models.dmd import MODALITIES
 from utils.errors import RunError
 from utils.files import lock_folder, write_csv
-from utils.metrics import CORE_METRICS, WIDER_METRICS
+from utils.metrics import CORE_METRICS, METRICS, WIDER_METRICS
 from utils.reading import printable
 
 TABLE_METRICS = [*CORE_METRICS, "Loss"]
+SCORES = [*METRICS, "Loss"]
+# The columns of robustness.csv, a row a scoring.
+SCORING_COLUMNS = ["kind", "rate", "modalities", "draw", "seed", *SCORES]
+ALL_MODALITIES = "".join(MODALITIES)
 
 
 def append_results(
@@ -103,3 +109,52 @@ def as_text(table: pd.DataFrame, missing: str = "", index: bool = True) -> str:
         index: Whether to show the index.
     """
     return table.to_string(float_format="{:.4f}".format, na_rep=missing, index=index)
+
+
+def read_scorings(path: Path) -> pd.DataFrame | None:
+    """Read the table that analysis.robustness wrote.
+
+    Args:
+        path: The run's robustness.csv.
+
+    Returns:
+        Its rows; None where the file does not exist.
+
+    Raises:
+        RunError: If it cannot be read, or has other columns.
+    """
+    if not path.exists():
+        return None
+    try:
+        table = pd.read_csv(path)
+        return table[SCORING_COLUMNS]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"{path}: cannot be read ({printable(error)}). Delete it, or write it anew: python -m "
+            "analysis.robustness"
+        ) from error
+
+
+def mean_scores(scorings: pd.DataFrame) -> pd.DataFrame:
+    """Average the scorings of analysis.robustness over draws and seeds.
+
+    Args:
+        scorings: The rows of robustness.csv.
+
+    Returns:
+        A row for each rate; a row with the area under each metric's curve over the rates
+        (trapezoidal rule, divided by the range of the rates); a row for each subset of modalities.
+        NaN where a metric is not defined in one of the scorings.
+    """
+    is_whole = scorings["modalities"] == ALL_MODALITIES
+    curve = {}
+    for rate, group in scorings[is_whole].groupby("rate"):
+        curve[rate] = group[SCORES].mean(skipna=False)
+    means = pd.DataFrame(curve).T
+    rates = means.index.to_numpy()
+    table = means.rename(index="rate {:.1f}".format)
+    table.loc["area"] = trapezoid(means, rates, axis=0) / (rates[-1] - rates[0])
+    for letters, group in scorings[~is_whole].groupby("modalities", sort=False):
+        name = " + ".join(MODALITIES[m] for m in letters)
+        table.loc[name] = group[SCORES].mean(skipna=False)
+    return table

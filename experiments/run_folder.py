@@ -33,7 +33,8 @@ from utils.reading import printable, read_metrics
 
 TENSORBOARD = "tensorboard"  # folder of a run's event files
 EVENT_FILES = ("events.out.tfevents.*", "hparams.yml")
-FIGURES = ("training", "edges", "features", "predictions", "heads")
+FIGURES = ("training", "edges", "features", "predictions", "heads", "robustness")
+ROBUSTNESS = "robustness.csv"  # of analysis.robustness
 MAX_SUGGESTED_NAME = 40  # characters
 
 
@@ -235,7 +236,7 @@ class RunFolder:
         delete_events(self.results / TENSORBOARD)
 
     def _delete_results(self) -> None:
-        names = ["metrics.json", "predictions.csv", "report.html"]
+        names = ["metrics.json", "predictions.csv", "report.html", ROBUSTNESS]
         for figure in FIGURES:
             names += [f"figures/{figure}.png", f"figures/{figure}.svg"]
         for name in names:

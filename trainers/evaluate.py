@@ -1,12 +1,12 @@
 """Predictions of a model over a split: their metrics, and what each part of the model computes."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from models.dmd import ARGUMENT_ORDER, DMD, STACK_ORDER, DMDOutput
@@ -197,11 +197,11 @@ def inspect(
     model.eval()
     choose_tf32(precision)
     labels, outputs = [], []
-    with without_modalities(model, modalities):
+    with keep_modalities(model, modalities):
         for batch in loader:
             *inputs, target = to_device(batch, device)
             with autocast(device, precision):
-                output = model(*keep_modalities(inputs, modalities))
+                output = model(*inputs)
             outputs.append(_summarize(output))
             labels.append(target.squeeze(1))
     joined = {}
@@ -228,24 +228,34 @@ def _summarize(output: DMDOutput) -> dict[str, Tensor]:
     return summary
 
 
-def keep_modalities(inputs: Sequence[Tensor], modalities: str) -> list[Tensor]:
-    """Replace the inputs (text, audio, vision) of modalities that are not listed by zeros."""
-    kept = []
-    for m, x in zip(ARGUMENT_ORDER, inputs, strict=True):
-        kept.append(x if m in modalities else torch.zeros_like(x))
-    return kept
-
-
 @contextlib.contextmanager
-def without_modalities(model: DMD, modalities: str):
-    """Inside, the text encoder returns zeros where text is not listed: token 0 is a word too."""
-    if "l" in modalities or not model.args.use_bert:
-        yield
-        return
-    hook = model.text_model.register_forward_hook(
-        lambda module, tokens, features: torch.zeros_like(features)
-    )
+def keep_modalities(model: DMD, modalities: str) -> Iterator[None]:
+    """Inside, the model replaces the modalities that are not listed by zeros.
+
+    Of text, both the inputs and the output of the text encoder are replaced: a token 0 is a word.
+
+    Args:
+        model: The model; nothing is changed where all modalities are listed.
+        modalities: Letters of the modalities to use, such as "va".
+    """
+    missing = set(ARGUMENT_ORDER) - set(modalities)
+    hooks = []
+
+    def replace_inputs(module: DMD, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        replaced = []
+        for m, x in zip(ARGUMENT_ORDER, inputs, strict=True):
+            replaced.append(torch.zeros_like(x) if m in missing else x)
+        return tuple(replaced)
+
+    def replace_features(module: nn.Module, tokens: tuple, features: Tensor) -> Tensor:
+        return torch.zeros_like(features)
+
+    if missing:
+        hooks.append(model.register_forward_pre_hook(replace_inputs))
+    if "l" in missing and model.args.use_bert:
+        hooks.append(model.text_model.register_forward_hook(replace_features))
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
