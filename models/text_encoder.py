@@ -61,10 +61,11 @@ class TextEncoder(nn.Module):
 
 def most_tokens(config) -> int:
     """The longest sequence that an encoder of this configuration takes."""
-    # RoBERTa counts positions from the one after its padding id.
-    return config.max_position_embeddings - (
-        config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    )
+    kind = config.model_type
+    if "roberta" in kind or kind in ("camembert", "mpnet"):
+        # They count positions from the one after their padding id.
+        return config.max_position_embeddings - config.pad_token_id - 1
+    return config.max_position_embeddings
 
 
 def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
