@@ -69,9 +69,7 @@ def check_content(
             splits[name] = content[name]
             yield Finding("ok", f"{name}: {_describe_fields(splits[name])}.")
     names = tuple(splits) if to_predict and splits else SPLITS
-    in_layout_of_mult = any(mult.is_mult(fields) for fields in splits.values())
-    if in_layout_of_mult:
-        yield from _check_mult(splits, settings)
+    yield from _check_layout(path, splits, settings)
 
     feature_sets = {}  # by the field of their text
     for key in _text_fields(splits, names[0]):
@@ -86,13 +84,18 @@ def check_content(
     if not pretrained:
         pretrained = settings.pretrained if settings else BERT_BASE
     if "text_bert" in feature_sets:
-        features = feature_sets["text_bert"]
-        yield from _check_text_bert(features, settings, pretrained, vocabulary_size)
+        tokens = feature_sets["text_bert"]
+        yield from _check_text_bert(tokens, settings, pretrained, vocabulary_size)
     if "text" in feature_sets:
         yield from _check_sequences(feature_sets["text"], "text")
     features = next(iter(feature_sets.values()))  # the other fields are the same in both
-    if in_layout_of_mult:
+    if mult.is_mult(splits[names[0]]):
         yield _compare_sizes(features)
+    yield from _check_common_fields(features)
+
+
+def _check_common_fields(features: FeatureSet) -> Iterator[Finding]:
+    """The fields that are used with and without tokens."""
     yield from _check_labels(features)
     yield from _check_sequences(features, "audio")
     yield from _check_sequences(features, "vision")
@@ -108,8 +111,12 @@ def _describe_fields(fields: dict) -> str:
     return printable(", ".join(descriptions), 1000)
 
 
-def _check_mult(splits: dict[str, dict], settings: EasyDict | None) -> Iterator[Finding]:
+def _check_layout(
+    path: str, splits: dict[str, dict], settings: EasyDict | None
+) -> Iterator[Finding]:
     """What a pickle in MulT's layout is read as, and whether it fits the settings."""
+    if not any(mult.is_mult(fields) for fields in splits.values()):
+        return
     ids = "ids of video, start and end are joined"
     if any("id" not in fields for fields in splits.values()):
         ids = "without ids, utterances are named train-0, train-1, …"
@@ -119,11 +126,7 @@ def _check_mult(splits: dict[str, dict], settings: EasyDict | None) -> Iterator[
         "0.",
     )
     if settings and settings.use_bert:
-        yield Finding(
-            "error",
-            f"MulT's layout has GloVe features and no tokens, but use_bert is true for "
-            f"{settings.dataset_name}; {mult.HOW_TO_USE}.",
-        )
+        yield Finding("error", f"{path}: {mult.WITHOUT_TOKENS}")
 
 
 def _compare_sizes(features: FeatureSet) -> Finding:
@@ -132,8 +135,7 @@ def _compare_sizes(features: FeatureSet) -> Finding:
     for dataset, sizes in mult.SIZES.items():
         if found == sizes:
             return Finding("ok", f"As many utterances as in MulT's files: {dataset}.")
-    known = ", ".join(f"{dataset} {sizes}" for dataset, sizes in mult.SIZES.items())
-    return Finding("note", f"Not as many utterances as in MulT's files: {known}.")
+    return Finding("note", f"Not as many utterances as in MulT's files: {mult.SIZES}.")
 
 
 def _text_fields(splits: dict[str, dict], first: str) -> list[str]:

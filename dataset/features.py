@@ -173,13 +173,7 @@ def take_features(
     """
     path = str(args.featurePath)
     keys = ("text_bert" if args.use_bert else "text", "audio", "vision")
-    for source, content in raw.items():
-        in_layout_of_mult = mult.convert(content, source)
-        if in_layout_of_mult and args.use_bert and source == sources[0]:
-            raise DataError(
-                f"{source}: is in MulT's layout, with GloVe features and without tokens; "
-                f"{mult.HOW_TO_USE}."
-            )
+    _convert_layout(raw, args.use_bert, sources[0])
     parts = {}
     for name in splits:
         parts[name] = _take_split(raw, path, name, keys, sources, to_predict)
@@ -304,6 +298,14 @@ def _check_sizes(args, sources: Sequence[str], dims: list[int], steps: list[int]
             f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {remedy}; or "
             "point featurePath to the file that was meant."
         )
+
+
+def _convert_layout(raw: dict[str, dict], use_bert: bool, text_source: str) -> None:
+    """Convert MulT's layout. Raises DataError if tokens are expected of it."""
+    for path, content in raw.items():
+        in_layout_of_mult = mult.convert(content, path)
+        if in_layout_of_mult and use_bert and path == text_source:
+            raise DataError(f"{path}: {mult.WITHOUT_TOKENS}")
 
 
 def _take_split(

@@ -19,7 +19,10 @@ SIZES = {  # utterances of train, valid and test, by data set of the config
     "mosi-glove": [1284, 229, 686],
     "mosei-glove": [16326, 1871, 4659],
 }
-HOW_TO_USE = "use it with -d mosi-glove or -d mosei-glove (use_bert=false)"
+WITHOUT_TOKENS = (
+    "is in MulT's layout, with GloVe features and no tokens for use_bert=true. Use it with "
+    "-d mosi-glove or -d mosei-glove (use_bert=false)."
+)
 
 
 def is_mult(fields: object) -> bool:

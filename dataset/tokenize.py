@@ -151,8 +151,8 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m dataset.tokenize",
         description="Tokenize the texts of a feature pickle for another text encoder.",
-        epilog="In an aligned pickle, audio and vision stay aligned with the tokens of the "
-        "tokenizer that it was made with; with another one the alignment is approximate.",
+        epilog="In an aligned pickle, audio and vision stay aligned with the tokens of the former "
+        "tokenizer; their alignment with new tokens is approximate.",
     )
     add = parser.add_argument
     add("pickle", metavar="IN.pkl", help="feature pickle with raw_text")
