@@ -50,7 +50,7 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
 
     Args:
         model_name: "dmd".
-        dataset_name: mosi, mosei, synthetic, or a data set of your own in the config.
+        dataset_name: mosi, mosei, mosi-glove, mosei-glove, synthetic, or a data set of the config.
         config_file: JSON config; by default config/config.json.
         config: Settings by key that override the config file (documented in config/schema.py).
         seeds: One run for each seed.

@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -122,6 +123,22 @@ def parse_overrides(items: Iterable[str]) -> dict:
         except ValueError:
             overrides[key] = text
     return overrides
+
+
+def format_overrides(settings: dict) -> str:
+    """Write settings as the words of a command line; the inverse of `parse_overrides`.
+
+    Args:
+        settings: Settings by key.
+
+    Returns:
+        `--set key=value` for each of them, quoted for a shell.
+    """
+    words = []
+    for key, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        words += [COMMAND_LINE, f"{key}={text}"]
+    return shlex.join(words)
 
 
 def read_json_as(schema: type, path: str | Path, kind: str):

@@ -27,14 +27,13 @@ from dataset.sources import (
     read_table,
     standardize,
 )
-from models.text_encoder import load_tokenizer, most_tokens
+from dataset.tokens import TEXT_STEPS, add_tokens, encoder_kind
+from models.text_encoder import load_tokenizer
 from utils.cli import ArgumentParser, RenamedFlag, run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import read_json
 
-TEXT_STEPS = 50
 MOST_STEPS = 500  # of audio and vision by default; the longest in the published files
-MIN_TOKENS = 3  # the first, the last and one of the text
 
 
 @dataclass
@@ -180,18 +179,8 @@ def _add_padded(data: BuiltData, key: str, sequences: dict[str, np.ndarray], ste
         fields[f"{key}_lengths"] = lengths
 
 
-def add_tokens(data: BuiltData, pretrained: str, steps: int) -> None:
-    """Add text_bert (N, 3, steps): token ids, attention mask and segment ids, as [CLS] … [SEP].
-
-    Args:
-        data: Features, to which `text_bert` and the configuration of the encoder are added.
-        pretrained: The encoder whose tokenizer is used.
-        steps: Longer texts are cut, shorter ones padded.
-
-    Raises:
-        ConfigError: If there is no tokenizer, or the encoder does not take so many steps.
-        DataError: If texts are empty.
-    """
+def _add_text_bert(data: BuiltData, pretrained: str, steps: int) -> None:
+    """Add the tokens of the texts, and the configuration of the encoder."""
     _check_texts(data.content)
     try:
         tokenizer, config = load_tokenizer(pretrained)
@@ -199,26 +188,7 @@ def add_tokens(data: BuiltData, pretrained: str, steps: int) -> None:
         raise ConfigError(
             f"--{error} To try it without: --pretrained dataset/synthetic_bert."
         ) from error
-    if not MIN_TOKENS <= steps <= most_tokens(config):
-        raise ConfigError(
-            f"--text-steps: {steps}, but with the first and the last token '{pretrained}' takes "
-            f"{MIN_TOKENS} to {most_tokens(config)}."
-        )
-    tokenizer.padding_side = "right"
-    tokenizer.truncation_side = "right"
-    cut = 0
-    for fields in data.content.values():
-        texts = fields["raw_text"]
-        for ids in tokenizer(texts, verbose=False)["input_ids"]:
-            cut += len(ids) > steps
-        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=steps)
-        ids = np.array(tokens["input_ids"], np.float32)
-        mask = np.array(tokens["attention_mask"], np.float32)
-        segments = np.zeros_like(ids)
-        if "token_type_ids" in tokens:  # not every tokenizer has them
-            segments = np.array(tokens["token_type_ids"], np.float32)
-        fields["text_bert"] = np.stack([ids, mask, segments], axis=1)
-    data.cut["text_bert"] = cut
+    data.cut["text_bert"] = add_tokens(data.content, tokenizer, config, steps)
     data.encoder = config
 
 
@@ -270,9 +240,8 @@ def config_entry(path: Path, data: BuiltData, pretrained: str) -> tuple[str, dic
     feature_path = path.relative_to(root) if path.is_relative_to(root) else path
     section = {"featurePath": str(feature_path), "feature_dims": data.feature_dims}
     if data.encoder:
-        kind = data.encoder.model_type
         section["pretrained"] = pretrained
-        section["transformers"] = kind if kind in ("bert", "roberta") else "auto"
+        section["transformers"] = encoder_kind(data.encoder)
     for letter, steps in zip("lav", data.steps, strict=True):
         key = f"conv1d_kernel_size_{letter}"
         if steps < DMDConfig.model_fields[key].default:
@@ -331,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pretrained = options.pretrained or BERT_BASE
     data = build(options)
     if options.pretrained or not options.text_features:
-        add_tokens(data, pretrained, options.text_steps)
+        _add_text_bert(data, pretrained, options.text_steps)
     to_predict = options.unlabeled or "train" not in data.content
     _check(path, data, to_predict, pretrained)
 

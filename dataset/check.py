@@ -13,6 +13,7 @@ import numpy as np
 from easydict import EasyDict
 
 from config import load_config, parse_overrides
+from dataset import mult
 from dataset.features import (
     FIELDS,
     PUBLISHED_SHA256,
@@ -68,6 +69,7 @@ def check_content(
             splits[name] = content[name]
             yield Finding("ok", f"{name}: {_describe_fields(splits[name])}.")
     names = tuple(splits) if to_predict and splits else SPLITS
+    yield from _check_layout(path, splits, settings)
 
     feature_sets = {}  # by the field of their text
     for key in _text_fields(splits, names[0]):
@@ -82,11 +84,18 @@ def check_content(
     if not pretrained:
         pretrained = settings.pretrained if settings else BERT_BASE
     if "text_bert" in feature_sets:
-        features = feature_sets["text_bert"]
-        yield from _check_text_bert(features, settings, pretrained, vocabulary_size)
+        tokens = feature_sets["text_bert"]
+        yield from _check_text_bert(tokens, settings, pretrained, vocabulary_size)
     if "text" in feature_sets:
         yield from _check_sequences(feature_sets["text"], "text")
     features = next(iter(feature_sets.values()))  # the other fields are the same in both
+    if mult.is_mult(splits[names[0]]):
+        yield _compare_sizes(features)
+    yield from _check_common_fields(features)
+
+
+def _check_common_fields(features: FeatureSet) -> Iterator[Finding]:
+    """The fields that are used with and without tokens."""
     yield from _check_labels(features)
     yield from _check_sequences(features, "audio")
     yield from _check_sequences(features, "vision")
@@ -102,6 +111,33 @@ def _describe_fields(fields: dict) -> str:
     return printable(", ".join(descriptions), 1000)
 
 
+def _check_layout(
+    path: str, splits: dict[str, dict], settings: EasyDict | None
+) -> Iterator[Finding]:
+    """What a pickle in MulT's layout is read as, and whether it fits the settings."""
+    if not any(mult.is_mult(fields) for fields in splits.values()):
+        return
+    ids = "ids of video, start and end are joined"
+    if any("id" not in fields for fields in splits.values()):
+        ids = "without ids, utterances are named train-0, train-1, …"
+    yield Finding(
+        "ok",
+        f"MulT's layout: 'labels' are read as 'regression_labels'; {ids}; -inf in audio is read as "
+        "0.",
+    )
+    if settings and settings.use_bert:
+        yield Finding("error", f"{path}: {mult.WITHOUT_TOKENS}")
+
+
+def _compare_sizes(features: FeatureSet) -> Finding:
+    """Whether the splits are as large as those of a file by MulT's authors."""
+    found = [len(split) for split in features.splits.values()]
+    for dataset, sizes in mult.SIZES.items():
+        if found == sizes:
+            return Finding("ok", f"As many utterances as in MulT's files: {dataset}.")
+    return Finding("note", f"Not as many utterances as in MulT's files: {mult.SIZES}.")
+
+
 def _text_fields(splits: dict[str, dict], first: str) -> list[str]:
     """The fields of text that the first split has; both if it has none, whose lack is reported."""
     fields = ["text_bert", "text"]
@@ -114,11 +150,12 @@ def _settings_to_read(path: str, fields: dict, settings: EasyDict | None, key: s
     for field in FIELDS:
         array = fields.get(field)
         dims.append(array.shape[2] if getattr(array, "ndim", 0) == 3 else 1)
-    if settings:
-        # Text features are not those of the settings, whose width is that of the encoder.
-        text_width = settings.feature_dims[0] if key == "text_bert" else dims[0]
-        dims = [text_width, *settings.feature_dims[1:]]
     use_bert = key == "text_bert"
+    if settings:
+        # With use_bert the width of the settings is that of the encoder, not of text features.
+        other_text = settings.use_bert and not use_bert
+        text_width = dims[0] if other_text else settings.feature_dims[0]
+        dims = [text_width, *settings.feature_dims[1:]]
     return EasyDict(featurePath=path, need_data_aligned=False, use_bert=use_bert, feature_dims=dims)
 
 
@@ -266,7 +303,8 @@ def _check_sha256(path: str, dataset_name: str) -> Finding:
             )
     return Finding(
         "note",
-        f"SHA-256 {digest}: no published file; published numbers cannot be expected of it.",
+        f"SHA-256 {digest}: none of MMSA's published files; the published numbers of runs with "
+        "BERT cannot be expected of it.",
     )
 
 

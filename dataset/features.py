@@ -1,4 +1,4 @@
-"""Feature pickles in the MMSA layout, read and checked.
+"""Feature pickles in the layout of MMSA or MulT, read and checked.
 
 Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are [text, audio,
 vision].
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset import mult
 from dataset.pickles import load_pickle, write_pickle
 from dataset.synthetic import SYNTHETIC_FILE, generate
 from utils.errors import DataError
@@ -35,6 +36,8 @@ DATA_SETTINGS = (
 )
 LABELS = "regression_labels"
 LARGEST_LABEL = 3
+GLOVE_WIDTH = 300
+BERT_WIDTH = 768
 HINTS = {  # for a field that is missing
     "text_bert": " Set use_bert=false for a file without tokens.",
     "text": " python -m dataset.glove makes it from raw_text.",
@@ -155,7 +158,8 @@ def take_features(
     """Take the splits out of pickles that have been read, and check them.
 
     Args:
-        raw: {path: content}. Arrays are removed from it, and may be changed in place.
+        raw: {path: content}. Arrays are removed from it, and may be changed in place. MulT's
+            layout is converted.
         args: Settings, as for prepare_features.
         sources: The paths of text, audio and vision.
         splits: The splits to take.
@@ -169,6 +173,7 @@ def take_features(
     """
     path = str(args.featurePath)
     keys = ("text_bert" if args.use_bert else "text", "audio", "vision")
+    _convert_layout(raw, args.use_bert, sources[0])
     parts = {}
     for name in splits:
         parts[name] = _take_split(raw, path, name, keys, sources, to_predict)
@@ -250,6 +255,8 @@ def _explain_missing_file(path: str, dataset_name: str, aligned: bool) -> str:
     digest = PUBLISHED_SHA256.get((dataset_name, aligned))
     if digest:
         source = f" The MMSA project shares it (see the README); its SHA-256 is {digest}."
+    elif dataset_name in mult.SIZES:
+        source = " The authors of MulT share it (github.com/yaohungt/Multimodal-Transformer)."
     return (
         f"{os.path.abspath(path)}: no such feature file.{source} "
         "Without a download, use --dataset synthetic."
@@ -272,6 +279,14 @@ def _shape_of_all(parts: dict[str, Split], field: str, key: str, source: str) ->
 def _check_sizes(args, sources: Sequence[str], dims: list[int], steps: list[int]) -> None:
     """Raise DataError if widths or steps contradict the settings."""
     path = str(args.featurePath)
+    expects_glove = not args.use_bert and args.feature_dims[0] == GLOVE_WIDTH
+    if expects_glove and sources[0] == path and dims[0] == BERT_WIDTH:
+        raise DataError(
+            f"{path}: 'text' is {BERT_WIDTH} wide, not {GLOVE_WIDTH}: the published MMSA pickles "
+            "have features of BERT there, and no GloVe. Use MulT's pickles for GloVe, make it from "
+            "raw_text with python -m dataset.glove, or set "
+            f"feature_dims={str(dims).replace(' ', '')}."
+        )
     remedy = ""
     if args.need_data_aligned and set(sources) == {path} and len(set(steps)) > 1:
         remedy = "need_data_aligned=false, as it is unaligned"
@@ -283,6 +298,14 @@ def _check_sizes(args, sources: Sequence[str], dims: list[int], steps: list[int]
             f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {remedy}; or "
             "point featurePath to the file that was meant."
         )
+
+
+def _convert_layout(raw: dict[str, dict], use_bert: bool, text_source: str) -> None:
+    """Convert MulT's layout. Raises DataError if tokens are expected of it."""
+    for path, content in raw.items():
+        in_layout_of_mult = mult.convert(content, path)
+        if in_layout_of_mult and use_bert and path == text_source:
+            raise DataError(f"{path}: {mult.WITHOUT_TOKENS}")
 
 
 def _take_split(

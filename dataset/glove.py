@@ -10,7 +10,6 @@ is copied.
 """
 
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -19,13 +18,14 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
+from config import format_overrides
 from dataset.features import SPLITS, take_features, to_strings
 from dataset.pickles import check_output, load_pickle, write_pickle
+from dataset.tokens import TEXT_STEPS, count_text_steps
 from utils.cli import ArgumentParser, run_command
 from utils.errors import DataError
 from utils.reading import printable
 
-STEPS = 50  # if the pickle has no text yet
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)
 
 
@@ -100,7 +100,7 @@ def add_glove(content: dict, path: str | Path, vectors_file: str | Path) -> str:
         if isinstance(content.get(split), dict):
             raw_text = to_strings(content[split].get("raw_text"), str(path), split, "raw_text")
             words[split] = [split_words(text) for text in raw_text]
-    steps = _count_steps(content[next(iter(words))]) if words else STEPS
+    steps = count_text_steps(content[next(iter(words))]) if words else TEXT_STEPS
 
     counts = Counter()
     cut = 0
@@ -113,15 +113,6 @@ def add_glove(content: dict, path: str | Path, vectors_file: str | Path) -> str:
     for split, texts in words.items():
         content[split]["text"] = _embed(texts, vectors, steps)
     return f"{_describe_coverage(counts, vectors)} Texts longer than the steps, and cut: {cut}."
-
-
-def _count_steps(fields: dict) -> int:
-    """The steps of the text that a split has already."""
-    if np.ndim(fields.get("text_bert")) == 3:
-        return np.shape(fields["text_bert"])[2]
-    if np.ndim(fields.get("text")) == 3:
-        return np.shape(fields["text"])[1]
-    return STEPS
 
 
 def _embed(texts: list[list[str]], vectors: dict[str, np.ndarray], steps: int) -> np.ndarray:
@@ -175,14 +166,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     widths = _check(content, str(path))
     write_pickle(path, content)
     print(coverage)
-    command = []
-    for setting in (
-        "use_bert=false",
-        f"feature_dims={str(widths).replace(' ', '')}",
-        f"featurePath={path.resolve()}",
-    ):
-        command += ["--set", setting]
-    print(f"{path}: train with {shlex.join(command)}")
+    settings = {
+        "use_bert": False,
+        "feature_dims": widths,
+        "featurePath": str(path.resolve()),
+    }
+    print(f"{path}: train with {format_overrides(settings)}")
 
 
 def _check(content: dict, path: str) -> list[int]:

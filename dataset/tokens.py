@@ -1,4 +1,4 @@
-"""Whether the tokens of a feature pickle belong to the vocabulary of the text encoder."""
+"""Tokenize texts for a text encoder, and check that tokens are of its vocabulary."""
 
 import shlex
 from difflib import SequenceMatcher
@@ -8,12 +8,84 @@ import numpy as np
 from easydict import EasyDict
 
 from dataset.features import FeatureSet
-from models.text_encoder import PROJECT_ROOT, load_tokenizer
+from models.text_encoder import PROJECT_ROOT, load_tokenizer, most_tokens
 from utils.errors import ConfigError
 
+TEXT_STEPS = 50
+MIN_TOKENS = 3  # the first, the last and one of the text
 SAMPLE_SIZE = 20  # utterances that are tokenized
 # Ids with which common tokenizers begin.
 FIRST_TOKENS = {0: "as RoBERTa's <s>", 101: "as BERT's [CLS]"}
+
+
+def add_tokens(content: dict[str, dict], tokenizer, config, steps: int) -> int:
+    """Tokenize raw_text: text_bert (N, 3, steps) is token ids, attention mask and segment ids.
+
+    Args:
+        content: {split: {field: values}}; `text_bert` is added to each split, or replaced.
+        tokenizer: The tokenizer of a text encoder.
+        config: The configuration of the encoder.
+        steps: Longer texts are truncated, shorter ones padded on the right.
+
+    Returns:
+        The number of texts that were truncated.
+
+    Raises:
+        ConfigError: If the encoder does not take so many steps, or has no padding token.
+    """
+    if not MIN_TOKENS <= steps <= most_tokens(config):
+        raise ConfigError(
+            f"--text-steps: {steps}, but with the first and the last token "
+            f"'{tokenizer.name_or_path}' takes {MIN_TOKENS} to {most_tokens(config)}."
+        )
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"--pretrained: '{tokenizer.name_or_path}' has no padding token. Expected an encoder "
+            "such as BERT, RoBERTa, DeBERTa or MPNet."
+        )
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
+    truncated = 0
+    for fields in content.values():
+        texts = fields["raw_text"]
+        for ids in tokenizer(texts, verbose=False)["input_ids"]:
+            truncated += len(ids) > steps
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=steps)
+        ids = np.array(tokens["input_ids"], np.float32)
+        mask = np.array(tokens["attention_mask"], np.float32)
+        segments = np.zeros_like(ids)
+        if "token_type_ids" in tokens:  # not every tokenizer has them
+            segments = np.array(tokens["token_type_ids"], np.float32)
+        fields["text_bert"] = np.stack([ids, mask, segments], axis=1)
+    return truncated
+
+
+def count_text_steps(fields: dict) -> int:
+    """The steps of the text that a split of a pickle has.
+
+    Args:
+        fields: {field: values}
+
+    Returns:
+        Those of text_bert, else those of text, else TEXT_STEPS.
+    """
+    if np.ndim(fields.get("text_bert")) == 3:
+        return np.shape(fields["text_bert"])[2]
+    if np.ndim(fields.get("text")) == 3:
+        return np.shape(fields["text"])[1]
+    return TEXT_STEPS
+
+
+def encoder_kind(config) -> str:
+    """The value of the setting `transformers` for an encoder.
+
+    Args:
+        config: The configuration of the encoder.
+
+    Returns:
+        bert, roberta or auto.
+    """
+    return config.model_type if config.model_type in ("bert", "roberta") else "auto"
 
 
 def check_tokens(features: FeatureSet, settings: EasyDict) -> str | None:

@@ -151,7 +151,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         dest="dataset_name",
         required=True,
         metavar="NAME",
-        help="mosi, mosei, synthetic, or a data set of your own in the config",
+        help="mosi, mosei, mosi-glove, mosei-glove, synthetic, or a data set of the config",
     )
     add(
         "-c",

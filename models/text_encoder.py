@@ -74,9 +74,10 @@ class TextEncoder(nn.Module):
 
 def most_tokens(config) -> int:
     """Return the longest sequence that an encoder of this configuration takes."""
-    if "roberta" in config.model_type:
-        # It counts positions from the one after its padding id.
-        return config.max_position_embeddings - (config.pad_token_id + 1)
+    kind = config.model_type
+    if "roberta" in kind or kind in ("camembert", "mpnet"):
+        # They count positions from the one after their padding id.
+        return config.max_position_embeddings - config.pad_token_id - 1
     return config.max_position_embeddings
 
 
