@@ -108,14 +108,27 @@ def predict(
             rows.append(batch["rows"].clone())
     predicted, labels = in_file_order(predicted, labels, rows)
     check_finite(predicted, loader.dataset.ids, description)
-    batch_size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(labels)
+    loss = evaluation_loss(predicted, labels, model.args)
+    return Predictions(predicted.numpy(), labels.numpy(), loss)
+
+
+def evaluation_loss(predicted: Tensor, labels: Tensor, args) -> float:
+    """Compute the `Loss` of predictions, see `predict`.
+
+    Args:
+        predicted, labels: (N,), in file order.
+        args: Settings; `valid_loss` and `batch_size` are used.
+
+    Returns:
+        The mean absolute error, averaged over batches with `valid_loss` batch_mean.
+    """
+    batch_size = args.batch_size if args.valid_loss == "batch_mean" else len(labels)
     losses = []
     for predicted_batch, label_batch in zip(
         predicted.split(batch_size), labels.split(batch_size), strict=True
     ):
         losses.append(F.l1_loss(predicted_batch, label_batch))
-    loss = torch.stack(losses).double().mean().item()
-    return Predictions(predicted.numpy(), labels.numpy(), loss)
+    return torch.stack(losses).double().mean().item()
 
 
 def in_file_order(
