@@ -1,6 +1,7 @@
 """Score a checkpoint on a split, and write its predictions.
 
 python test.py pt/dmd-mosi-1111/best.pth
+python test.py pt/dmd-mosi-1111/best.pth --features FOLDER --predictions out.csv
 """
 
 import os
@@ -39,14 +40,16 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         device: auto, cpu, cuda or cuda:N.
         predictions: CSV to write with the columns id, raw_text, label, prediction; "" for none.
         log_dir: Folder of logs.
-        features: Feature pickle to predict on, which may lack labels; by default the data of the
-            training.
+        features: Feature pickle to predict on, which may lack labels, or a folder of pickles, each
+            of one or several utterances; by default the data of the training.
         overwrite: Replace the file `predictions`.
 
     Returns:
         The metrics; {} where there are no labels.
 
     Raises:
+        DataError: Also where some files of a folder are broken, after the predictions for the
+            others were written.
         DMDError, OSError: For whatever the caller can fix.
     """
     if not os.path.isfile(checkpoint):
@@ -61,6 +64,21 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
         raise ConfigError(
             f"--predictions: {predictions} already exists. Choose another file, or replace it with "
             "--overwrite."
+        )
+
+    if features and os.path.isdir(features):
+        from experiments.score_folder import score_folder
+
+        return score_folder(
+            folder=features,
+            checkpoint=checkpoint,
+            dataset_name=dataset_name,
+            config_file=config_file,
+            config=config,
+            split=split,
+            device=device,
+            predictions=predictions,
+            log_dir=log_dir,
         )
 
     from experiments.score import score_checkpoint
@@ -95,7 +113,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="a data set of the config (default: as trained)",
     )
     add("-c", "--config", default="", dest="config_file", help="JSON config (default: as trained)")
-    add("--features", default="", metavar="FILE.pkl", help="predict on this pickle, labeled or not")
+    add(
+        "--features",
+        default="",
+        metavar="FILE.pkl|FOLDER",
+        help="predict on this pickle, or on those of a folder, labeled or not",
+    )
     add("--split", choices=("train", "valid", "test"), default="test", help="default: test")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add(

@@ -357,8 +357,25 @@ def _take(content: dict, path: str, split: str, field: str):
 
 def _take_array(content: dict, path: str, split: str, key: str, ids: list[str]) -> np.ndarray:
     """Take a field of numbers out of a pickle's content, as float32, and check it."""
-    where = f"{path}: '{key}' of split '{split}'"
     value = _take(content, path, split, key)
+    return to_array(value, key, ids, f"{path}: '{key}' of split '{split}'")
+
+
+def to_array(value, key: str, ids: list[str], where: str) -> np.ndarray:
+    """Convert a field of numbers to float32, and check it.
+
+    Args:
+        value: The numbers; an array of float32 may be changed in place.
+        key: The field's name, which decides its layout and range.
+        ids: The N utterances.
+        where: The file and field, for the error.
+
+    Returns:
+        Labels (N,), tokens (N, 3, steps) or features (N, steps, width).
+
+    Raises:
+        DataError: If shape or values are not those of the field.
+    """
     try:
         array = np.require(value, np.float32, ["C", "W"])  # copies only another type or layout
     except (TypeError, ValueError, OverflowError) as error:

@@ -7,7 +7,6 @@ import pandas as pd
 from dataset.features import Split
 from experiments.restore import (
     CheckpointSettings,
-    LoadedRun,
     describe_changes,
     load_settings,
     restore,
@@ -46,7 +45,7 @@ def score_checkpoint(
             f"{features}: has no labels to score. Name a file to write with --predictions."
         )
     if features:
-        _check_provenance(trained, run)
+        check_provenance(trained, features, run.features.provenance)
     start_log(Path(log_dir) / f"test-{run.settings.dataset_name}.log", verbose_level=1)
     for change in describe_changes(trained, to_predict=bool(features)):
         logger.warning(change)
@@ -65,14 +64,22 @@ def score_checkpoint(
     return metrics
 
 
-def _check_provenance(trained: CheckpointSettings, run: LoadedRun) -> None:
-    """Raise DataError where features were built in another way than those of the training."""
-    provenance = run.features.provenance
+def check_provenance(trained: CheckpointSettings, path: str | Path, provenance: str) -> None:
+    """Check that features were built as those of the training, where both are known.
+
+    Args:
+        trained: The training.
+        path: The file of the features, for the error.
+        provenance: How they were built.
+
+    Raises:
+        DataError: They were built in another way.
+    """
     expected = trained.run_config.get("provenance", "")
     if provenance and expected and provenance != expected:
         raise DataError(
-            f"{run.features.path}: was built with {provenance}, but the training data with "
-            f"{expected}. Build it in the same way."
+            f"{path}: was built with {provenance}, but the training data with {expected}. Build it "
+            "in the same way."
         )
 
 

@@ -103,10 +103,24 @@ def predict(
             rows.append(batch["rows"].clone())
     predicted, labels = in_file_order(predicted, labels, rows)
     check_finite(predicted, loader.dataset.ids, description)
-    batch_size = model.args.batch_size if model.args.valid_loss == "batch_mean" else len(labels)
+    loss = evaluation_loss(predicted, labels, model.args)
+    return Predictions(predicted.numpy(), labels.numpy(), loss)
+
+
+def evaluation_loss(predicted: Tensor, labels: Tensor, args) -> float:
+    """Compute the `Loss` of predictions, see `predict`.
+
+    Args:
+        predicted, labels: (N,), in file order.
+        args: Settings; `valid_loss` and `batch_size` are used.
+
+    Returns:
+        The mean absolute error, averaged over batches with `valid_loss` batch_mean.
+    """
+    batch_size = args.batch_size if args.valid_loss == "batch_mean" else len(labels)
     errors = (predicted - labels).abs()
-    loss = torch.stack([batch.mean() for batch in errors.split(batch_size)]).double().mean()
-    return Predictions(predicted.numpy(), labels.numpy(), loss.item())
+    losses = [batch.mean() for batch in errors.split(batch_size)]
+    return torch.stack(losses).double().mean().item()
 
 
 def in_file_order(
