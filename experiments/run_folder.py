@@ -80,6 +80,10 @@ class RunFolder:
         """Read the run.json of an earlier run; None where no run exists."""
         return read_run_config(self.checkpoints) or read_run_config(self.results)
 
+    def checkpoint_file(self, epoch: int) -> Path:
+        """The checkpoint of an epoch; `checkpoint_files` recognizes it by its name."""
+        return self.checkpoints / f"{epoch}.pth"
+
     def checkpoint_files(self) -> dict[int, Path]:
         """The checkpoints by their epoch."""
         files = {}
@@ -272,8 +276,8 @@ class RunFolder:
         with self.resuming_from(self.state_file):
             state = read_state(self.state_file)
             self.rows = state.pop("history")
-            load_weights(model, self.checkpoints / f"{state['epoch']}.pth")
-            best = self.checkpoints / f"{state['best_epoch']}.pth"
+            load_weights(model, self.checkpoint_file(state["epoch"]))
+            best = self.checkpoint_file(state["best_epoch"])
             best.stat()
         if self.writable:
             # A run that is resumed is not finished before its new end; one that stopped while it
@@ -319,7 +323,7 @@ class RunFolder:
 
     def _write_epoch(self, weights: dict, state: dict, keep: int | str) -> None:
         epoch, best_epoch = state["epoch"], state["best_epoch"]
-        path = self.checkpoints / f"{epoch}.pth"
+        path = self.checkpoint_file(epoch)
         save_state(weights, path)
         if epoch == best_epoch:
             link_atomically(path, self.best_file)
@@ -339,7 +343,7 @@ class RunFolder:
     def load_best(self, model: nn.Module, best_epoch: int) -> None:
         """Load the weights of the best epoch into the model."""
         # Its own file: on a network file system, another process may still see an older best.pth.
-        load_weights(model, self.checkpoints / f"{best_epoch}.pth")
+        load_weights(model, self.checkpoint_file(best_epoch))
 
     def save_result(self, metrics: dict, ids: list[str], predictions: Predictions) -> None:
         """Write predictions.csv and metrics.json, which ends the run.
