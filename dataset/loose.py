@@ -20,6 +20,7 @@ from dataset.features import (
     to_array,
     to_strings,
 )
+from dataset.mult import join_columns
 from dataset.pickles import load_pickle
 from utils.errors import DataError
 from utils.reading import printable
@@ -132,19 +133,15 @@ def read_loose(path: Path, sizes: InputSizes, split: str = "test") -> LooseFile:
 
     arrays = {}
     truncated = 0
-    for field, key, width, steps in zip(
-        FIELDS, keys, sizes.feature_dims, sizes.seq_lens, strict=True
-    ):
+    for i, field in enumerate(FIELDS):
         fitted = []
-        for sequence, name in zip(sequences[key], ids, strict=True):
-            if key == "text_bert":
-                tokens = _check_tokens(sequence, path, name, sizes)
-                fitted.append(fit_tokens(tokens, steps, sizes.pad_token))
-                truncated += bool(tokens[1, steps:].any())
+        for sequence, name in zip(sequences[keys[i]], ids, strict=True):
+            if keys[i] == "text_bert":
+                sequence, is_cut = _fit_text_bert(sequence, path, name, sizes)
             else:
-                features = _check_features(sequence, path, name, key, width)
-                fitted.append(fit_features(features, steps))
-                truncated += bool(features[steps:].any())
+                sequence, is_cut = _fit_sequence(sequence, path, name, keys[i], sizes, i)
+            fitted.append(sequence)
+            truncated += is_cut
         arrays[field] = np.stack(fitted)
     return LooseFile(
         path=path,
@@ -155,6 +152,24 @@ def read_loose(path: Path, sizes: InputSizes, split: str = "test") -> LooseFile:
         truncated=truncated,
         provenance=read_provenance(content),
     )
+
+
+def _fit_text_bert(
+    sequence: np.ndarray, path: Path, name: str, sizes: InputSizes
+) -> tuple[np.ndarray, bool]:
+    """Check and fit the tokens of an utterance.  -> (3, T_l), and whether real ones were cut"""
+    tokens = _check_tokens(sequence, path, name, sizes)
+    steps = sizes.seq_lens[0]
+    return fit_tokens(tokens, steps, sizes.pad_token), bool(tokens[1, steps:].any())
+
+
+def _fit_sequence(
+    sequence: np.ndarray, path: Path, name: str, key: str, sizes: InputSizes, i: int
+) -> tuple[np.ndarray, bool]:
+    """Check and fit the features of an utterance.  -> (T, d), and whether real steps were cut"""
+    features = _check_features(sequence, path, name, key, sizes.feature_dims[i])
+    steps = sizes.seq_lens[i]
+    return fit_features(features, steps), bool(features[steps:].any())
 
 
 def fit_features(sequence: np.ndarray, steps: int) -> np.ndarray:
@@ -300,6 +315,8 @@ def _read_strings(fields: dict, path: Path, key: str, count: int) -> list[str]:
 
 def _read_ids(fields: dict, path: Path, count: int) -> list[str]:
     """The ids; made of the file's name where it has none."""
+    if isinstance(fields.get("id"), (list, np.ndarray)):
+        fields["id"] = join_columns(fields["id"])  # MulT's: video, start, end
     ids = _read_strings(fields, path, "id", count)
     if ids:
         return ids

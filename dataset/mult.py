@@ -61,7 +61,7 @@ def convert(content: dict, path: str) -> bool:
             fields["regression_labels"] = labels
             fields.setdefault("id", [f"{split}-{row}" for row in range(count)])
         if "id" in fields:
-            fields["id"] = _join_columns(fields["id"])
+            fields["id"] = join_columns(fields["id"])
     return found
 
 
@@ -79,7 +79,7 @@ def _count_labels(labels, where: str) -> int:
     return shape[0]
 
 
-def _join_columns(ids):
+def join_columns(ids):
     """Ids of several columns as strings; others are returned as they are."""
     rows = ids.tolist() if isinstance(ids, np.ndarray) else ids
     if not isinstance(rows, list) or not rows:

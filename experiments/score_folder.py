@@ -178,17 +178,22 @@ def score_folder(
         logger.info(
             f"{predictions}: {len(rows)} utterances of {len(paths) - len(predictor.broken)} files."
         )
-    if predictor.broken:
-        names = printable(", ".join(path.name for path in predictor.broken), 600)
-        raise DataError(
-            f"{folder}: {len(predictor.broken)} of {len(paths)} files are broken and were skipped: "
-            f"{names}. The log names the reasons."
-        )
+    _check_broken(predictor, folder, len(paths))
     if not metrics and not predictions:
         raise ConfigError(
             f"{folder}: has no labels to score. Name a file to write with --predictions."
         )
     return metrics
+
+
+def _check_broken(predictor: FolderPredictor, folder: str | Path, count: int) -> None:
+    """Raise DataError where some of the files were broken."""
+    if predictor.broken:
+        names = printable(", ".join(path.name for path in predictor.broken), 600)
+        raise DataError(
+            f"{folder}: {len(predictor.broken)} of {count} files are broken and were skipped: "
+            f"{names}. The log names the reasons."
+        )
 
 
 def _take_utterance(file: LooseFile, row: int) -> Utterance:
