@@ -63,9 +63,8 @@ def read_state(path: str | Path):
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
+    # A damaged file can fail in any way that zip, pickle and PyTorch know
+    except Exception as error:
         message = str(error).partition(" In PyTorch")[0]
         reason = f"{type(error).__name__}: {printable(message, 120)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
