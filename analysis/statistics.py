@@ -1,8 +1,8 @@
 """How sure the metrics of test are: over several seeds, and of one run against another.
 
-Clips of one video share speaker, topic and microphone, so they are not independent. What is drawn
-anew, or swapped between two runs, is therefore a *unit*: all clips of a video together, or a single
-utterance where its id names no video (`group_by_video`).
+Clips of one video share speaker, topic and microphone, so they are not independent. What is
+resampled, or swapped between two runs, is therefore a *unit*: all clips of a video together, or a
+single utterance if its id names no video (`group_by_video`).
 
 Intervals come from the cluster bootstrap: units are drawn with replacement, as many as there are,
 and the interval holds the middle 95 % of the resampled metrics. (Plain percentiles: BCa divides
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from dataset.features import video_of
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, regression_metrics, sentiment_classes
 
 LEVEL = 0.05  # of the test; intervals hold the rest
 RESAMPLES = 10_000
 BATCH = 500  # resamples that are in memory at a time
 ROUNDING = 1e-12  # two differences of metrics that are closer than this are equal
-SEPARATOR = "$_$"  # between video and clip in the ids of MOSI, MOSEI and the synthetic data
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def group_by_video(ids: Sequence[str]) -> Units:
     units = []
     videos = set()
     for position, utterance in enumerate(ids):
-        video = utterance.rpartition(SEPARATOR)[0]
+        video = video_of(utterance)
         if video:
             videos.add(video)
             units.append(video)
         else:
-            units.append(position)  # also where the id occurs twice
+            units.append(position)  # also if the id occurs twice
     without_video = sum(isinstance(unit, int) for unit in units)
     if len(videos) == 1 and not without_video:
         index = np.arange(len(units))
@@ -108,8 +108,8 @@ def over_seeds(
 
     Returns:
         A column for each of CORE_METRICS. Rows: the seeds by name, their `mean` and `std` (ddof 0),
-        `low` and `high` of the mean's 95 % interval, the seeds being given. NaN where a metric, or
-        one of its resamples, is not defined.
+        `low` and `high` of the mean's 95 % interval, the seeds being given. NaN if a metric, or one
+        of its resamples, is not defined.
     """
     scores = [regression_metrics(predicted, labels) for predicted in predictions]
     per_seed = pd.DataFrame(scores, index=names)[list(CORE_METRICS)]
@@ -143,7 +143,7 @@ def compare(
     Returns:
         A row for each of CORE_METRICS with the columns `A`, `B`; `difference`, which is A - B, and
         its 95 % interval `low`, `high`; `p` of the randomization test; `better`: A, B or neither at
-        5 %, by p. NaN where a metric is not defined (there neither is better).
+        5 %, by p. NaN if a metric is not defined (then neither is better).
     """
     sums_a, sums_b = _sums_of_units(np.stack([a, b]), labels, units)
     score_a = _metrics(sums_a.sum(axis=0))
@@ -202,7 +202,7 @@ def _differences_after_swaps(sums_a: np.ndarray, sums_b: np.ndarray, resamples: 
 
 
 def _p_value(difference: np.ndarray, swapped: np.ndarray) -> np.ndarray:
-    """Two-sided p of a randomization test; NaN where the metric is.  (M,), (R, M) -> (M,)"""
+    """Two-sided p of a randomization test; NaN if the metric is.  (M,), (R, M) -> (M,)"""
     as_large = np.abs(swapped) >= np.abs(difference) - ROUNDING
     # The runs as they are count as one of the swaps, so that p is never 0.
     p = (1 + as_large.sum(axis=0)) / (1 + len(swapped))
@@ -246,6 +246,6 @@ def _metrics(sums: np.ndarray) -> np.ndarray:
     f1_positive = 2 * right_positive / np.maximum(2 * right_positive + wrong, 1)
     f1_negative = 2 * right_negative / np.maximum(2 * right_negative + wrong, 1)
     weighted_f1 = positive * f1_positive + negative * f1_negative
-    with np.errstate(invalid="ignore"):  # NaN where every label is 0
+    with np.errstate(invalid="ignore"):  # NaN if every label is 0
         metrics = [right / polar, weighted_f1 / polar, right_class / count, error / count]
     return np.stack(metrics, axis=-1)

@@ -61,8 +61,8 @@ A resumed run and `test.py` use the settings that the run has saved in its `run.
   are read.
 - `feature_dims` must match the feature file; a mismatch is an error that names the right value. The
   number of steps is taken from the file.
-- Config files of MMSA and of the released code load unchanged. These keys have no effect here and
-  are ignored with a warning: {ignored_keys}.
+- Config files of MMSA and of the released code load unchanged. These keys have no effect here. They
+  are ignored in a config file, with a warning, and refused by `--set`: {ignored_keys}.
 
 ## Switches for paper and release
 

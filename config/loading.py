@@ -53,7 +53,8 @@ def load_config(
         model_name: "dmd", in any case.
         dataset_name: A data set of the config file.
         config_file: JSON file in the layout of config/config.json, which is the default.
-        overrides: Settings by key, as given to `--set`.
+        overrides: Settings by key, as given to `--set`. Unlike a config file, they must not contain
+            IGNORED_KEYS.
 
     Returns:
         Every setting of `DMDConfig`, with `model_name` and `dataset_name`. `featurePath` is joined
@@ -91,10 +92,7 @@ def config_from_resolved(settings: dict, overrides: dict | None = None) -> EasyD
     dataset_name = saved.pop("dataset_name", "")
     for key in IGNORED_KEYS:
         saved.pop(key, None)
-    feature_path = Path(str(saved.get("featurePath", "")))
-    root = str(saved.get("dataset_root_dir", ""))
-    if root and feature_path.is_relative_to(root):
-        saved["featurePath"] = str(feature_path.relative_to(root))
+    _remove_root(saved)
     return _check_settings(saved, "run.json", overrides or {}, dataset_name)
 
 
@@ -105,7 +103,7 @@ def parse_overrides(items: Iterable[str]) -> dict:
         items: Texts such as "batch_size=32" or "pretrained=bert-base-cased".
 
     Returns:
-        Settings by key. Values are parsed as JSON where possible, and are texts otherwise.
+        Settings by key. Values are parsed as JSON if possible, and are texts otherwise.
 
     Raises:
         ConfigError: An item is not of the form key=value.
@@ -163,7 +161,7 @@ def read_json_as(schema: type, path: str | Path, kind: str):
     try:
         return TypeAdapter(schema).validate_python(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_describe_first_error(error)}") from error
+        raise ConfigError(f"{path}: {_describe_first_problem(error)}") from error
 
 
 def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, kind: str) -> None:
@@ -212,9 +210,14 @@ def _merge_sections(content: ConfigFile, dataset_name: str, overrides: dict, pat
     section = content.dmd.datasetParams.get(dataset_name, {})
     variants = content.datasetCommonParams[dataset_name]
 
-    aligned = overrides.get("need_data_aligned", section.get("need_data_aligned"))
-    if aligned is None:  # commonParams applies to data sets with both variants
-        aligned = "aligned" in variants and common.get("need_data_aligned", True)
+    if "need_data_aligned" in overrides:
+        aligned = overrides["need_data_aligned"]
+    elif "need_data_aligned" in section:
+        aligned = section["need_data_aligned"]
+    elif "aligned" in variants:
+        aligned = common.get("need_data_aligned", True)
+    else:
+        aligned = False
     variant = "unaligned" if aligned is False else "aligned"  # other types are rejected later
     if variant not in variants:
         raise ConfigError(
@@ -239,8 +242,11 @@ def _check_settings(
     known = (*DMDConfig.model_fields, *IGNORED_KEYS)
     check_names(settings, known, where, "setting")
     check_names(overrides, known, COMMAND_LINE, "setting")
-    merged = {**settings, **overrides}
+    for key in overrides:
+        if key in IGNORED_KEYS:
+            raise ConfigError(f"{COMMAND_LINE}: {key} has no effect here; leave it out.")
 
+    merged = {**settings, **overrides}
     ignored = []
     for key in IGNORED_KEYS:
         if key in merged:
@@ -252,30 +258,56 @@ def _check_settings(
     try:
         checked = DMDConfig.model_validate(merged)
     except ValidationError as error:
-        message = _describe_first_error(error, merged)
-        key = message.split()[0]  # messages about several settings begin with the first one, too
+        key, problem = _find_first_invalid_setting(error, merged)
         source = COMMAND_LINE if key in overrides else where
-        raise ConfigError(f"{source}: {message}") from error
-    checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+        raise ConfigError(f"{source}: {problem}") from error
+    _add_root(checked)
     return EasyDict(checked.model_dump(), model_name=MODEL_NAME, dataset_name=dataset_name)
 
 
-def _describe_first_error(error: ValidationError, settings: dict | None = None) -> str:
-    """The first invalid value in one line; of a setting that is a list, the whole list."""
+def _add_root(checked: DMDConfig) -> None:
+    """Join featurePath to dataset_root_dir."""
+    checked.featurePath = os.path.join(checked.dataset_root_dir, checked.featurePath)
+
+
+def _remove_root(saved: dict) -> None:
+    """Undo `_add_root`, so that an override of dataset_root_dir applies to featurePath."""
+    feature_path = Path(str(saved.get("featurePath", "")))
+    root = str(saved.get("dataset_root_dir", ""))
+    if root and feature_path.is_relative_to(root):
+        saved["featurePath"] = str(feature_path.relative_to(root))
+
+
+def _find_first_invalid_setting(error: ValidationError, settings: dict) -> tuple[str, str]:
+    """The key and the problem of the first invalid setting; a list is shown as a whole."""
     first = error.errors()[0]
-    expected = first["msg"].removeprefix("Value error, ").rstrip(".")
-    location = [str(part) for part in first["loc"]]
-    value = first["input"]
-    if settings is not None and location:
-        location = location[:1]
-        value = settings.get(location[0])
-    place = ".".join(location)
+    if first["type"] == "invalid_setting":
+        key = first["ctx"]["key"]
+        value = first["ctx"]["value"]
+    else:
+        key = str(first["loc"][0])
+        value = settings.get(key)
+    if first["type"] == "missing":
+        return key, f"{key} is missing."
+    return key, _describe_problem(key, value, first["msg"])
+
+
+def _describe_first_problem(error: ValidationError) -> str:
+    """The first invalid value of a JSON file, with the path of keys that leads to it."""
+    first = error.errors()[0]
+    place = ".".join(str(key) for key in first["loc"])
     if first["type"] == "missing":
         return f"{printable(place)} is missing."
-    if not place:
-        return f"{printable(expected, 400)}."
+    message = first["msg"].removeprefix("Value error, ")  # of a validator
+    if not place:  # the whole content
+        return f"{printable(message.rstrip('.'), 400)}."
+    return _describe_problem(place, first["input"], message)
+
+
+def _describe_problem(place: str, value: object, expected: str) -> str:
+    """A sentence about an invalid value, in one line."""
     given = printable(json.dumps(value, ensure_ascii=False, default=str))
-    expected = expected[0].lower() + expected[1:]
+    expected = expected[0].lower() + expected[1:].rstrip(".")
     return f"{printable(f'{place} is {given}; {expected}', 400)}."
 
 

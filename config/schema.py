@@ -10,6 +10,7 @@ from pydantic import (
     PositiveFloat,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 # Keys of MMSA's and the release's config files that have no effect here: accepted, with a warning.
 IGNORED_KEYS = (
@@ -60,6 +61,21 @@ KeyMetric = Literal["Loss", "MAE", "Acc_2", "F1_score", "Acc_7"]
 def setting(default, description: str):
     """A field of `DMDConfig`; `...` as default makes it required."""
     return Field(default, description=description)
+
+
+def invalid_setting(key: str, value, expected: str) -> PydanticCustomError:
+    """Make the error of a validator that compares several settings.
+
+    Args:
+        key: The setting to change.
+        value: Its value.
+        expected: What was expected, as the end of a sentence.
+
+    Returns:
+        The error, whose context has `key` and `value`.
+    """
+    context = {"key": key, "value": value, "expected": expected}
+    return PydanticCustomError("invalid_setting", "{expected}", context)
 
 
 class Strict(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
@@ -240,19 +256,21 @@ class DMDConfig(Strict):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "DMDConfig":
-        """Raise ValueError with a message that begins with the key to change."""
         width, heads = self.dst_feature_dim_nheads
         if width % heads != 0 or width % 2 != 0:
-            raise ValueError(
-                f"dst_feature_dim_nheads is [{width}, {heads}]; d must be even and divisible by h"
+            raise invalid_setting(
+                "dst_feature_dim_nheads",
+                self.dst_feature_dim_nheads,
+                "d must be even and divisible by h",
             )
         if not self.feature_decoupling and self.lambda_decoupling > 0:
-            raise ValueError(
-                f"lambda_decoupling is {self.lambda_decoupling}; "
-                "set it to 0 if feature_decoupling is false"
+            raise invalid_setting(
+                "lambda_decoupling",
+                self.lambda_decoupling,
+                "set it to 0 if feature_decoupling is false",
             )
         if self.grad_clip <= 0 and self.grad_clip != -1:
-            raise ValueError(
-                f"grad_clip is {self.grad_clip}; expected more than 0, or -1 for no clipping"
+            raise invalid_setting(
+                "grad_clip", self.grad_clip, "expected more than 0, or -1 for no clipping"
             )
         return self

@@ -22,6 +22,7 @@ from dataset.features import (
     load_published,
     shorten,
     take_features,
+    video_of,
 )
 from dataset.pickles import load_pickle
 from dataset.tokens import check_tokens, local_folder
@@ -199,8 +200,8 @@ def _check_text_bert(
         outside = (ids >= size).sum()
         yield Finding(
             "error" if outside else "ok",
-            f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is of {size}, and "
-            f"{outside} are outside it.",
+            f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} has {size} entries, "
+            f"and {outside} ids are outside it.",
         )
 
 
@@ -286,8 +287,9 @@ def _check_ids(features: FeatureSet) -> Iterator[Finding]:
 
 
 def _videos(ids: set[str]) -> set[str]:
-    """The videos of MOSI's and MOSEI's ids, video$_$clip."""
-    return {name.partition("$_$")[0] for name in ids if "$_$" in name}
+    """The videos that ids name."""
+    videos = {video_of(utterance_id) for utterance_id in ids}
+    return videos - {""}
 
 
 def _check_sha256(path: str, dataset_name: str) -> Finding:

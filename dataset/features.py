@@ -94,7 +94,7 @@ def prepare_features(
         feature_A: The same for audio.
         feature_V: The same for vision.
         splits: The splits to read; others may be missing.
-        to_predict: The file may lack labels and have other widths and steps than `args`: the
+        to_predict: The file may lack labels, and its widths and steps may differ from `args`: the
             checkpoint defines them.
 
     Returns:
@@ -176,17 +176,18 @@ def take_features(
     _convert_layout(raw, args.use_bert, sources[0])
     parts = {}
     for name in splits:
-        parts[name] = _take_split(raw, path, name, keys, sources, to_predict)
+        parts[name] = _pop_split(raw, path, name, keys, sources, to_predict)
 
-    dims, steps = [], []
-    for field, key, source, expected in zip(FIELDS, keys, sources, args.feature_dims, strict=True):
-        rows, columns = _shape_of_all(parts, field, key, source)
-        if key == "text_bert":  # (3, steps)
-            dims.append(expected)
-            steps.append(columns)
+    dims = []
+    steps = []
+    for i, field in enumerate(FIELDS):
+        shape = _shape_in_all_splits(parts, field, keys[i], sources[i])
+        if keys[i] == "text_bert":  # (3, steps); the encoder decides the width
+            dims.append(args.feature_dims[i])
+            steps.append(shape[1])
         else:  # (steps, width)
-            dims.append(columns)
-            steps.append(rows)
+            dims.append(shape[1])
+            steps.append(shape[0])
     if not to_predict:
         _check_sizes(args, sources, dims, steps)
     return FeatureSet(
@@ -203,16 +204,21 @@ def read_provenance(content: dict) -> str:
     """How dataset.build made a pickle.
 
     Args:
-        content: Content of a pickle, or the description of a run that was trained on one. Those of
-            earlier versions have the key `made`, and flags by their former names.
+        content: Content of a pickle. Those of earlier versions have the key `made` instead of
+            `provenance`, and flags by their former names.
 
     Returns:
-        A description in the present words; empty if there is none.
+        A description with the present names; empty if there is none.
     """
     if "provenance" in content:
         return str(content["provenance"])
     made = str(content.get("made", ""))
     return made.replace("--average", "--pool-to").replace("standardised", "standardized")
+
+
+def video_of(utterance_id: str) -> str:
+    """The video of an id of the form video$_$clip, as in MOSI and MOSEI; empty for other ids."""
+    return utterance_id.rpartition("$_$")[0]
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -244,7 +250,7 @@ def to_strings(values, path: str, split: str, field: str) -> list[str]:
             texts.append(text.encode("utf-8", "replace").decode())  # without lone surrogates
     except (TypeError, ValueError, SystemError) as error:  # also numpy's, for damaged strings
         raise DataError(
-            f"{path}: '{field}' of split '{split}' is no list of strings ({printable(error)})."
+            f"{path}: '{field}' of split '{split}' is not a list of strings ({printable(error)})."
         ) from error
     return texts
 
@@ -263,15 +269,17 @@ def _explain_missing_file(path: str, dataset_name: str, aligned: bool) -> str:
     )
 
 
-def _shape_of_all(parts: dict[str, Split], field: str, key: str, source: str) -> tuple[int, int]:
-    """The shape of an utterance's array, which is the same in all splits."""
+def _shape_in_all_splits(
+    parts: dict[str, Split], field: str, key: str, source: str
+) -> tuple[int, int]:
+    """The shape of an utterance's array. Raises DataError if it differs between splits."""
     shapes = {}
     for name, part in parts.items():
         shapes[name] = getattr(part, field).shape[1:]
     if len(set(shapes.values())) > 1:
         raise DataError(
-            f"{source}: '{key}' has other sizes in other splits: {shapes}. Extract all of them "
-            "alike."
+            f"{source}: the size of '{key}' differs between splits: {shapes}. Extract all of them "
+            "with the same settings."
         )
     return next(iter(shapes.values()))
 
@@ -308,7 +316,7 @@ def _convert_layout(raw: dict[str, dict], use_bert: bool, text_source: str) -> N
             raise DataError(f"{path}: {mult.WITHOUT_TOKENS}")
 
 
-def _take_split(
+def _pop_split(
     raw: dict[str, dict],
     path: str,
     name: str,
@@ -316,8 +324,8 @@ def _take_split(
     sources: Sequence[str],
     to_predict: bool,
 ) -> Split:
-    """Take one split out of the pickles (arrays are moved, not copied), and check it."""
-    ids = to_strings(_take(raw[path], path, name, "id"), path, name, "id")
+    """Remove one split from the pickles (arrays are moved, not copied), and check it."""
+    ids = to_strings(_pop_field(raw[path], path, name, "id"), path, name, "id")
     raw_text = raw[path][name].get("raw_text", [""] * len(ids))
     raw_text = to_strings(raw_text, path, name, "raw_text")
     if len(raw_text) != len(ids):
@@ -326,23 +334,23 @@ def _take_split(
         )
     arrays = []
     for key, source in zip(keys, sources, strict=True):
-        arrays.append(_take_array(raw[source], source, name, key, ids))
+        arrays.append(_pop_array(raw[source], source, name, key, ids))
         other_ids = raw[source][name].get("id", ids)
         if source != path and to_strings(other_ids, source, name, "id") != ids:
             raise DataError(
-                f"{source}: split '{name}' is of other utterances than in {path}, or in another "
-                "order."
+                f"{source}: split '{name}' does not have the same utterances in the same order as "
+                f"in {path}."
             )
     if to_predict and LABELS not in raw[path][name]:
         labels = np.full(len(ids), np.nan, np.float32)
     else:
-        labels = _take_array(raw[path], path, name, LABELS, ids)
+        labels = _pop_array(raw[path], path, name, LABELS, ids)
     text, audio, vision = arrays
     return Split(text, audio, vision, labels, ids, raw_text)
 
 
-def _take(content: dict, path: str, split: str, field: str):
-    """A field of a split, removed from the content: its conversion need not be held twice."""
+def _pop_field(content: dict, path: str, split: str, field: str):
+    """Remove a field of a split from the content, so that its conversion is not held twice."""
     if isinstance(content.get(split), dict) and field in content[split]:
         return content[split].pop(field)
     found = {}
@@ -355,9 +363,9 @@ def _take(content: dict, path: str, split: str, field: str):
     )
 
 
-def _take_array(content: dict, path: str, split: str, key: str, ids: list[str]) -> np.ndarray:
-    """Take a field of numbers out of a pickle's content, as float32, and check it."""
-    value = _take(content, path, split, key)
+def _pop_array(content: dict, path: str, split: str, key: str, ids: list[str]) -> np.ndarray:
+    """Remove a field of numbers from a pickle's content, convert it to float32, and check it."""
+    value = _pop_field(content, path, split, key)
     return to_array(value, key, ids, f"{path}: '{key}' of split '{split}'")
 
 
@@ -379,7 +387,7 @@ def to_array(value, key: str, ids: list[str], where: str) -> np.ndarray:
     try:
         array = np.require(value, np.float32, ["C", "W"])  # copies only another type or layout
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where} is no array of numbers ({printable(error)}).") from error
+        raise DataError(f"{where} is not an array of numbers ({printable(error)}).") from error
     if key == LABELS:
         array = array.reshape(-1)
     _check_shape(array, key, len(ids), where)
@@ -409,7 +417,7 @@ def _check_shape(array: np.ndarray, key: str, count: int, where: str) -> None:
 def _check_values(array: np.ndarray, key: str, ids: list[str], where: str) -> None:
     """Raise DataError, naming the utterances, if an array has values that its kind cannot have."""
     if key == LABELS:
-        problem = "is no number in [-3, 3]"
+        problem = "is not a number in [-3, 3]"
         valid = np.abs(array) <= LARGEST_LABEL
     elif key == "text_bert":
         problem = "is not token ids, attention masks (0, 1) and segment ids (0, 1)"

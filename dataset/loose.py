@@ -254,7 +254,9 @@ def _to_arrays(value, path: Path, key: str) -> list[np.ndarray]:
     try:
         return [np.asarray(item, np.float32) for item in value]
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: '{key}' is no array of numbers ({printable(error)}).") from error
+        raise DataError(
+            f"{path}: '{key}' is not an array of numbers ({printable(error)})."
+        ) from error
 
 
 def _check_count(found: int, count: int, path: Path, key: str) -> None:

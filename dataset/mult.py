@@ -70,7 +70,7 @@ def _count_labels(labels, where: str) -> int:
     try:
         shape = np.shape(labels)
     except ValueError as error:  # lists of different lengths
-        raise DataError(f"{where} is no array of numbers; expected (N, 1, 1).") from error
+        raise DataError(f"{where} is not an array of numbers; expected (N, 1, 1).") from error
     if not shape or np.prod(shape[1:]) != 1:
         raise DataError(
             f"{where} is {shape}; expected (N, 1, 1), the sentiment of each utterance. IEMOCAP's "

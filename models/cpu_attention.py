@@ -1,7 +1,7 @@
-"""Attention on the CPU, faster than separate operations where heads are narrow or sequences long.
+"""Attention on the CPU, faster than separate operations if heads are narrow or sequences long.
 
-`models.transformer.MultiheadAttention` calls `cpu_attention` where `is_usable` allows it, and
-otherwise computes the same in plain operations, which are the specification.
+`models.transformer.MultiheadAttention` calls `cpu_attention` if `can_use_cpu_attention` allows it,
+and otherwise computes the same in plain operations, which are the specification.
 
 Legend: B batch, T_q and T_s steps of query and source, D width, h heads, G = B·h.
 """
@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 # Scores of a tile: 2 MiB, which fits into the cache.
 SCORES_PER_TILE = 2**19
-# Queries of a tile where a head has more scores than this, so that keys hidden from all of them are
-# skipped. Else all.
+# A head with more scores than this is split into tiles of QUERIES_PER_TILE queries, so that keys
+# hidden from all queries of a tile are skipped.
 SCORES_PER_HEAD = 2**14
 QUERIES_PER_TILE = 64
 # The sum of a query's weights up to which nothing overflows: float32 ends at 2^127.
@@ -28,7 +28,7 @@ LARGEST_BYTE_DROPOUT = 254 / 256
 LOG2_E = math.log2(math.e)
 
 
-def is_usable(x: Tensor) -> bool:
+def can_use_cpu_attention(x: Tensor) -> bool:
     """Whether `cpu_attention` takes x: on the CPU, outside torch.compile and torch.func."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -49,7 +49,7 @@ def cpu_attention(
         k: Projected keys (B, T_s, D).
         v: Projected values (B, T_s, D).
         heads: Number of heads h, a divisor of D.
-        causal: Query i attends to key j only where j <= i + |T_s - T_q|.
+        causal: Query i attends to key j only if j <= i + |T_s - T_q|.
         dropout: Probability with which a weight of the softmax is dropped.
 
     Returns:
@@ -115,22 +115,11 @@ class _Attention(torch.autograd.Function):
         k = _split_heads(k, heads)
         v = _split_heads(v, heads)
         ctx.tiles = list(_split_into_tiles(len(q), q.size(2), k.size(2), causal))
-        output = torch.empty_like(q)
-        sums = q.new_empty(len(q), 1, q.size(2))
-        for shifted in (False, True):
-            ctx.kept = []  # for the backward pass
-            for tile in ctx.tiles:
-                weights = _unnormalized_softmax(q, k, tile, shifted)
-                dropped = weights
-                if dropout > 0:
-                    dropped = _draw_kept(weights, dropout).mul_(weights)
-                tile.of_query(output).copy_(torch.bmm(tile.of_source(v), dropped.mT))
-                tile.of_query(sums).copy_(weights.sum(dim=2).unsqueeze(1))
-                if any(ctx.needs_input_grad):
-                    ctx.kept.append((weights, dropped))
-            smallest, largest = sums.aminmax()
-            if smallest >= 1 / LARGEST_SUM and largest <= LARGEST_SUM:
-                break  # few inputs need their scores to be shifted
+        output, sums = _attend_in_tiles(ctx, q, k, v, shifted=False)
+        smallest, largest = sums.aminmax()
+        is_in_range = smallest >= 1 / LARGEST_SUM and largest <= LARGEST_SUM
+        if not is_in_range:  # of few inputs, or NaN
+            output, sums = _attend_in_tiles(ctx, q, k, v, shifted=True)
         sums.mul_(1 - dropout)  # so that the weights that dropout keeps are scaled up
         output.div_(sums)
         ctx.save_for_backward(q, k, v, output, sums)
@@ -156,6 +145,26 @@ class _Attention(torch.autograd.Function):
         grad_k = _merge_heads(grad_k.div_(LOG2_E), ctx.heads)
         grad_v = _merge_heads(grad_v, ctx.heads)
         return grad_q, grad_k, grad_v, None, None, None
+
+
+def _attend_in_tiles(ctx, q: Tensor, k: Tensor, v: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
+    """Values weighted by an unnormalized softmax (G, D/h, T_q), and its sums (G, 1, T_q).
+
+    Keeps the weights of each tile in `ctx.kept`, for the backward pass.
+    """
+    output = torch.empty_like(q)
+    sums = q.new_empty(len(q), 1, q.size(2))
+    ctx.kept = []
+    for tile in ctx.tiles:
+        weights = _unnormalized_softmax(q, k, tile, shifted)
+        dropped = weights
+        if ctx.dropout > 0:
+            dropped = _draw_kept(weights, ctx.dropout).mul_(weights)
+        tile.of_query(output).copy_(torch.bmm(tile.of_source(v), dropped.mT))
+        tile.of_query(sums).copy_(weights.sum(dim=2).unsqueeze(1))
+        if any(ctx.needs_input_grad):
+            ctx.kept.append((weights, dropped))
+    return output, sums
 
 
 def _unnormalized_softmax(q: Tensor, k: Tensor, tile: _Tile, shifted: bool) -> Tensor:

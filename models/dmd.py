@@ -63,7 +63,7 @@ class DMDOutput:
         return DMDOutput(**mapped)
 
 
-# A field's published name, and the order of its axes where the published layout differs.
+# A field's published name, and the order of its axes if the published layout differs.
 PUBLISHED = {
     "origin": ("origin_{}", (0, 2, 1)),  # (B, d, T')
     "specific": ("s_{}", (1, 0, 2)),  # (T', B, d)
@@ -138,7 +138,9 @@ class DMD(nn.Module):
         for m, steps in zip(ARGUMENT_ORDER, args.seq_lens, strict=True):
             # Parity: a modality that is already d wide is not convolved, although its proj exists.
             self.projected[m] = widths[m] != self.d
-            self.steps[m] = _steps_after_projection(args, m, steps) if self.projected[m] else steps
+            self.steps[m] = steps
+            if self.projected[m]:
+                self.steps[m] = _steps_after_projection(args, m, steps)
 
         if args.use_bert:
             self.text_model = TextEncoder(
@@ -169,15 +171,20 @@ class DMD(nn.Module):
             self.add_module(f"align_c_{m}", nn.Linear(self.steps[m] * d, d))
 
     def _add_transformers_and_heads(self) -> None:
+        """Register the encoders, the layers of all heads, and the weights of the fusion."""
         d = self.d
+        args = self.args
+        # By the modality that is read.
+        attn_dropouts = {"l": args.attn_dropout, "a": args.attn_dropout_a, "v": args.attn_dropout_v}
         for m in STACK_ORDER:  # self_attentions_c_l, self_attentions_c_v, self_attentions_c_a
-            self.add_module(f"self_attentions_c_{m}", self._make_encoder(m, d))
+            self.add_module(f"self_attentions_c_{m}", self._make_encoder(d, attn_dropouts[m]))
         self._add_head("_c", 3 * d, 3 * d)
         for m in ARGUMENT_ORDER:  # trans_l_with_a, trans_l_with_v, trans_a_with_l, … trans_v_with_a
             for n in _others(m):
-                self.add_module(f"trans_{m}_with_{n}", self._make_encoder(n, d))
+                self.add_module(f"trans_{m}_with_{n}", self._make_encoder(d, attn_dropouts[n]))
         for m in ARGUMENT_ORDER:  # trans_l_mem, trans_a_mem, trans_v_mem
-            self.add_module(f"trans_{m}_mem", self._make_encoder("l", 2 * d, min_layers=3))
+            memory = self._make_encoder(2 * d, args.attn_dropout, min_layers=3)
+            self.add_module(f"trans_{m}_mem", memory)
         for m in STACK_ORDER:
             self._add_head(f"_{m}_low", self.steps[m] * d, d)
         for m in STACK_ORDER:
@@ -187,15 +194,16 @@ class DMD(nn.Module):
         self.weight_c = nn.Linear(3 * d, 3 * d)
         self._add_head("", 9 * d, 9 * d)
 
-    def _make_encoder(self, source: str, dim: int, min_layers: int = 0) -> CrossModalEncoder:
-        """Make an encoder, whose attention has the dropout of the modality that it reads."""
+    def _make_encoder(
+        self, dim: int, attn_dropout: float, min_layers: int = 0
+    ) -> CrossModalEncoder:
+        """Make an encoder of `nlevels` layers, or of `min_layers` if that is more."""
         args = self.args
-        attn_dropouts = {"l": args.attn_dropout, "a": args.attn_dropout_a, "v": args.attn_dropout_v}
         return CrossModalEncoder(
             dim,
             self.num_heads,
             num_layers=max(args.nlevels, min_layers),
-            attn_dropout=attn_dropouts[source],
+            attn_dropout=attn_dropout,
             relu_dropout=args.relu_dropout,
             res_dropout=args.res_dropout,
             embed_dropout=args.embed_dropout,
@@ -269,16 +277,20 @@ class DMD(nn.Module):
     def _run_encoders(
         self,
         encoders: Sequence[CrossModalEncoder],
-        *sequences: Sequence[Tensor],
+        queries: Sequence[Tensor],
+        sources: Sequence[Tensor] | None = None,
         last_step: bool = False,
     ) -> list[Tensor]:
-        """Run each encoder on its own query, and on its own source if any are given."""
-        together = self.fast and ensemble.saves_time(sequences[0][0])
-        if together and ensemble.are_alike(encoders, sequences):
-            return ensemble.run_together(encoders, sequences, last_step)
+        """Run each encoder on its own query, and on its own source if there are sources."""
+        if self.fast and ensemble.is_faster_on(queries[0].device):
+            sequences = [queries] if sources is None else [queries, sources]
+            if ensemble.are_alike(encoders, sequences):
+                return ensemble.run_together(encoders, sequences, last_step)
+        if sources is None:
+            sources = [None] * len(encoders)
         outputs = []
-        for encoder, *inputs in zip(encoders, *sequences, strict=True):
-            outputs.append(encoder(*inputs, last_step=last_step))
+        for encoder, query, source in zip(encoders, queries, sources, strict=True):
+            outputs.append(encoder(query, source, last_step=last_step))
         return outputs
 
     def _project(self, text: Tensor, audio: Tensor, vision: Tensor) -> PerModality:
@@ -340,14 +352,18 @@ class DMD(nn.Module):
 
     def _read_others(self, specific: PerModality) -> dict[str, list[Tensor]]:
         """Each modality reads the two others.  (B, T', d) each -> two of (B, T', d) each"""
-        encoders, queries, sources = [], [], []
+        readers, encoders, queries, sources = [], [], [], []
         for m in ARGUMENT_ORDER:
             for n in _others(m):
+                readers.append(m)
                 encoders.append(getattr(self, f"trans_{m}_with_{n}"))
                 queries.append(specific[m])
                 sources.append(specific[n])
-        enriched = self._run_encoders(encoders, queries, sources)
-        return {m: enriched[2 * i : 2 * i + 2] for i, m in enumerate(ARGUMENT_ORDER)}
+        outputs = self._run_encoders(encoders, queries, sources)
+        enriched = {m: [] for m in ARGUMENT_ORDER}
+        for m, output in zip(readers, outputs, strict=True):
+            enriched[m].append(output)
+        return enriched
 
     def _fuse(self, last_h: PerModality, c_fusion: Tensor) -> Tensor:
         """The prediction from last_h (B, 2d) each and c_fusion (B, 3d).  -> (B, 1)
@@ -355,13 +371,17 @@ class DMD(nn.Module):
         `gate` is the paper's fusion (section 3.4), the features weighted by weights learned from
         them: read as sigmoid(W x + b) times x, element by element.
         """
-        features = [last_h[m] for m in STACK_ORDER] + [c_fusion]
-        scores = [self._layer("weight", m)(last_h[m]) for m in STACK_ORDER]
-        scores.append(self.weight_c(c_fusion))
-        fused = torch.cat(scores, dim=1).sigmoid()  # (B, 9d)
-        # Parity: without the gate the weights are used, not the features weighted by them.
+        features = [last_h["l"], last_h["v"], last_h["a"], c_fusion]
+        scores = [
+            self.weight_l(last_h["l"]),
+            self.weight_v(last_h["v"]),
+            self.weight_a(last_h["a"]),
+            self.weight_c(c_fusion),
+        ]
+        weights = torch.cat(scores, dim=1).sigmoid()  # (B, 9d)
+        fused = weights  # Parity: with `sigmoid`, the weights alone, not the features
         if self.args.fusion == "gate":
-            fused = fused * torch.cat(features, dim=1)
+            fused = weights * torch.cat(features, dim=1)
         logit, _, _ = self._run_head("", fused)
         return logit
 
@@ -374,6 +394,33 @@ def _steps_after_projection(args, m: str, steps: int) -> int:
             f"conv1d_kernel_size_{m} is {kernel_size}, but the data has only {steps} steps."
         )
     return steps - kernel_size + 1
+
+
+def infer_sizes(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
+    """Infer the sizes of the data that a DMD was trained on from the shapes of its weights.
+
+    Args:
+        state: A state_dict.
+
+    Returns:
+        `feature_dims` and `seq_lens`, [text, audio, vision] each; None if these are not the weights
+        of a DMD.
+    """
+    feature_dims, seq_lens = [], []
+    for m in ARGUMENT_ORDER:
+        projection = state.get(f"proj_{m}.weight")
+        alignment = state.get(f"align_c_{m}.weight")
+        if projection is None or alignment is None:
+            return None
+        if projection.dim() != 3 or alignment.dim() != 2:
+            return None
+        d, width, kernel_size = projection.shape
+        steps = alignment.shape[1] // max(d, 1)
+        if width != d:  # the modality was convolved
+            steps += kernel_size - 1  # the inverse of _steps_after_projection
+        feature_dims.append(width)
+        seq_lens.append(steps)
+    return feature_dims, seq_lens
 
 
 def _others(m: str) -> list[str]:

@@ -10,15 +10,20 @@ import torch
 from torch import Tensor, nn
 
 
-def saves_time(x: Tensor) -> bool:
-    """Whether it does on x's device; torch.compile fuses the operations of separate encoders."""
-    return x.device.type != "cpu" and not torch.compiler.is_compiling()
+def is_faster_on(device: torch.device) -> bool:
+    """Whether encoders run faster together than one after another on a device.
+
+    Not inside torch.compile, which fuses the operations of separate encoders.
+    """
+    return device.type != "cpu" and not torch.compiler.is_compiling()
 
 
 def are_alike(encoders: Sequence[nn.Module], sequences: Sequence[Sequence[Tensor]]) -> bool:
     """Whether encoders differ only in the values of tensors, and so do their inputs."""
-    same_shapes = all(x.shape == xs[0].shape for xs in sequences for x in xs)
-    if not same_shapes or nn.modules.module._has_any_global_hook():
+    for tensors in sequences:
+        if any(x.shape != tensors[0].shape for x in tensors):
+            return False
+    if nn.modules.module._has_any_global_hook():
         return False
     first = _describe(encoders[0])
     return first is not None and all(_describe(encoder) == first for encoder in encoders[1:])
@@ -28,12 +33,15 @@ def _describe(encoder: nn.Module) -> list | None:
     """What determines the computation, except values of tensors; None if it must run alone."""
     description = []
     for module in encoder.modules():
-        attributes = vars(module).items()
-        hooks = [hooks for name, hooks in attributes if name.endswith("_hooks") and hooks]
-        settings = {name: value for name, value in attributes if not name.startswith("_")}
-        # The replicas of nn.DataParallel have tensors as attributes, instead of parameters.
-        if hooks or any(isinstance(value, Tensor) for value in settings.values()):
-            return None
+        settings = {}
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") and value:
+                return None
+            if name.startswith("_"):  # what nn.Module itself keeps
+                continue
+            if isinstance(value, Tensor):  # instead of a parameter, in replicas of nn.DataParallel
+                return None
+            settings[name] = value
         description.append((type(module), settings))
     for name, x in _tensors(encoder).items():
         description.append((name, x.shape, x.dtype))
@@ -42,7 +50,9 @@ def _describe(encoder: nn.Module) -> list | None:
 
 def _tensors(encoder: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name."""
-    return dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+    tensors = dict(encoder.named_parameters())
+    tensors.update(encoder.named_buffers())
+    return tensors
 
 
 def run_together(
@@ -52,14 +62,17 @@ def run_together(
 
     Args:
         encoders: E encoders.
-        sequences: Their E queries (B, T_q, D) and, unless they attend to themselves, E sources.
+        sequences: Their E queries (B, T_q, D) and, unless they attend to themselves, their E
+            sources (B, T_s, D).
         last_step: Return only the last step.
 
     Returns:
         What each encoder returns for its own inputs.
     """
     tensors = [_tensors(encoder) for encoder in encoders]
-    stacked = {name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}
+    stacked = {}
+    for name in tensors[0]:
+        stacked[name] = torch.stack([each[name] for each in tensors])
     inputs = [torch.stack(list(each)) for each in sequences]
 
     def run_one(weights: dict[str, Tensor], *arguments: Tensor) -> Tensor:

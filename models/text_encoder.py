@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.errors import ConfigError
 from utils.reading import printable, read_json
 
-# transformers is imported where it is used: without BERT nothing needs it, and it takes seconds.
+# transformers is imported inside functions: without BERT nothing needs it, and it takes seconds.
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # whole, or in shards
 VOCABULARIES = ("vocab.*", "tokenizer.json", "*.model")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.cpu_attention import cpu_attention, is_usable
+from models.cpu_attention import can_use_cpu_attention, cpu_attention
 
 
 class SinusoidalPositions(nn.Module):
@@ -55,10 +55,10 @@ class SinusoidalPositions(nn.Module):
 
 
 def causal_mask(t_q: int, t_s: int, device: torch.device) -> Tensor:
-    """Mark the later steps: query i attends to key j only where j <= i + |T_s - T_q|.
+    """Mark the later steps: query i attends to key j only if j <= i + |T_s - T_q|.
 
     Returns:
-        (T_q, T_s) bool, True where a query must not attend, as in nn.MultiheadAttention.
+        (T_q, T_s) bool, True if the query must not attend to the key, as in nn.MultiheadAttention.
     """
     return torch.ones(t_q, t_s, dtype=torch.bool, device=device).triu(1 + abs(t_s - t_q))
 
@@ -76,7 +76,9 @@ class MultiheadAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float, fast: bool = True):
         super().__init__()
         self.num_heads, self.fast = num_heads, fast
-        # A buffer, because it differs between encoders that run together (models/ensemble.py).
+        # A buffer, because encoders that run together share everything but tensors
+        # (models/ensemble.py), and this probability differs between them. Not persistent, because
+        # published checkpoints do not contain it.
         self.register_buffer("dropout", torch.tensor(dropout), persistent=False)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
@@ -102,7 +104,7 @@ class MultiheadAttention(nn.Module):
         q = F.linear(query, w_q, b_q)
         k = F.linear(key, w_k, b_k)
         v = F.linear(value, w_v, b_v)
-        if self.fast and is_usable(q):
+        if self.fast and can_use_cpu_attention(q):
             dropout = self.dropout.item() if self.training else 0.0
             attended = cpu_attention(q, k, v, self.num_heads, causal, dropout)
         else:
@@ -165,8 +167,9 @@ class Layer(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
         """Enrich query (B, T_q, D) by key and value (B, T_s, D).  -> (B, T_q, D)"""
-        # Parity: one norm serves query, key and value.
         norm, norm_ffn = self.layer_norms
+        # Parity: one norm serves query, key and value. In self-attention, which gets the same
+        # tensor three times, it is computed only once.
         q = norm(query)
         k = q if key is query else norm(key)
         v = k if value is key else norm(value)
@@ -228,17 +231,25 @@ class CrossModalEncoder(nn.Module):
             (B, T_q, D), or (B, D) with `last_step`.
         """
         x = self.embed(query)
-        if source is not None:
-            key, value = self.embed(source), self.embed(source)  # with a dropout draw each
-        for number, layer in enumerate(self.layers, start=1):
-            if source is None:
-                key = value = x
-            causal = self.attn_mask
-            if last_step and number == len(self.layers):
-                x, causal = x[:, -1:], False  # the last query attends to all keys
-            x = layer(x, key, value, causal)
+        if source is None:
+            x = self._attend_to_itself(x, last_step)
+        else:
+            key = self.embed(source)
+            value = self.embed(source)  # with another dropout mask
+            for layer in self.layers:
+                x = layer(x, key, value, self.attn_mask)
         x = self.layer_norm(x)
         return x[:, -1] if last_step else x
+
+    def _attend_to_itself(self, x: Tensor, last_step: bool) -> Tensor:
+        """All layers as self-attention.  (B, T, D) -> (B, T, D), or (B, 1, D) with `last_step`"""
+        *earlier_layers, last_layer = self.layers
+        for layer in earlier_layers:
+            x = layer(x, x, x, self.attn_mask)
+        if not last_step:
+            return last_layer(x, x, x, self.attn_mask)
+        # No later layer reads the other queries. The last query attends to all keys.
+        return last_layer(x[:, -1:], x, x)
 
     def embed(self, x: Tensor) -> Tensor:
         """Scale x (B, T, D) and add positions.  -> (B, T, D), of the parameters' type"""

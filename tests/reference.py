@@ -153,16 +153,32 @@ class Reference:
         return {name: x.to(self.device) for name, x in batch.items()}
 
     def compare(self, group: str, got: dict, tolerance: float, least: float = 0.0) -> None:
-        """Assert that tensors by name are those of a group of the numbers, but for values that are
-        not above `least`; of gradients, the norms: -1 stands for none."""
+        """Assert that the tensors of a group are the recorded ones, by published name.
+
+        Other names in `got` are ignored: losses or layers that were added. Of gradients, the norms
+        are compared if they are above `least`; -1 stands for a parameter without a gradient.
+        """
         expected = self.group(group)
-        assert set(got) == set(expected)
+        missing = sorted(set(expected) - set(got))
+        assert not missing, f"{group} lacks {missing}"
+        differences = {}
         for name, value in expected.items():
-            if group == "gradnorm" and value == -1:
-                assert got[name] is None, name
-            elif group != "gradnorm" or value > least:
-                x = got[name].norm() if group == "gradnorm" else got[name]
-                assert relative_difference(x, value) <= tolerance, name
+            x = got[name]
+            if group == "gradnorm":
+                if value == -1:
+                    if x is not None:
+                        differences[name] = "has a gradient"
+                    continue
+                if value <= least:
+                    continue
+                if x is None:
+                    differences[name] = "has no gradient"
+                    continue
+                x = x.norm()
+            difference = relative_difference(x, value)
+            if not difference <= tolerance:  # also NaN
+                differences[name] = difference
+        assert not differences, f"{group} differs by more than {tolerance} in {differences}"
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """The reference numbers whose names begin with `prefix`/, without it."""

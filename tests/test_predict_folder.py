@@ -329,9 +329,9 @@ BROKEN = {
     "more audio than text": (two_of_audio, "'text_bert' is of 1 utterances, but 'audio' of 2"),
     "more ids than utterances": (two_ids, "'id' is of 2 utterances"),
     "more labels than utterances": (two_labels, "'regression_labels' is (2,)"),
-    "a label out of range": (label_of_5, "'regression_labels' is no number in [-3, 3]"),
-    "labels that are no numbers": (label_of_words, "'labels' is no array of numbers"),
-    "words": (words_for_audio, "'audio' is no array of numbers"),
+    "a label out of range": (label_of_5, "'regression_labels' is not a number in [-3, 3]"),
+    "labels that are no numbers": (label_of_words, "'labels' is not an array of numbers"),
+    "words": (words_for_audio, "'audio' is not an array of numbers"),
     "a number": (a_number_for_audio, "'audio' is (); expected (N, steps, width)"),
     "features out of range": (huge_audio, "is not finite"),
 }

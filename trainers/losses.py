@@ -1,8 +1,11 @@
-"""The objective: one function for each equation, and their total.
+"""The objective: one function for each equation, and their total. Every loss is a scalar.
 
-Legend: B batch, T' steps, d width. Where paper and release differ, a switch of the config chooses
-(config/schema.py); a `Parity:` note marks what the release does, and the docstring how the paper is
-read where it leaves that open.
+Where paper and release differ, a switch of the config chooses (config/schema.py). A `Parity:` note
+marks what the release does, and the docstring explains readings of the paper.
+
+Legend: B batch, T' steps, d width. `homo` is HomoGD, the graph over the common parts (heads `low`);
+`hetero` is HeteroGD, over the specific parts (heads `high`). Terms of a graph: `logit`, distance of
+the logits, L_dtl; `reg`, regularizer of the edges; `repr`, distance of the representations.
 """
 
 import torch
@@ -17,53 +20,28 @@ TRIPLETS_AT_ONCE = 2**24  # 64 MiB for each tensor of triplets
 
 
 def task_loss(predicted: Tensor, labels: Tensor) -> Tensor:
-    """L_task of one output (Eq. 11 sums them): mean |y - ŷ|.
-
-    Args:
-        predicted: Predicted sentiment (B, 1).
-        labels: True sentiment (B, 1).
-
-    Returns:
-        A scalar.
-    """
+    """L_task of one output (Eq. 11 sums them): mean |y - ŷ|, both (B, 1)."""
     return F.l1_loss(predicted, labels)
 
 
 def reconstruction_loss(recon: Tensor, origin: Tensor) -> Tensor:
-    """L_rec of one modality (Eq. 2).
-
-    Args:
-        recon: Decoded from the specific and the common part (B, T', d).
-        origin: The projected features (B, T', d).
-
-    Returns:
-        A scalar.
-    """
+    """L_rec of one modality (Eq. 2): of decoded and projected features, both (B, T', d)."""
     return F.mse_loss(recon, origin)
 
 
 def cycle_loss(specific_recon: Tensor, specific: Tensor) -> Tensor:
-    """L_cyc of one modality (Eq. 3).
-
-    Args:
-        specific_recon: Specific part of the reconstruction (B, T', d).
-        specific: Specific part of the features (B, T', d).
-
-    Returns:
-        A scalar.
-    """
+    """L_cyc of one modality (Eq. 3): of the specific part, decoded and original (B, T', d)."""
     return F.mse_loss(specific_recon, specific)
 
 
 def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
     """L_mar (Eq. 4) of the release.
 
-    Every vector is an anchor. Its positives have exactly its label (itself excluded), its negatives
-    another one; the margin grows with the distance of the labels. Mean over the pairs of an anchor,
-    then over the anchors that have both.
+    Every vector is an anchor. Its positives are the other vectors of exactly its label, its
+    negatives those of other labels. Mean over the pairs of an anchor, then over the anchors that
+    have both.
 
-    Parity: no condition on the modality, and margin slope·|Δy| instead of the paper's constant α;
-    labels are compared by exact equality.
+    Parity: no condition on the modality, and margin slope·|Δy| instead of the paper's constant α.
 
     Args:
         vectors: Common features of all modalities (n, d).
@@ -71,7 +49,7 @@ def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
         slope: Margin per unit of label distance.
 
     Returns:
-        A scalar, zero if no anchor has both.
+        Zero if no anchor has both.
     """
     same_label = labels[:, None] == labels[None, :]  # (n, n)
     positive = same_label & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -79,7 +57,7 @@ def margin_loss(vectors: Tensor, labels: Tensor, slope: float) -> Tensor:
     margin = slope * (labels[:, None] - labels[None, :]).abs()
     cosine = cosines(vectors)
     pairs = positive.sum(dim=1) * negative.sum(dim=1)  # of each anchor
-    per_anchor = hinges(margin + cosine, cosine, positive, negative) / pairs.clamp(min=1)
+    per_anchor = sum_of_hinges(cosine, margin, positive, negative) / pairs.clamp(min=1)
     anchors = (pairs > 0).sum()
     return per_anchor.sum() / anchors.clamp(min=1)
 
@@ -89,21 +67,19 @@ def triplet_margin_loss(
 ) -> Tensor:
     """L_mar (Eq. 4) of the paper.
 
-    Over the triplets (i, j, k) with m[i] ≠ m[j], m[i] = m[k], c[i] = c[j], c[i] ≠ c[k], of modality
-    m and class c: the mean of max(0, α - cos(i, j) + cos(i, k)).
-
-    Read so where the paper leaves it open: the classes of a regression are its labels, equal or
-    not, as in the release; all triplets weigh the same; an utterance's own other modalities are
-    among its positives.
+    The mean of the hinges over triplets of an anchor, a positive of another modality and the same
+    class, and a negative of the same modality and another class. As the paper does not define it,
+    the classes of a regression are its labels; all triplets weigh the same; an utterance's own
+    other modalities are among its positives.
 
     Args:
-        vectors: Common features of all modalities (n, d).
-        labels: Labels (n,) of their utterances.
+        vectors: As for `margin_loss`.
+        labels: As for `margin_loss`.
         modalities: Number of each vector's modality (n,).
         alpha: The constant margin α.
 
     Returns:
-        A scalar, zero without any triplet.
+        Zero if there are no triplets.
     """
     same_modality = modalities[:, None] == modalities[None, :]  # (n, n)
     same_label = labels[:, None] == labels[None, :]
@@ -111,7 +87,7 @@ def triplet_margin_loss(
     negative = same_modality & ~same_label
     cosine = cosines(vectors)
     triplets = (positive.sum(dim=1) * negative.sum(dim=1)).sum()
-    return hinges(alpha + cosine, cosine, positive, negative).sum() / triplets.clamp(min=1)
+    return sum_of_hinges(cosine, alpha, positive, negative).sum() / triplets.clamp(min=1)
 
 
 def cosines(vectors: Tensor) -> Tensor:
@@ -121,32 +97,34 @@ def cosines(vectors: Tensor) -> Tensor:
     return vectors @ vectors.t()
 
 
-def hinges(raised: Tensor, cosine: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """Sum max(0, margin + cos(i, k) - cos(i, j)) over positives j and negatives k of an anchor i.
+def sum_of_hinges(
+    cosine: Tensor, margin: Tensor | float, positive: Tensor, negative: Tensor
+) -> Tensor:
+    """Σ_jk max(0, margin - cos(i, j) + cos(i, k)) of anchors i, positives j, negatives k (Eq. 4).
 
     Args:
-        raised: Margin plus cosine of anchors (rows) and negatives (n, n).
-        cosine: Cosine of anchors (rows) and positives (n, n).
-        positive: Whether a vector is a positive of an anchor (n, n).
-        negative: Whether a vector is a negative of an anchor (n, n).
+        cosine: Cosine of every two vectors (n, n). Here and below, rows are anchors.
+        margin: One for all, or that of anchor i and negative k (n, n).
+        positive: Whether j is a positive of i (n, n).
+        negative: Whether k is a negative of i (n, n).
 
     Returns:
         The sum for each anchor (n,).
     """
-    # Infinities, so that the hinges of all other pairs are zero.
-    raised = raised.masked_fill(~negative, -torch.inf)
-    cosine = cosine.masked_fill(~positive, torch.inf)
-    anchors = max(1, TRIPLETS_AT_ONCE // len(cosine) ** 2)
-    if anchors >= len(cosine):
-        return _hinges_of_all_pairs(raised, cosine)
+    # The infinities make the hinges of all other pairs zero.
+    raised = (margin + cosine).masked_fill(~negative, -torch.inf)  # [i, k]
+    cosine = cosine.masked_fill(~positive, torch.inf)  # [i, j]
+    chunk_size = max(1, TRIPLETS_AT_ONCE // len(cosine) ** 2)  # anchors
+    if chunk_size >= len(cosine):
+        return _sum_of_all_hinges(cosine, raised)
     sums = []
-    for chunk in zip(raised.split(anchors), cosine.split(anchors), strict=True):
+    for chunk in zip(cosine.split(chunk_size), raised.split(chunk_size), strict=True):
         # Computed again in the backward pass, so that only one chunk of triplets is held.
-        sums.append(checkpoint(_hinges_of_all_pairs, *chunk, use_reentrant=False))
+        sums.append(checkpoint(_sum_of_all_hinges, *chunk, use_reentrant=False))
     return torch.cat(sums)
 
 
-def _hinges_of_all_pairs(raised: Tensor, cosine: Tensor) -> Tensor:
+def _sum_of_all_hinges(cosine: Tensor, raised: Tensor) -> Tensor:
     """Σ_jk max(0, raised[i, k] - cosine[i, j])"""
     differences = raised[:, None, :] - cosine[:, :, None]  # (anchors, positives, negatives)
     return differences.relu().sum(dim=(1, 2))
@@ -162,9 +140,6 @@ def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") ->
             the width; not clamped, so that opposite parts are lower than orthogonal ones.
             "feature": the same, but only its positive part counts: orthogonal is the best value.
             "batch": Parity: the cosine is over the *batch* axis, and only its positive part counts.
-
-    Returns:
-        A scalar.
     """
     axis = 0 if kind == "batch" else 2
     dot = (specific * common).sum(dim=axis)
@@ -177,7 +152,7 @@ def orthogonality_loss(specific: Tensor, common: Tensor, kind: str = "batch") ->
 
 
 def decoupling_loss(rec: Tensor, cyc: Tensor, mar: Tensor, ort: Tensor, gamma: float) -> Tensor:
-    """L_dec = L_rec + L_cyc + γ (L_mar + L_ort) (Eq. 6), of scalars."""
+    """L_dec = L_rec + L_cyc + γ (L_mar + L_ort) (Eq. 6)."""
     return rec + cyc + gamma * (mar + ort)
 
 
@@ -189,14 +164,16 @@ def distillation_loss(weights: Tensor, distances: Tensor) -> Tensor:
         distances: E (6, B), not negative, between student and teacher.
 
     Returns:
-        A scalar, the mean over the batch.
+        The mean over the batch.
     """
     return (weights * distances).mean(dim=1).sum()
 
 
-def total_loss(task: Tensor, dec: Tensor, dtl: Tensor, lambda_1: float, lambda_2: float) -> Tensor:
-    """L_total = L_task + λ1 L_dec + λ2 L_dtl (Eq. 11), of scalars."""
-    return task + lambda_1 * dec + lambda_2 * dtl
+def total_loss(
+    task: Tensor, dec: Tensor, dtl: Tensor, lambda_decoupling: float, lambda_distillation: float
+) -> Tensor:
+    """L_total = L_task + λ1 L_dec + λ2 L_dtl (Eq. 11)."""
+    return task + lambda_decoupling * dec + lambda_distillation * dtl
 
 
 def stack(per_modality: dict[str, Tensor]) -> Tensor:
@@ -205,13 +182,18 @@ def stack(per_modality: dict[str, Tensor]) -> Tensor:
 
 
 class LossTerms(dict):
-    """Scalar tensors by name; `edges` holds the edge weights (6, B) of both graphs."""
+    """Loss terms by name, and the edge weights (6, B) of both graphs.
+
+    The terms are unweighted, except that `homo/reg` and `hetero/reg` include `gd_reg_weight`, and
+    `homo/repr` and `hetero/repr` include `gd_repr_weight`, as in the release.
+    """
 
     edges: dict[str, Tensor]
 
-    def sum(self, prefix: str) -> Tensor:
-        """Sum the terms whose names begin with the prefix."""
-        return torch.stack([value for name, value in self.items() if name.startswith(prefix)]).sum()
+
+def sum_terms(terms: LossTerms, prefix: str) -> Tensor:
+    """Sum all terms whose names begin with the prefix."""
+    return torch.stack([value for name, value in terms.items() if name.startswith(prefix)]).sum()
 
 
 class Objective(nn.Module):
@@ -256,21 +238,22 @@ class Objective(nn.Module):
         terms["margin"] = self._margin(stack(output.common_sim), labels.view(-1))
         terms.edges = {}
         for graph in ("homo", "hetero"):
-            logits = stack(getattr(output, f"logits_{graph}"))
-            reprs = stack(getattr(output, f"repr_{graph}"))
-            terms.edges[graph] = self._distill(graph, logits, reprs, terms)
+            terms.edges[graph] = self._distill(graph, output, terms)
 
-        # Each term has a weight of its own that is 1 unless an ablation changes it.
-        rec = args.recon_weight * terms.sum("recon/")
-        cyc = args.cycle_weight * terms.sum("cycle/")
+        # Each part has a weight that is 1 unless an ablation changes it.
+        rec = args.recon_weight * sum_terms(terms, "recon/")
+        cyc = args.cycle_weight * sum_terms(terms, "cycle/")
         mar = args.margin_weight * terms["margin"]
-        ort = args.ort_weight * terms.sum("ort/")
+        ort = args.ort_weight * sum_terms(terms, "ort/")
         dec = decoupling_loss(rec, cyc, mar, ort, args.gamma)
         homo = args.homo_weight * self._trained_terms("homo", terms)
         hetero = args.hetero_weight * self._trained_terms("hetero", terms)
-        terms["total"] = total_loss(
-            terms.sum("task/"), dec, homo + hetero, args.lambda_decoupling, args.lambda_distillation
+        task = sum_terms(terms, "task/")  # every term of that prefix is trained on
+        total = total_loss(
+            task, dec, homo + hetero, args.lambda_decoupling, args.lambda_distillation
         )
+        # Add a loss with its own weight here: store its term, and add the weighted term to total.
+        terms["total"] = total
         return terms
 
     def _margin(self, common: Tensor, labels: Tensor) -> Tensor:
@@ -282,26 +265,29 @@ class Objective(nn.Module):
         modalities = torch.arange(3, device=labels.device).repeat_interleave(len(labels))
         return triplet_margin_loss(vectors, labels.repeat(3), modalities, args.margin_alpha)
 
-    def _distill(self, graph: str, logits: Tensor, reprs: Tensor, terms: LossTerms) -> Tensor:
-        """Add the terms of one graph; logits (3, B, 1), reprs (3, B, ·).  -> edges (6, B)
+    def _distill(self, graph: str, output: DMDOutput, terms: LossTerms) -> Tensor:
+        """Add the terms of a graph to `terms`, and return its edges (6, B).
 
         The paper's L_dtl (Eq. 9) is the term `logit`: E are the distances of the logits, W the
-        edges (Eq. 8). Without the prior W is free but for its softmax, which is kept: W = 0 would
-        be the best W. Teachers are detached and edges are not, as in the release.
+        edges (Eq. 8), whose softmax is kept, because the best W would be 0 without it. Teachers are
+        detached and edges are not, as in the release.
         """
         args = self.args
+        logits = stack(getattr(output, f"logits_{graph}"))  # (3, B, 1)
+        reprs = stack(getattr(output, f"repr_{graph}"))  # (3, B, ·)
         edges = getattr(self, graph)(logits, reprs)
-        prior = getattr(self, f"{graph}_prior")
-        weights, pull = edges, edges.new_zeros(())
+        weights = edges
+        reg = edges.new_zeros(())
         if args.gd_prior == "release":
             # Parity: a fixed prior is added to the edges, and the mean edges are pulled to it.
+            prior = getattr(self, f"{graph}_prior")
             weights = edges + prior[:, None]
-            pull = (edges.mean(dim=1) - prior).square().sum()
+            reg = (edges.mean(dim=1) - prior).square().sum()
         logit_distances = (students(logits) - teachers(logits.detach())).abs().squeeze(-1)  # (6, B)
         kind = args[f"{graph}_repr"]
         repr_loss = _representation_loss(weights, students(reprs), teachers(reprs.detach()), kind)
 
-        terms[f"{graph}/reg"] = args.gd_reg_weight * pull
+        terms[f"{graph}/reg"] = args.gd_reg_weight * reg
         terms[f"{graph}/logit"] = distillation_loss(weights, logit_distances)
         terms[f"{graph}/repr"] = args.gd_repr_weight * repr_loss
         return edges
@@ -316,7 +302,7 @@ class Objective(nn.Module):
 
 
 def _representation_loss(weights: Tensor, student: Tensor, teacher: Tensor, kind: str) -> Tensor:
-    """Distance of representations (6, B, ·), weighted by the edges (6, B).  -> scalar"""
+    """The distance or similarity of representations (6, B, ·), weighted by the edges (6, B)."""
     if kind == "min_cosine":
         # Parity: this lowers the similarity of the representations; distilling would raise it.
         similarity = F.cosine_similarity(student, teacher, dim=-1).clamp(min=0)  # (6, B)

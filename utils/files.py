@@ -35,7 +35,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def link_atomically(source: Path, path: Path) -> None:
-    """Hard-link `source` to `path`; copy it where the file system does not support hard links."""
+    """Hard-link `source` to `path`; copy it if the file system does not support hard links."""
     try:
         with _replacing(path) as temporary:
             os.link(source, temporary)
@@ -51,15 +51,13 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(
-            missing_ok=True
-        )  # also after success, where both were names of one file already
+        # It still exists after success if both were already names of one file.
+        temporary.unlink(missing_ok=True)
     if os.name != "nt":  # Windows opens no folders
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            with contextlib.suppress(
-                OSError
-            ):  # some file systems refuse it; the file itself is on the disk
+            # Some file systems refuse it. The file itself is on the disk.
+            with contextlib.suppress(OSError):
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -69,8 +67,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 def lock_folder(folder: Path, timeout: float = -1) -> Iterator[None]:
     """Inside, keep other processes that ask for the same out of a folder.
 
-    Raises Timeout where another process has it for longer than `timeout` seconds (-1: no limit),
-    OSError where the file system has no locks.
+    Raises Timeout if another process has it for longer than `timeout` seconds (-1: no limit), and
+    OSError if the file system has no locks.
     """
     lock = FileLock(folder / ".lock", timeout=timeout)
     try:

@@ -12,9 +12,8 @@ from utils.ranks import is_first_rank
 
 logger = logging.getLogger("MMSA")  # the name that the log lines of this family carry
 TERMINAL_LEVELS = (logging.ERROR, logging.INFO, logging.DEBUG)  # by verbose_level
-logging.raiseExceptions = (
-    False  # a full disk, or a reader of a pipe that has gone, ends the log but not the run
-)
+# A full disk, or a reader of a pipe that has gone, ends the log but not the run.
+logging.raiseExceptions = False
 
 
 def start_log(log_file: Path, verbose_level: int) -> None:
@@ -54,5 +53,5 @@ def stop_log() -> None:
 
 def progress(batches: Iterable, description: str) -> Iterable:
     """Show a progress bar over batches, if the output is a terminal and this the first rank."""
-    disable = None if is_first_rank() else True  # None: where the output is not a terminal
+    disable = None if is_first_rank() else True  # None: if the output is not a terminal
     return tqdm(batches, desc=description, leave=False, disable=disable)

@@ -215,6 +215,7 @@ BAD_OVERRIDES = {
     "unknown value": ("ort", "width", "'batch', 'feature' or 'paper'"),
     "unknown key": ("batch_siz", 4, "did you mean batch_size"),
     "key of two lines": ("a\nb", 1, "'a b'"),
+    "key without effect": ("optimizer", "adam", "optimizer has no effect here"),
 }
 
 
@@ -236,6 +237,20 @@ def test_invalid_file_is_refused_in_one_line(content, pattern, tmp_path):
 def test_invalid_override_is_refused_in_one_line(key, value, pattern):
     source = "" if key == "feature_decoupling" else "--set.*"  # there, the key to change is another
     assert_refused(source + pattern, "dmd", "mosi", "", {key: value})
+
+
+@pytest.mark.parametrize("key", IGNORED_KEYS)
+def test_override_without_effect_is_refused_for_saved_settings_too(key):
+    saved = dict(load_config("dmd", "mosei"), optimizer="adam")
+    with pytest.raises(ConfigError, match=f"^--set: {key} has no effect here"):
+        config_from_resolved(saved, {key: None})
+
+
+def test_error_about_several_settings_names_the_source_of_the_one_to_change(tmp_path):
+    file = write(tmp_path, edited("dmd", "commonParams", "feature_decoupling", False))
+    assert_refused("^[^:]*own.json: lambda_decoupling is 0.1; set it", "dmd", "mosi", file)
+    changed = {"lambda_decoupling": 0.5}
+    assert_refused("^--set: lambda_decoupling is 0.5; set it", "dmd", "mosi", file, changed)
 
 
 def test_unknown_names_and_unreadable_files_are_refused(tmp_path):

@@ -328,7 +328,7 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "label is a word": (
         lambda: write_table([["v1$_$0", "train", "good", "x"], *ROWS[1:]]),
         [],
-        "no number in [-3, 3]",
+        "not a number in [-3, 3]",
     ),
     "label column": (
         lambda: write_table([[*r[:2], r[3]] for r in ROWS], ("id", "split", "text")),

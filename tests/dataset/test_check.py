@@ -95,10 +95,15 @@ CASES = {
         "note",
         "train and test share 1 videos (train0)",
     ),
+    "video with a separator": (
+        lambda c: [c[split]["id"].__setitem__(0, f"a$_$b$_${split}") for split in c],
+        "note",
+        "train and test share 1 videos (a$_$b)",
+    ),
     "tokens": (
         lambda c: c["valid"]["text_bert"][0, 0, :1].fill(30522),
         "error",
-        "1 are outside it",
+        "1 ids are outside it",
     ),
     "labels": (
         lambda c: c["train"]["regression_labels"].__setitem__(2, 3.5),
@@ -133,7 +138,7 @@ def test_the_synthetic_data_pass_and_a_leak_ends_with_status_2(tmp_path, content
     assert call(check, str(tmp_path / "synthetic.pkl"), "-d", "synthetic") == 0
     printed = capsys.readouterr().out
     assert all(line.startswith(("ok ", "note ")) for line in printed.splitlines())
-    assert "ids up to 88; the vocabulary of dataset/synthetic_bert is of 89" in printed
+    assert "ids up to 88; the vocabulary of dataset/synthetic_bert has 89 entries" in printed
     assert "SHA-256" in printed
     content["test"]["id"][0] = content["train"]["id"][0]
     said()

@@ -80,7 +80,7 @@ def test_replaced_features_take_their_file_s_width_and_must_be_of_the_same_utter
     ):
         assert prepare_features(settings(path), **replaced).feature_dims == [12, 9, 4]
     other["valid"]["id"][1] = "stranger$_$1"
-    with pytest.raises(DataError, match="b.pkl: split 'valid' is of other utterances"):
+    with pytest.raises(DataError, match="b.pkl: split 'valid' does not have the same utterances"):
         prepare_features(settings(path), feature_A=write(tmp_path / "b.pkl", other))
 
 
@@ -113,7 +113,7 @@ WRONG = {
     "N of raw_text": (change("train", "raw_text", lambda a: a[:-1]), "5 'raw_text'"),
     "width of a split": (
         change("valid", "audio", lambda a: np.repeat(a, 2, 2)),
-        "'audio' has other sizes",
+        "size of 'audio' differs between splits",
     ),
     "NaN": (
         set_item("train", "vision", (2, 0, 0), np.nan),
@@ -127,9 +127,9 @@ WRONG = {
         set_item("valid", "regression_labels", 2, 3.5),
         r"'regression_labels' .* valid\$_\$2",
     ),
-    "no numbers": (change("train", "audio", ["x"] * 6), "no array of numbers"),
+    "no numbers": (change("train", "audio", ["x"] * 6), "not an array of numbers"),
     "empty split": (lambda c: c.update(valid={k: v[:0] for k, v in c["valid"].items()}), "N = 0"),
-    "no texts": (change("test", "raw_text", None), "no list of strings"),
+    "no texts": (change("test", "raw_text", None), "not a list of strings"),
 }
 
 

@@ -228,14 +228,14 @@ WRONG = {
     ),
     "labels of different lengths": (
         set_field("train", "labels", [[1], [1, 2]]),
-        "'labels' of split 'train' is no array of numbers",
+        "'labels' of split 'train' is not an array of numbers",
     ),
     "one label": (set_field("train", "labels", 2.0), r"'labels' of split 'train' is \(\)"),
-    "labels that are texts": (set_field("train", "labels", ["a"] * 12), "no array of numbers"),
+    "labels that are texts": (set_field("train", "labels", ["a"] * 12), "not an array of numbers"),
     "too few labels": (set_field("test", "labels", np.zeros((5, 1, 1))), r"with N = 6"),
     "label out of range": (
         set_item("valid", "labels", 1, 3.5),
-        r"no number in \[-3, 3\] in 1 utterances: valid-0\$_\$7.5_12.5",
+        r"not a number in \[-3, 3\] in 1 utterances: valid-0\$_\$7.5_12.5",
     ),
     "NaN in vision": (set_item("test", "vision", (0, 0, 0), np.nan), "'vision' .* is NaN or inf"),
     "+inf in audio": (set_item("test", "audio", (0, 0, 0), np.inf), "'audio' .* is NaN or inf"),
@@ -244,7 +244,7 @@ WRONG = {
     "no split": (lambda content: content.pop("test"), "split 'test' lacks the field 'id'"),
     "array of arrays": (
         set_field("train", "audio", np.array([np.zeros((2, 5)), None] * 6, object)),
-        "'audio' of split 'train' is no array of numbers",
+        "'audio' of split 'train' is not an array of numbers",
     ),
 }
 

@@ -143,7 +143,7 @@ BAD = {
     "no text at all": (blank_all, "'raw_text' is empty in all utterances"),
     "texts that are none": (
         lambda: change_split("train", raw_text=5),
-        "'raw_text' of split 'train' is no list of strings",
+        "'raw_text' of split 'train' is not a list of strings",
     ),
     "no splits": (lambda: write_pickle(Path(SOURCE), {"a": 1}), "none of the splits train, valid"),
     "no pickle": (lambda: Path(SOURCE).write_bytes(b"<html>"), "it is a web page"),
