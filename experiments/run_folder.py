@@ -84,10 +84,6 @@ class RunFolder:
         """The checkpoint of an epoch; `checkpoint_files` recognizes it by its name."""
         return self.checkpoints / f"{epoch}.pth"
 
-    def checkpoint(self, epoch: int) -> Path:
-        """The checkpoint of an epoch; `checkpoint_files` finds files of this name."""
-        return self.checkpoints / f"{epoch}.pth"
-
     def checkpoint_files(self) -> dict[int, Path]:
         """The existing checkpoints by their epoch."""
         files = {}
