@@ -69,7 +69,7 @@ def configure(folder: Path, **settings) -> None:
     )
 
 
-def test_files_of_a_run_over_two_seeds(trained, runs):
+def test_run_over_two_seeds_writes_all_files(trained, runs):
     for seed in (1, 2):
         left = {path.name for path in (trained / f"pt/dmd-synthetic-{seed}").iterdir()}
         assert left == {".lock", "1.pth", "2.pth", "best.pth", "run.json", "training-state.pt"}
@@ -141,7 +141,7 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
     assert f"No intervals over the seeds: {SECOND}/predictions.csv" in capsys.readouterr().out
 
 
-def test_two_runs(runs, capsys):
+def test_comparison_of_two_runs_is_printed_and_saved(runs, capsys):
     assert call(compare, str(A), str(B), "--output", "out/pair.csv") == 0
     printed = capsys.readouterr().out
     assert f"A: {A}\nB: {B}\n10 utterances of test" in printed
@@ -202,7 +202,7 @@ def test_comparisons_and_intervals_are_over_videos(runs, capsys):
     )
 
 
-def test_the_better_run_is_named_where_they_differ(runs, capsys):
+def test_better_run_is_named_if_runs_differ(runs, capsys):
     """B predicts the opposite of the label, A the label. All are clips of one video, so utterances
     are swapped: 9 or more of 10 labels are not 0, and 2 / 2^9 < 0.05."""
     change(A, prediction=read(A)["label"])
@@ -241,7 +241,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_nothing_written(case, runs, capsys):
+def test_bad_input_gives_one_line_and_writes_nothing(case, runs, capsys):
     damage, arguments, word = BAD[case]
     damage()
     assert word in refused(capsys, compare, "--output", "result/table.csv", *arguments)
@@ -252,7 +252,7 @@ def rows(*arguments: str) -> pd.DataFrame:
     return pd.read_csv("list.csv").set_index("name")
 
 
-def test_runs_and_seeds_best_first(runs, capsys):
+def test_runs_are_listed_best_first(runs, capsys):
     shutil.copytree("result/paper-synthetic-1", "result/begun-synthetic-1")
     Path("result/begun-synthetic-1/metrics.json").unlink()
     for folder, content in (("damaged", "{"), ("other", '{"name": "no run"}')):
@@ -288,7 +288,7 @@ def test_runs_and_seeds_best_first(runs, capsys):
     assert unfinished.split()[-5:] == ["-"] * 5
 
 
-def test_a_higher_accuracy_is_better_and_filters_hold(runs, capsys):
+def test_accuracy_is_sorted_descending_and_filters_apply(runs, capsys):
     for run, value in (("dmd-synthetic-1", 0.5), ("paper-synthetic-1", 0.7)):
         result = metrics_of(run) | {"valid_Acc_2": value}
         del result["valid_Loss"]
@@ -398,7 +398,7 @@ def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, co
     assert call(figures, str(folder)) == 0
 
 
-def test_metrics_json_that_is_no_object_is_one_line(runs, capsys):
+def test_invalid_metrics_json_gives_one_line(runs, capsys):
     (A / "metrics.json").write_text("[1]")
     assert f"{A}/metrics.json: cannot be read (expected a JSON object)" in refused(
         capsys, compare, str(A), str(B)

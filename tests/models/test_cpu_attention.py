@@ -118,13 +118,13 @@ def test_forward_does_not_change_its_inputs():
     assert (q == 1).all() and (k == 1).all()
 
 
-def test_nan_is_passed_on():
+def test_nan_is_propagated():
     q, k = torch.full((3, 5, 8), torch.nan), torch.ones(3, 6, 8)
     assert attend(q, k, k).isnan().any()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.99, 0.999])
-def test_dropout_keeps_the_stated_share(p):
+def test_dropout_keeps_the_given_share(p):
     torch.manual_seed(0)
     kept = cpu_attention._draw_kept(torch.empty(400, 1000), p)
     assert ((kept == 0) | (kept == 1)).all()
@@ -150,7 +150,7 @@ def test_dropout_preserves_the_mean(p):
     assert rows.mean().item() == pytest.approx(1, abs=5 * rows.std().item() / len(rows) ** 0.5)
 
 
-def test_attention_of_a_model_is_the_cpus_unless_fast_is_false(monkeypatch):
+def test_model_uses_cpu_attention_unless_fast_is_false(monkeypatch):
     used = []
 
     def spy(*arguments):

@@ -45,7 +45,7 @@ def batch(trainer) -> dict[str, torch.Tensor]:
     return features | {"labels": torch.empty(16, 1, device=META), "rows": torch.arange(16)}
 
 
-def test_a_group_of_batches_and_an_evaluation(trainer, batch):
+def test_step_and_evaluation_run_without_waiting_for_the_device(trainer, batch):
     counts = []
     for _ in range(2):  # the gradients of the second are added to those of the first
         with CountOperations() as operations:

@@ -55,7 +55,7 @@ def test_without_cross_modal_attention_a_modality_reads_only_itself():
 
 @pytest.mark.parametrize("use_bert", [True, False])
 @pytest.mark.parametrize("modalities", ["lva", "lv", "a"])
-def test_a_modality_that_is_not_listed_is_replaced_by_zeros(modalities, use_bert):
+def test_modality_that_is_not_listed_is_replaced_by_zeros(modalities, use_bert):
     """Other features of what is masked change nothing; other features of what is kept change the
     prediction.
     """
