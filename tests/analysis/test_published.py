@@ -109,6 +109,7 @@ def test_value_beyond_the_published_ones_is_outside(make_run, column, value, exp
 @pytest.mark.parametrize(
     ("epochs", "compared"),
     [(1, [1]), (3, [1, 3]), (5, [1, 5]), (12, [1, 5, 12]), (31, [1, 5, 28]), (60, [1, 5, 35])],
+    ids=["1 epoch", "3 epochs", "5 epochs", "12 epochs", "31 epochs", "60 epochs"],
 )
 def test_last_epoch_is_one_that_two_published_runs_have(make_run, epochs, compared):
     history = course_of("ser-dmd-2023-a").set_index("epoch").reindex(range(1, epochs + 1)).ffill()

@@ -189,7 +189,7 @@ def test_file_to_predict_on_is_standardized_like_train(data, capsys):
         np.array_equal(new["test"][key][:2], content["train"][key]) for key in ("audio", "vision")
     )
     arguments[3:6:2] = "vision", "audio"
-    assert "expected 2 wide" in refused(
+    assert "expected 2 columns" in refused(
         capsys, build, *arguments, "--standardize", "my.pkl", "--overwrite"
     )
 
@@ -228,7 +228,7 @@ def test_roberta_accepts_fewer_tokens_than_it_has_positions(data, capsys):
     Path("roberta/vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     Path("roberta/merges.txt").write_text("#version: 0.2\n")
     arguments = [*ARGUMENTS, "--pretrained", "roberta", "--text-steps"]
-    assert "takes 3 to 20" in refused(capsys, build, *arguments, "21")
+    assert "accepts 3 to 20 tokens" in refused(capsys, build, *arguments, "21")
     assert call(build, *arguments, "20") == 0
     assert entry(capsys.readouterr().out)["my"]["unaligned"]["transformers"] == "roberta"
     assert load_pickle("my.pkl")["valid"]["text_bert"][0, 0, -1] == 1

@@ -212,7 +212,7 @@ def test_missing_or_ambiguous_clips_and_missing_libraries_give_one_line(
     Path("a.mp4").touch()
     monkeypatch.setitem(sys.modules, "av", None)
     assert "pip install -r requirements-extract.txt" in refused(capsys, extract, *arguments)
-    assert "rates" in refused(capsys, extract, *arguments, "--audio-rate", "0")
+    assert "--audio-rate" in refused(capsys, extract, *arguments, "--audio-rate", "0")
     Path("a.MOV").touch()
     assert "more than one video of a" in refused(capsys, extract, *arguments)
 

@@ -151,6 +151,7 @@ def test_wrong_file_gives_one_line(case, tmp_path):
         ([1, 2], {}, "holds a list"),
         (pickle.dumps(make_content())[:-200], {}, "not a readable pickle"),
     ],
+    ids=["unaligned", "other widths", "list", "truncated"],
 )
 def test_wrong_content_gives_one_line(content, changes, pattern, tmp_path):
     with pytest.raises(DataError, match=pattern) as error:
@@ -158,7 +159,11 @@ def test_wrong_content_gives_one_line(content, changes, pattern, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("index", "value"), [((0, 0, 0), 1.5), ((0, 2, 0), 7)])
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [((0, 0, 0), 1.5), ((0, 2, 0), 7)],
+    ids=["fraction as token id", "7 as segment id"],
+)
 def test_tokens_must_be_ids(index, value, tmp_path):
     content = make_content()
     content["train"]["text_bert"][index] = value

@@ -287,7 +287,7 @@ def test_check_recognizes_the_layout(capsys):
     assert level_of(findings(capsys, file, "-d", "mosi"), "no tokens for use_bert=true") == "error"
     assert level_of(findings(capsys, file, "-d", "mosei-glove"), "Set feature_dims=") == "error"
     write(without_bert())
-    assert level_of(findings(capsys, file, "-d", "mosi-glove"), "no GloVe") == "error"
+    assert level_of(findings(capsys, file, "-d", "mosi-glove"), "instead of GloVe") == "error"
     content = make_content()
     del content["test"]["id"]
     write(content)

@@ -162,9 +162,9 @@ def test_bad_input_gives_one_line_and_writes_nothing(case, folder, capsys):
 @pytest.mark.parametrize(
     ("kind", "pad_token", "steps", "words"),
     [
-        ("roberta", "<pad>", "63", "--text-steps: 63, but"),
+        ("roberta", "<pad>", "63", "--text-steps: 63 is out of range"),
         ("mpnet", "<pad>", "63", "'mpnet' accepts 3 to 62 tokens"),
-        ("bert", "<pad>", "2", "takes 3 to 64."),
+        ("bert", "<pad>", "2", "accepts 3 to 64 tokens"),
         ("gpt2", None, "50", "--pretrained: 'gpt2' has no padding token"),
     ],
     ids=["roberta", "mpnet", "too few", "no padding token"],

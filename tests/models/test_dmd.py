@@ -33,6 +33,7 @@ def inputs(model, batch=2):
         ((50, 50, 50), [768, 50, 20], (46, 50, 46), 2),
         ((50, 50, 50), [768, 5, 20], (46, 46, 46), 1),
     ],
+    ids=["unaligned", "audio as wide as the model", "batch of one"],
 )
 def test_model_accepts_any_lengths_widths_and_a_dead_modality(seq_lens, dims, steps, batch):
     model, objective = build(seq_lens, feature_dims=dims)

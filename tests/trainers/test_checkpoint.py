@@ -104,7 +104,9 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    "content", ["no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}}]
+    "content",
+    ["no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}}],
+    ids=["not JSON", "without settings", "path as data set"],
 )
 def test_config_of_another_program_is_not_a_run_config(content, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(GOOD))

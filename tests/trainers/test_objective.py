@@ -119,6 +119,14 @@ def test_distillation_terms_match_hand_computed_values(kind, gd_prior):
         ),
         (dict(zip(WEIGHTS, (3, 0, 4, 2, 0.5, 0), strict=True)), ["homo/logit", "homo/reg"]),
     ],
+    ids=[
+        "release",
+        "homo_repr l1",
+        "hetero_repr off",
+        "paper",
+        "paper with hetero_repr",
+        "weights",
+    ],
 )
 def test_total_loss_sums_the_trained_terms(overrides, trained):
     terms = {
