@@ -1,4 +1,4 @@
-"""The two commands end to end, on real files and, where it matters, in real processes."""
+"""The two commands end to end, on real files and, if necessary, in real processes."""
 
 import argparse
 import dataclasses
@@ -35,11 +35,11 @@ BEST = "pt/dmd-synthetic-1111/best.pth"
 
 
 def test_run_in_a_process_is_scored_by_the_test_command(folder, monkeypatch, capsys):
-    """Without a display, which pictures do not need."""
+    """Without a display, which figures do not need."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MPLBACKEND", "TkAgg")
     trained = launch(str(ROOT / "run.py"), "-d", "synthetic", *TINY, "--name", "tiny", "-s", "7")
-    # no bars, no warnings where the output is no terminal
+    # no progress bars and no warnings if the output is not a terminal
     assert (trained.returncode, trained.stderr) == (0, "")
     scores = r"Acc_2: \S+ F1_score: \S+ Acc_7: \S+ MAE: \S+"
     assert re.search(
@@ -80,7 +80,7 @@ def test_help_and_invalid_settings_respond_without_pytorch(trained):
 
 
 def test_run_from_python_equals_run_from_command_line(trained):
-    """The same bytes; and the Python call is the command."""
+    """Both write the same bytes."""
     assert train("--name", "b", "--deterministic") == 0
     for file in ("1.pth", "2.pth", "best.pth"):
         first, second = (
@@ -94,9 +94,7 @@ def test_run_from_python_equals_run_from_command_line(trained):
 
 
 def test_model_loads_in_three_lines(trained):
-    """And what it says of an utterance is what the run has predicted; a file that stands alone
-    needs its data set.
-    """
+    """Its predictions are those of the run; without run.json, the data set must be given."""
     model, settings = load_model(BEST)
     Path("alone.pth").write_bytes(Path(BEST).read_bytes())
     with pytest.raises(ConfigError, match="-d mosi"):
@@ -123,7 +121,7 @@ def test_model_loads_in_three_lines(trained):
 
 
 def test_training_starts_from_weights_of_another_run(trained, corpus, capsys):
-    """Those that fit: with wider audio all but its projection."""
+    """Matching weights are loaded: with wider audio, all but its projection."""
     wide = {
         split: fields | {"audio": np.repeat(fields["audio"], 2, axis=2)}
         for split, fields in corpus.items()
@@ -209,7 +207,7 @@ def test_bad_checkpoints_give_one_line(trained, capsys):
     for arguments, word in (
         (["cut.pth"], "cut.pth"),
         (["alone.pth"], "-d mosi"),
-        # trained with nlevels 1, the config says another
+        # trained with nlevels 1, but the config has another value
         (["alone.pth", "-d", "synthetic"], "alone.pth"),
         ([BEST, "--predictions", "alone.pth/out.csv"], "alone.pth"),
         ([BEST, "--predictions", "alone.pth"], "--overwrite"),

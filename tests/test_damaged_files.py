@@ -1,7 +1,7 @@
 """Damaged features, checkpoints and configs, through the real commands: one line and exit status 2,
 or a result.
 
-Each test makes a few of them, and hundreds where the slow tests run. All are seeded.
+Each test damages a few files, and hundreds of them among the slow tests. All damage is seeded.
 """
 
 import io
@@ -47,8 +47,8 @@ AMOUNTS = [pytest.param(8, id="some"), pytest.param(200, marks=pytest.mark.slow,
 
 @pytest.fixture
 def record(tmp_path, monkeypatch, capsys) -> Iterator[Callable]:
-    """In a folder with features, a config, and a trained run: call a command, and note what it
-    makes of a file.
+    """In a folder with features, a config, and a trained run: call a command on a file, and record
+    the outcome.
     """
     monkeypatch.chdir(tmp_path)
     write_pickle(Path("own.pkl"), make_content())

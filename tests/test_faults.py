@@ -1,5 +1,4 @@
-"""What a run promises when something goes wrong: nothing is lost, and it ends as if nothing had
-happened.
+"""Runs survive signals, kills and full disks without loss, and end with the same results.
 
 Real signals, real processes, a real full disk. The long tests are marked slow.
 """
@@ -47,7 +46,7 @@ LONGER = ["--epochs", str(EPOCHS)]
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    """run.py in a process of its own."""
+    """Start run.py in a new process."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL, *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -64,7 +63,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def outcome(name: str) -> dict:
-    """All that a run of that name leaves and that must not depend on how it came about."""
+    """The results of a run that must not depend on interruptions."""
     weights = {
         path.name: path.read_bytes() for path in Path(f"pt/{name}-synthetic-1111").glob("*.pth")
     }
@@ -86,7 +85,7 @@ def outcome(name: str) -> dict:
 
 
 def assert_readable(name: str) -> None:
-    """Every file under its final name is whole."""
+    """Check that every file under its final name is complete."""
     for path in Path(f"pt/{name}-synthetic-1111").iterdir():
         if path.suffix in (".pth", ".pt"):
             read_state(path)
@@ -128,7 +127,7 @@ def test_run_resumed_after_a_signal_equals_uninterrupted_run(uninterrupted, fold
 
 @pytest.mark.slow
 def test_last_line_of_an_interrupted_command_resumes_it(folder):
-    """Of two seeds the first has begun; meanwhile no other process may have the run."""
+    """Interrupted in the first of two seeds; until then no other process can open the run."""
     many = ["--set", "early_stop=60", "--epochs", "60"]  # so that the second command comes in time
     process = start("--name", "cut", "-s", "1", "2", *many, "--overwrite")
     wait_for(Path("pt/cut-synthetic-1/1.pth"), process)
@@ -180,7 +179,7 @@ def test_interrupted_sweep_or_suite_ends_with_one_line(folder, words):
 
 
 def test_open_files_do_not_grow_with_the_batches_of_loader_processes(tmp_path):
-    """Batches of 4 make 150 of an epoch, and 90 of the evaluations."""
+    """With batches of 4, an epoch has 150 batches, and the evaluations 90."""
     settings = [
         f"{key}={value}"
         for key, value in (CONFIG | {"batch_size": 4, "eval_batch_size": 4}).items()
@@ -206,9 +205,7 @@ def test_open_files_do_not_grow_with_the_batches_of_loader_processes(tmp_path):
 
 
 class Old:
-    """The mallopt of glibc 2.31, which refuses a threshold above 32 MiB, and the values that it has
-    accepted.
-    """
+    """mallopt of glibc 2.31, which rejects thresholds above 32 MiB; keeps the accepted values."""
 
     def __init__(self):
         self.accepted = {}
@@ -279,9 +276,7 @@ def test_test_command_reports_changed_data_and_settings(trained, corpus, capsys)
 
 
 def test_checkpoint_that_cannot_be_written_ends_the_run(folder, capsys):
-    """The operating system refuses files of more than 1 MB; the checkpoint is larger. Then there is
-    room again.
-    """
+    """The operating system first rejects files of more than 1 MB, such as the checkpoint."""
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, most[1]))
     try:
@@ -309,8 +304,8 @@ def test_full_disk_of_the_log_does_not_end_the_run(folder):
 
 @pytest.mark.slow
 def test_run_killed_twenty_times_equals_uninterrupted_run(folder):
-    """SIGKILL at random moments of training, every other while a file is being written; then the
-    run goes on.
+    """SIGKILL at random moments of training, every other one while a file is written; then the run
+    is resumed.
     """
     epochs = ["--epochs", "12", "--set", "early_stop=12"]
     assert train("--name", "whole", *epochs) == 0
@@ -359,7 +354,7 @@ def test_second_signal_ends_at_once(folder):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 32 MB: enough for the run."""
+    """A disk of 32 MB, which is enough for the run."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

@@ -1,4 +1,4 @@
-"""Imports go down: a folder uses those below it, and none above or beside it."""
+"""Layers of packages: each package imports only those below it."""
 
 import ast
 from pathlib import Path

@@ -24,7 +24,7 @@ def loose(trained) -> Path:
 
 
 def utterances(corpus, rows) -> dict:
-    """The fields of utterances of test; of one without the axis of utterances, for a number."""
+    """The fields of test utterances; for a number, of one utterance without the utterance axis."""
     return {field: corpus["test"][field][rows] for field in FIELDS}
 
 
@@ -39,7 +39,7 @@ def predict(*arguments: str) -> int:
 
 
 def is_that_of_the_run(path: str | Path) -> bool:
-    """Whether ids, labels and predictions are those that the run wrote, digit for digit."""
+    """Whether ids, labels and predictions equal those of the run, digit for digit."""
     rows = rows_of(path)
     for row in rows:
         row.pop("raw_text")

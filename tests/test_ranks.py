@@ -1,4 +1,4 @@
-"""Several processes that train one model: real ones, on the CPU (gloo)."""
+"""Several real processes train one model, on the CPU (gloo)."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_several_processes_match_one_process(processes, tmp_path):
 
 @pytest.mark.slow
 def test_error_names_the_non_finite_utterance_of_another_rank(folder, corpus):
-    """Each rank sees a part of the batch: what the log says must not be of the wrong part."""
+    """Each rank has a part of the batch; the error must not name an utterance of another part."""
     spoilt = {
         name: value.copy() if hasattr(value, "copy") else value
         for name, value in corpus["train"].items()
@@ -57,7 +57,7 @@ def test_error_names_the_non_finite_utterance_of_another_rank(folder, corpus):
 
 
 def test_only_the_first_rank_hashes_the_feature_file(folder):
-    """The others open it once, to read it."""
+    """The other ranks open it once, to read it."""
     arguments = ["-d", "synthetic", *SMALL, "--epochs", "1", "--device", "cpu"]
     program = f"""
 import os, sys
@@ -81,7 +81,7 @@ def test_run_of_two_ranks_resumes_with_another_number_of_ranks(folder, capsys):
     settings = ["-d", "synthetic", *SMALL, "--name", "two", "--device", "cpu"]
     done = launch(*TORCHRUN, str(ROOT / "run.py"), *settings, "--epochs", "1")
     assert done.returncode == 0, done.stderr
-    assert len(re.findall("Epoch: 1 TRAIN", done.stdout)) == 1  # the second rank says nothing
+    assert len(re.findall("Epoch: 1 TRAIN", done.stdout)) == 1  # the second rank does not log
     run = Path("result/two-synthetic-1111")
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
     metrics = json.loads((run / "metrics.json").read_text())

@@ -1,6 +1,4 @@
-"""What a run that is there already is good for: nothing of it is lost, and nothing passes for what
-it is not.
-"""
+"""Existing runs: they are resumed or replaced only on request, and never mixed with other runs."""
 
 import json
 import shutil
@@ -34,7 +32,7 @@ def test_foreign_files_are_never_changed(folder, trained_once, capsys, flag):
     """
     Path(f"pt/{RUN}").mkdir(parents=True)
     Path(f"pt/{RUN}/38.pth").write_bytes(b"published")
-    if flag != ["--resume"]:  # here is no run to resume
+    if flag != ["--resume"]:  # this folder has no run to resume
         assert "38.pth" in refused(capsys, train, *flag)
     shutil.rmtree("pt")
     for name in ("pt", "result"):
@@ -147,7 +145,7 @@ def test_error_of_other_files_is_not_converted(folder):
 
 
 def test_figures_use_features_in_memory(folder, capsys):
-    """The pickle is gone when training ends, and nothing reads it again."""
+    """The pickle is deleted before training ends, and is not read again."""
     pickle = Path("dataset/SYNTHETIC/aligned_50.pkl").rename("own.pkl").resolve()
     config = BASE | {"featurePath": str(pickle)}
     run.DMD_run(dataset_name="synthetic", config=config, after_epoch=lambda row: pickle.unlink())
@@ -240,8 +238,8 @@ def test_files_of_an_incomplete_epoch_are_ignored(trained):
 
 
 def test_interrupted_replacement_leaves_no_old_result(folder, capsys):
-    """The second seed's old run must not count as part of the replacement; one that cannot begin
-    replaces nothing.
+    """The old run of the second seed must not count as part of the replacement. A replacement that
+    cannot start changes nothing.
     """
     assert train("-s", "1", "2", "--epochs", "1") == 0
     old = Path("pt/dmd-synthetic-2/1.pth").stat().st_mtime_ns

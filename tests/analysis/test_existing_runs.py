@@ -1,6 +1,4 @@
-"""Runs listed and compared, and seeds summed up: real runs and commands, numbers worked out from
-their files.
-"""
+"""List and compare runs, and summarize seeds: real runs and commands, values from their files."""
 
 import contextlib
 import json
@@ -47,7 +45,7 @@ def trained(make_folder) -> Path:
 
 @pytest.fixture
 def runs(trained, tmp_path, monkeypatch) -> Path:
-    """A copy of them, as the working folder."""
+    """A copy of the runs, as the working directory."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("pt"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -174,7 +172,7 @@ def test_comparison_of_two_runs_is_printed_and_saved(runs, capsys):
 
 
 def test_comparisons_and_intervals_are_over_videos(runs, capsys):
-    """Of 10 utterances, 5 clips of either video: a swap of both videos is as extreme as none, p is
+    """10 utterances are clips of two videos. Swapping both is as extreme as swapping none, so p is
     about 1 / 2.
     """
     ids = [f"{video}$_${clip}" for video in ("x", "y") for clip in range(5)]
@@ -302,7 +300,7 @@ def test_accuracy_is_sorted_descending_and_filters_apply(runs, capsys):
 
 
 def test_readable_table_keeps_the_numbers_of_its_source():
-    """The wide table is for --output: shortening it for the screen changes nothing in it."""
+    """Shortening the table for the terminal does not change the table for --output."""
     results = {"valid_Loss": 1.23456, "MAE": 0.98765, "Corr": 0.5}
     row = {"name": "a", "dataset": "mosi", "epoch": "3", "learning_rate": "0.000123456"}
     table = list_of_runs.table_of(
@@ -371,7 +369,7 @@ def strict_json(path: Path) -> dict:
 
 
 def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, corpus, capsys):
-    """Where every label of test is 0, Acc_2 and the correlation are not defined."""
+    """If every test label is 0, Acc_2 and the correlation are undefined."""
     neutral = {**corpus["test"], "regression_labels": np.zeros(10, np.float32)}
     write_pickle(Path("dataset/SYNTHETIC/aligned_50.pkl"), {**corpus, "test": neutral})
     command = ["-d", "synthetic", *TINY]

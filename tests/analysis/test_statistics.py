@@ -1,4 +1,4 @@
-"""Intervals and tests against numbers worked out by hand, SciPy's own, and simulated runs."""
+"""Intervals and tests against numbers computed by hand, SciPy's own, and simulated runs."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""python -m dataset.build: real files, numbers worked out by hand, and each kind of mistake."""
+"""python -m dataset.build: real files, numbers computed by hand, and each kind of mistake."""
 
 import csv
 import json

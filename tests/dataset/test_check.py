@@ -1,4 +1,4 @@
-"""What python -m dataset.check says of files with known oddities."""
+"""python -m dataset.check on files with known anomalies."""
 
 import pickle
 

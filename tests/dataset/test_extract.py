@@ -134,7 +134,7 @@ def test_failed_clips_are_skipped_and_missing_modalities_are_zeros(extracted):
 
 @pytest.mark.parametrize(("name", "begin"), [("moved", 0), ("turned", 0), ("faceless", 1)])
 def test_audio_features_of_a_tone_match_known_values(extracted, name, begin):
-    """In stereo as in mono, and from where the sound track begins."""
+    """For stereo and mono sound, and for a sound track that begins late."""
     audio, middle = read(extracted[1], "audio", name), 10 * (begin + SECONDS)
     assert len(audio["f0"]) == pytest.approx(SECONDS * 20, abs=3)
     assert not audio["rms"][: begin * 18].any() and not audio["f0"][: begin * 18].any()

@@ -1,4 +1,4 @@
-"""python -m dataset.glove on small files of vectors, with numbers worked out by hand."""
+"""python -m dataset.glove on small files of vectors, with numbers computed by hand."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The order of utterances is decided by the seed alone."""
+"""The order of utterances depends only on the seed."""
 
 import torch
 

@@ -151,7 +151,7 @@ def test_utterances_without_ids_are_numbered_in_each_split():
 
 
 def without_bert() -> dict:
-    """A file in MMSA's layout, with features of BERT as text."""
+    """A file in MMSA's layout, with BERT features as text."""
     content = make_content()
     for fields in content.values():
         fields["regression_labels"] = fields.pop("labels").reshape(-1)

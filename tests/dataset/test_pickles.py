@@ -1,4 +1,4 @@
-"""The restricted reader reads all that feature files hold, and runs nothing."""
+"""The restricted reader reads all types in feature files, and executes nothing."""
 
 import pickle
 

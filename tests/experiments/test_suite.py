@@ -76,7 +76,7 @@ def test_table_contains_metrics_of_runs_and_heads(folder):
         assert [whole[m] for m in ("Acc_2", "MAE")] == pytest.approx(
             [metrics[m] for m in ("Acc_2", "MAE")], abs=1e-4
         )
-        # Without text, its head says the same of every utterance.
+        # Without text, its head predicts the same for every utterance.
         assert pd.isna(scores.loc["as-is", "av", "logits_l_homo", seed]["Corr"])
 
 

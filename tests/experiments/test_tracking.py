@@ -1,4 +1,4 @@
-"""What trackers are sent is what history.csv holds, and they can disturb nothing."""
+"""Trackers receive the rows of history.csv, and their errors do not affect a run."""
 
 from pathlib import Path
 

@@ -1,6 +1,4 @@
-"""Sweeps: real studies in real databases; trainings where what a training does matters, sums where
-it does not.
-"""
+"""Sweeps: real studies in real databases, with real training or a formula in its place."""
 
 import json
 import os
@@ -98,7 +96,7 @@ def test_signal_marks_the_trial_as_failed_and_the_sweep_continues(space):
     command = ["--tune", "1", "--search", space, "--epochs", "3"]
     assert train(*command) == 143
     assert states() == ["FAIL"] and not list(Path("pt").iterdir())
-    assert train(*command, "--resume") == 0  # as the interrupted command's last word says
+    assert train(*command, "--resume") == 0  # as the last line of the interrupted command suggests
     assert states() == ["FAIL", "COMPLETE"]
 
 

@@ -1,6 +1,8 @@
-"""A training step and an evaluation on the `meta` device, which has shapes and no values: a tensor
-that was left on the CPU, or a value that the host waits for, is an error there, as it would be slow
-or wrong on a GPU."""
+"""A training step and an evaluation on the `meta` device, which has shapes but no values.
+
+A tensor that was left on the CPU, or a value that the host waits for, is an error on this device;
+on a GPU it would be wrong or slow.
+"""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""Encoders run together, as on a GPU, against the plain loop over them; and when they must run
-alone.
-"""
+"""Encoders that run together, as on a GPU, match a loop over them; others run separately."""
 
 import sys
 
@@ -111,7 +109,7 @@ def compare_steps(
 @pytest.mark.parametrize("path", ["fast", "together"])
 @pytest.mark.parametrize("case", CASES)
 def test_step_of_a_reference_case_matches_the_plain_step(case, path, tmp_path, monkeypatch):
-    """In float64: in float32 they differ by its rounding."""
+    """In float64, because in float32 the results differ by rounding."""
     reference = Reference(case, tmp_path)
     *inputs, labels = (
         reference.batch()[name].double() for name in ("text", "audio", "vision", "labels")
@@ -263,7 +261,7 @@ def test_global_hooks_see_every_encoder_separately():
 @pytest.mark.parametrize("path", ["plain", "fast", "together"])
 @pytest.mark.parametrize("use_bert", [False, True], ids=["features", "bert"])
 def test_replicas_of_data_parallel_match_the_model(path, use_bert, monkeypatch):
-    """As nn.DataParallel makes them, except that the copies of parameters are on the CPU."""
+    """Replicas as in nn.DataParallel, except that the copies of parameters are on the CPU."""
 
     def copy_parameters(parameters, devices, detach=False):
         return [[p.detach().clone() if detach else p.clone() for p in parameters] for _ in devices]
@@ -299,7 +297,7 @@ def test_replicas_of_data_parallel_match_the_model(path, use_bert, monkeypatch):
 
 
 def test_outputs_of_data_parallel_are_gathered(monkeypatch):
-    """As nn.DataParallel gathers them, except that tensors are joined on the CPU."""
+    """Gathered as in nn.DataParallel, except that tensors are joined on the CPU."""
 
     class JoinOnCpu:
         @staticmethod

@@ -1,4 +1,4 @@
-"""What a PyTorch user does to a model means here what it means elsewhere, on every path."""
+"""Common operations of PyTorch users on models work as usual, on every path."""
 
 import copy
 import gc
@@ -37,9 +37,7 @@ def output_and_terms(trainer: Trainer):
 
 
 def moved(trainer: Trainer, train=None) -> set[str]:
-    """The parameters that a training step moves, without those that get no gradient at all or one
-    of zero.
-    """
+    """The parameters that a training step changes: those with a gradient other than zero."""
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     (train or trainer.train_epoch)()
     return {
@@ -78,8 +76,8 @@ def test_every_kind_of_zero_grad_works(trainer, way):
 
 
 def test_gradients_of_loss_terms_add_up(trainer):
-    """torch.autograd.grad of each term, which leaves .grad alone; together they are the gradient of
-    their sum.
+    """torch.autograd.grad of each loss term leaves .grad unset, and the gradients add up to that of
+    the sum.
     """
     _, terms = output_and_terms(trainer)
     encoders = [
@@ -201,7 +199,7 @@ def test_model_runs_in_bf16(trainer):
 
 
 class SineLayer(Layer):
-    """A layer that a researcher writes; with an activation that nobody gives to `Layer` itself."""
+    """A custom layer, with an activation that `Layer` does not have."""
 
     def forward(self, query, key, value, mask=None):
         norm, norm_ffn = self.layer_norms
@@ -210,7 +208,7 @@ class SineLayer(Layer):
 
 
 def test_custom_layer_takes_effect(trainer, monkeypatch):
-    """The model computes something else, and the same on all paths."""
+    """The change affects the output, in the same way on all paths."""
     before = output_and_terms(trainer)[0].output_logit
     for module in trainer.model.modules():
         if type(module) is Layer:
@@ -242,7 +240,7 @@ def test_edit_of_the_layer_class_takes_effect(trainer, monkeypatch):
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 def test_trainer_is_freed_with_its_last_reference(fast):
-    """Of several seeds, none is to hold a GPU's memory until Python's collector runs."""
+    """Otherwise each seed would hold GPU memory until Python's garbage collector runs."""
     trainer = make_trainer([make_batch(0, LABELS)], fast=fast)
     trainer.train_epoch()
     parts = [

@@ -1,4 +1,4 @@
-"""What the text encoder is made of: files as they come."""
+"""The text encoder is loaded from the usual kinds of files."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_roberta_ignores_padding(tmp_path, with_weights):
     ).eval()
     (model if with_weights else model.config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="roberta"):
-        hidden(tmp_path)  # a BERT is asked for, unless `transformers` says otherwise
+        hidden(tmp_path)  # `transformers` is bert by default
     # padding has the id 1
     tokens = torch.tensor([[[0, 6, 7, 2, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]])
     for kind in ("roberta", "auto"):

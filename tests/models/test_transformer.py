@@ -35,7 +35,7 @@ def test_step_ignores_masked_steps():
 @pytest.mark.parametrize("attn_mask", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 def test_last_step_equals_the_last_of_all_steps(attn_mask, fast):
-    """Of which the last layer then computes no other."""
+    """With last_step, the last layer computes only this step."""
     torch.manual_seed(0)
     model = CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, attn_mask, fast)
     query = torch.randn(2, 5, 8)

@@ -1,4 +1,4 @@
-"""What is not finite stops training before it reaches the weights."""
+"""Non-finite values stop training before they reach the weights."""
 
 import math
 

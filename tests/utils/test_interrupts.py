@@ -1,4 +1,4 @@
-"""Signals that are really sent."""
+"""Real signals raise Interrupted."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def test_signal_in_a_destructor_is_not_lost():
     class Slow:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGTERM)
-            for _ in range(100):  # the signal is handled here, and what is raised ignored
+            for _ in range(100):  # the signal is handled here, and the exception is ignored
                 pass
 
     with pytest.raises(Interrupted), orderly_interrupts():
