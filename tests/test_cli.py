@@ -138,7 +138,7 @@ def test_training_starts_from_weights_of_another_run(trained, corpus, capsys):
         "wide.pkl",
     )
     assert train("--init-from", BEST, *tiny_steps) == 0
-    assert "proj_a." in re.findall("start from .*", capsys.readouterr().out)[0]
+    assert "proj_a." in re.findall("initialized from .*", capsys.readouterr().out)[0]
     before, after = torch.load(BEST), torch.load("pt/wide-synthetic-1111/best.pth")
     differing = [name for name, value in after.items() if not torch.equal(value, before[name])]
     assert "proj_a.weight" in differing and "out_layer.weight" not in differing

@@ -142,7 +142,7 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
 def test_comparison_of_two_runs_is_printed_and_saved(runs, capsys):
     assert call(compare, str(A), str(B), "--output", "out/pair.csv") == 0
     printed = capsys.readouterr().out
-    assert f"A: {A}\nB: {B}\n10 utterances of test" in printed
+    assert f"A: {A}\nB: {B}\n10 test utterances" in printed
     labels, first, second = read(A)["label"], read(A)["prediction"], read(B)["prediction"]
     rows = pd.read_csv("out/pair.csv").set_index("metric")
     assert tuple(rows.index) == CORE_METRICS and all(
