@@ -60,7 +60,7 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
         model_save_dir, res_save_dir, log_dir: Folders of checkpoints, results and logs.
         device: auto, cpu, cuda or cuda:N.
         name: Prefix of the run's folders; by default `model_name`.
-        epochs: Maximum number of epochs; by default the setting `max_epochs`.
+        epochs: Maximum number of epochs; overrides the setting `max_epochs`.
         init_from: Checkpoint whose weights initialize those that match by name and shape.
         precision: fp32, tf32 (CUDA) or bf16.
         compile: Use torch.compile for the forward pass and the losses.

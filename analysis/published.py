@@ -64,11 +64,12 @@ def published_runs(settings: dict) -> dict[str, pd.DataFrame]:
         settings: The resolved settings of the run.
 
     Returns:
-        Their histories by name; empty where data set, alignment or widths are other ones. Where
+        Their histories by name; empty if data set, alignment, encoder or widths are other ones. If
         the run minimizes another objective than the release, `loss/total` is NaN.
     """
     dataset = settings["dataset_name"]
-    if not (settings["use_bert"] and settings["need_data_aligned"]):
+    with_bert = settings["use_bert"] and settings["transformers"] == "bert"
+    if not (with_bert and settings["need_data_aligned"]):
         return {}
     if settings["feature_dims"] != SHAPES.get(dataset):
         return {}

@@ -286,7 +286,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in [first.results / ROBUSTNESS, *add_robustness(first, scorings)]:
         print(path)
     seeds = ", ".join(str(run.run_config["seed"]) for run in runs)
-    print(f"Means over {options.draws} draws ({options.kind}) and the seeds {seeds}:")
+    setup = f"kind: {options.kind}, draws: {options.draws}, seeds: {seeds}"
+    print(f"Means over draws and seeds ({setup}):")
     print(as_text(mean_scores(scorings), missing="-"))
     print("rate: share of the steps removed from each modality; area: under the curve over the")
     print("rates, divided by their range; below: with these modalities only, the others zeros.")

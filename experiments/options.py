@@ -205,7 +205,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--log-dir", metavar="DIR", help="folder of logs (default: log)")
     add("--device", help="auto (default), cpu, cuda or cuda:N")
     add("--name", help="prefix of the run's folders (default: dmd)")
-    add("--epochs", type=int, metavar="N", help="maximum number of epochs")
+    add("--epochs", type=int, metavar="N", help="maximum number of epochs (overrides max_epochs)")
     add(
         "--init-from",
         metavar="FILE.pth",

@@ -12,9 +12,9 @@ from config import config_from_resolved, load_config
 from dataset.features import FIELDS, FeatureSet, Split, prepare_features
 from dataset.loaders import make_loaders
 from experiments.run_config import describe_differences, hash_features, read_run_config
-from models.dmd import DMD
+from models.dmd import DMD, infer_sizes
 from models.text_encoder import most_tokens
-from trainers.checkpoint import infer_sizes, load_weights, read_checkpoint
+from trainers.checkpoint import load_weights, read_checkpoint
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.log import logger
 from utils.seed import set_seed

@@ -72,7 +72,7 @@ class RunFolder:
         self.predictions_file = self.results / "predictions.csv"
         self.rows: list[dict] = []  # of history.csv, while training
         self._writer = ThreadPoolExecutor(max_workers=1)
-        self._write: Future | None = None  # of the last epoch's files
+        self._pending_write: Future | None = None  # of the last epoch's files
 
     # What exists
 
@@ -85,7 +85,7 @@ class RunFolder:
         return self.checkpoints / f"{epoch}.pth"
 
     def checkpoint_files(self) -> dict[int, Path]:
-        """The checkpoints by their epoch."""
+        """The existing checkpoints by their epoch."""
         files = {}
         for path in self.checkpoints.glob("*.pth"):
             if re.fullmatch(r"[1-9]\d*", path.stem):
@@ -200,8 +200,8 @@ class RunFolder:
             remove_leftovers(folder)
 
     def _wait_for_write(self) -> None:
-        if self._write is not None:
-            wait([self._write])
+        if self._pending_write is not None:
+            wait([self._pending_write])
 
     @contextlib.contextmanager
     def _reporting_write_errors(self) -> Iterator[None]:
@@ -265,12 +265,7 @@ class RunFolder:
         Raises:
             CheckpointError: A file of the run is missing or damaged.
         """
-        # A run that was stopped in its first epoch has run.json, and 1.pth at most.
-        has_more = self.metrics_file.exists() or bool(self.checkpoint_files().keys() - {1})
-        lost_checkpoints = (
-            self.existing_run_config() and not (self.checkpoints / FILE_NAME).exists()
-        )
-        if not (self.has_epoch() or has_more or lost_checkpoints):
+        if self._has_no_epoch():
             self.start(run_config)
             return None
         with self.resuming_from(self.state_file):
@@ -288,6 +283,15 @@ class RunFolder:
                 write_csv(self.history_file, pd.DataFrame(self.rows))
                 self._write_run_config(run_config)
         return state
+
+    def _has_no_epoch(self) -> bool:
+        """Whether the run is new, or was stopped in its first epoch: nothing can be lost."""
+        if self.has_epoch() or self.metrics_file.exists():
+            return False
+        if self.checkpoint_files().keys() - {1}:  # the first epoch leaves 1.pth at most
+            return False
+        checkpoints_are_missing = read_run_config(self.checkpoints) is None
+        return not (checkpoints_are_missing and read_run_config(self.results))
 
     @contextlib.contextmanager
     def resuming_from(self, file: Path) -> Iterator[None]:
@@ -319,7 +323,7 @@ class RunFolder:
         weights = recursively_apply(_copy_to_cpu, dict(weights))
         state = recursively_apply(_copy_to_cpu, {**state, "history": list(self.rows)})
         self.finish_writing()
-        self._write = self._writer.submit(self._write_epoch, weights, state, keep)
+        self._pending_write = self._writer.submit(self._write_epoch, weights, state, keep)
 
     def _write_epoch(self, weights: dict, state: dict, keep: int | str) -> None:
         epoch, best_epoch = state["epoch"], state["best_epoch"]
@@ -336,9 +340,9 @@ class RunFolder:
 
     def finish_writing(self) -> None:
         """Wait until the last epoch is written; raises the error of its write."""
-        if self._write is not None:
+        if self._pending_write is not None:
             with self._reporting_write_errors():
-                self._write.result()
+                self._pending_write.result()
 
     def load_best(self, model: nn.Module, best_epoch: int) -> None:
         """Load the weights of the best epoch into the model."""
@@ -466,6 +470,15 @@ def _suggest_name(prefix: str, differences: list[Difference]) -> str:
         return name
     beginning = name[:31].rpartition("-")[0] or prefix
     return f"{beginning}-{crc32(name.encode()):08x}"
+
+
+def discard_runs(folders: Iterable[RunFolder]) -> None:
+    """Discard the earlier runs of a command that replaces them, all at once.
+
+    If the command is interrupted, and resumed, it must not take them for its own results.
+    """
+    for folder in folders:
+        folder.discard()
 
 
 def find_similar_run(folder: RunFolder, prefix: str) -> str:

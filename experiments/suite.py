@@ -10,7 +10,7 @@ from config.variations import Suite, load_suite
 from dataset.features import DATA_SETTINGS, FeatureSet, prepare_features
 from experiments.options import RunOptions
 from experiments.restore import CheckpointSettings, build_model, restore
-from experiments.run_folder import RunFolder, check_existing_runs, run_folders
+from experiments.run_folder import RunFolder, check_existing_runs, discard_runs, run_folders
 from experiments.train import train_seeds
 from models.dmd import MODALITIES
 from trainers.distributed import barrier, init_processes
@@ -70,7 +70,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     for row in rows:
         build_model(row.settings, row.features)  # raises where settings and data do not fit
     if options.overwrite and is_first_rank():
-        _discard_runs(rows)
+        discard_runs(folder for row in rows for folder in row.folders.values())
     barrier()
 
     results, scores = [], []
@@ -97,16 +97,6 @@ def _check_existing(rows: list[Row], table: Path, options: RunOptions) -> None:
             f"{table}: already exists. Replace it with --overwrite, continue with --resume, or "
             "choose another --name."
         )
-
-
-def _discard_runs(rows: list[Row]) -> None:
-    """Discard the earlier runs of all rows at once.
-
-    A command that is interrupted, then resumed must not take them for its own.
-    """
-    for row in rows:
-        for folder in row.folders.values():
-            folder.discard()
 
 
 def _make_rows(options: RunOptions, suite: Suite, suite_name: str, name: str) -> list[Row]:

@@ -13,7 +13,13 @@ from dataset.tokens import check_tokens
 from experiments.options import RunOptions
 from experiments.restore import build_model, load_initial_weights
 from experiments.run_config import describe_features, hash_features, make_run_config
-from experiments.run_folder import RunFolder, check_existing_runs, find_similar_run, run_folders
+from experiments.run_folder import (
+    RunFolder,
+    check_existing_runs,
+    discard_runs,
+    find_similar_run,
+    run_folders,
+)
 from experiments.tracking import Trackers
 from trainers.distributed import barrier, from_first_rank, init_processes
 from trainers.losses import Objective
@@ -82,10 +88,7 @@ def train_seeds(
         resumed = options.resume and folder.has_epoch()
         trainer = make_trainer(options, settings, features, device, seed, number, resumed)
         if options.overwrite and number == 1:
-            # All seeds at once: a command that is interrupted, then resumed must not take the
-            # earlier runs for its own.
-            for earlier in folders.values():
-                earlier.discard()
+            discard_runs(folders.values())
         test_ids = features.splits["test"].ids
         metrics[seed] = train_seed(trainer, folder, seed_config, options, test_ids)
         del trainer  # its memory is needed by the next one
@@ -118,9 +121,8 @@ def prepare_process(options: RunOptions) -> torch.device:
         # PyTorch compiles one function for a few settings only, then runs it as it is
         torch.compiler.reset()
     if options.deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # which cuBLAS needs before its first use
+        # cuBLAS needs this before its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(options.deterministic)
     return device
 
@@ -232,6 +234,8 @@ def train_seed(
 def _start_or_resume(trainer: Trainer, folder: RunFolder, run_config: dict, resume: bool) -> None:
     """Start a run, or load the state of its last complete epoch."""
     seed = run_config["seed"]
+    existing = folder.existing_run_config() or {}
+    code_before = existing.get("versions", {}).get("code")
     state = None
     if resume:
         state = folder.resume(trainer.model, run_config)
@@ -242,6 +246,12 @@ def _start_or_resume(trainer: Trainer, folder: RunFolder, run_config: dict, resu
         with folder.resuming_from(folder.state_file):
             trainer.load_state_dict(state)
         logger.info(f"Seed {seed}: resumed after epoch {trainer.epoch}.")
+        code = run_config["versions"]["code"]
+        if code_before != code:
+            logger.warning(
+                f"The code has changed since the run was started ({code_before} -> {code}): its "
+                "epochs are not all trained by the same program."
+            )
 
 
 def _log_size(trainer: Trainer, folder: RunFolder, seed: int) -> None:

@@ -285,9 +285,8 @@ def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
 
 def _write_table(sweep: Sweep) -> None:
     """Write a row for each trial, as in Optuna's `trials_dataframe`, after the data set."""
-    with lock_folder(
-        sweep.table.parent
-    ):  # otherwise an older state of the study could replace a newer one
+    # Locked: otherwise an older state of the study could replace a newer one.
+    with lock_folder(sweep.table.parent):
         trials = sweep.study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
         # Study and data set may both contain hyphens, so that the name of the file does not tell
         # them apart.
@@ -311,7 +310,6 @@ def _report(sweep: Sweep) -> dict | None:
     logger.info(f"The best trial is number {best.number}: {best.value} on valid in epoch {epoch}.")
     settings = {}
     for key, value in best.params.items():
-        settings[key] = (
-            json.loads(value) if isinstance(value, str) else value
-        )  # choices are JSON texts
+        # Choices are JSON texts.
+        settings[key] = json.loads(value) if isinstance(value, str) else value
     return settings

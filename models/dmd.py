@@ -6,7 +6,7 @@ side and `high` the heterogeneous one; l, v, a are text (language), vision, audi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,8 @@ MODALITIES = {"l": "text", "v": "vision", "a": "audio"}  # for readers
 PerModality = dict[str, Tensor]  # by modality letter
 
 
-@dataclass
-class DMDOutput:
-    """Everything that the forward pass computes."""
+class DMDOutput(NamedTuple):
+    """Everything that the forward pass computes; a tuple, which nn.DataParallel can gather."""
 
     output_logit: Tensor  # (B, 1) the prediction
     logits_c: Tensor  # (B, 1) prediction from the common features
@@ -54,12 +53,11 @@ class DMDOutput:
     def map(self, function: Callable[[Tensor], Tensor]) -> "DMDOutput":
         """Apply a function to each tensor."""
         mapped = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in self._asdict().items():
             if isinstance(value, Tensor):
-                mapped[field.name] = function(value)
+                mapped[name] = function(value)
             else:
-                mapped[field.name] = {m: function(x) for m, x in value.items()}
+                mapped[name] = {m: function(x) for m, x in value.items()}
         return DMDOutput(**mapped)
 
 

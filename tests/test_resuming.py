@@ -262,3 +262,13 @@ def test_an_interrupted_replacement_leaves_no_old_result(folder, capsys):
     assert not Path("result/dmd-synthetic-2/metrics.json").exists()
     assert train("-s", "1", "2", "--epochs", "1", "--resume") == 0
     assert Path("pt/dmd-synthetic-2/1.pth").stat().st_mtime_ns != old
+
+
+def test_resuming_with_changed_code_is_a_warning(trained, capsys):
+    for where in ("pt", "result"):
+        path = Path(f"{where}/{RUN}/run.json")
+        run_config = json.loads(path.read_text())
+        run_config["versions"]["code"] = "00000000"
+        path.write_text(json.dumps(run_config))
+    assert train("--resume", "--epochs", "3") == 0
+    assert "The code has changed since the run was started (00000000 -> " in capsys.readouterr().out

@@ -63,9 +63,8 @@ def read_state(path: str | Path):
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a damaged file can fail in any way that zip, pickle and PyTorch know
+    # A damaged file can fail in any way that zip, pickle and PyTorch know
+    except Exception as error:
         message = str(error).partition(" In PyTorch")[0]
         reason = f"{type(error).__name__}: {printable(message, 120)}"
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}).") from error
@@ -96,25 +95,3 @@ def load_weights(
             "that it was trained with (-d, -c, --set); with run.json next to it, give none of "
             "these."
         ) from error
-
-
-def infer_sizes(state: dict[str, Tensor]) -> tuple[list[int], list[int]] | None:
-    """Infer the data that a DMD was trained on from the shapes of its weights.
-
-    Args:
-        state: A state_dict.
-
-    Returns:
-        Widths and steps, [text, audio, vision] each; None where these are not the weights of a DMD.
-    """
-    widths, steps = [], []
-    for m in "lav":
-        projection, alignment = state.get(f"proj_{m}.weight"), state.get(f"align_c_{m}.weight")
-        if projection is None or alignment is None or projection.dim() != 3 or alignment.dim() != 2:
-            return None
-        d, width, kernel = projection.shape
-        steps_after = alignment.shape[1] // max(d, 1)
-        convolved = width != d  # a modality that is already d wide is not projected
-        widths.append(width)
-        steps.append(steps_after + kernel - 1 if convolved else steps_after)
-    return widths, steps

@@ -28,18 +28,17 @@ GRAPHS = ("homo", "hetero")
 
 
 @dataclass
-class Step:
+class BatchResult:
     """What is kept of a batch: tensors on the device, without gradients.
 
-    Reading a value makes the host wait for the device, so that this is done for many steps at once.
+    Reading a value makes the host wait for the device, so it is done for many batches at once.
 
     Attributes:
-        predicted: (B, 1)
-        labels: (B, 1)
+        predicted, labels: (B, 1)
         rows: (B,) numbers of the utterances in the train split.
         loss_names: Names of the loss terms.
         losses: (number of terms,)
-        edges: (12,) means over the batch, of the homogeneous graph, then of the heterogeneous one.
+        edges: (12,) means over the batch, of the homogeneous, then of the heterogeneous graph.
         gradient_norm: () of the accumulated gradients; finite if they are (up to 1e19).
     """
 
@@ -101,7 +100,7 @@ class EpochResult:
 
 
 class Trainer:
-    """Trains one model with one seed.
+    """Train one model with one seed.
 
     Args:
         args: The settings.
@@ -158,10 +157,10 @@ class Trainer:
         # The function, not the bound method: a reference to this object would keep it, and all that
         # it has on a GPU, until Python's collector runs. Without CUDA graphs, whose next replay
         # would overwrite accumulated gradients.
-        self.compiled_forward = (
-            torch.compile(type(self).forward, dynamic=False) if compile else None
-        )
-        self.steps_at_epoch_end = self._steps_at_epoch_end()
+        self.compiled_forward = None
+        if compile:
+            self.compiled_forward = torch.compile(type(self).forward, dynamic=False)
+        self.takes_last_step = self._takes_last_step()
 
     def _parameter_groups(self) -> list[dict]:
         """One group for BERT, model and graphs (parity); two with `learning_rate_bert`."""
@@ -172,7 +171,7 @@ class Trainer:
         rest = [parameter for parameter in self.all_parameters if id(parameter) not in bert_ids]
         return [{"params": rest}, {"params": bert, "lr": self.args.learning_rate_bert}]
 
-    def _steps_at_epoch_end(self) -> bool:
+    def _takes_last_step(self) -> bool:
         """Whether the last, incomplete group of batches of an epoch gets a step."""
         batches = len(self.loaders["train"])
         if self.args.leftover_batches == "step":
@@ -255,9 +254,9 @@ class Trainer:
         """Train on every batch of the train split once.
 
         Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every
-            backward pass; the batches left over at the end of the epoch never reach the optimizer.
-            The published numbers were obtained that way. With `leftover_batches` step they get a
-            step of their own, unscaled too.
+        backward pass; the batches left over at the end of the epoch never reach the optimizer. The
+        published numbers were obtained that way. With `leftover_batches` step they get a step of
+        their own, unscaled too.
 
         Raises:
             NumericalError: A loss or gradient is not finite; raised before the optimizer takes a
@@ -265,25 +264,25 @@ class Trainer:
         """
         self.model.train()
         self.objective.train()
-        steps: list[Step] = []
-        group: list[Step] = []  # batches since the last step of the optimizer
+        results: list[BatchResult] = []
+        pending: list[BatchResult] = []  # since the optimizer's last step
         for batch in progress(self.loaders["train"], "train"):
-            if not group:
+            if not pending:
                 self.optimizer.zero_grad()
-            group.append(self.training_step(batch))
-            if len(group) == self.args.update_epochs:
-                self._check_finite(group)
+            pending.append(self.training_step(batch))
+            if len(pending) == self.args.update_epochs:
+                self._check_finite(pending)
                 self.optimizer.step()
-                steps += group
-                group = []
-        if group:
-            self._check_finite(group)
-            steps += group
-            if self.steps_at_epoch_end:
+                results += pending
+                pending = []
+        if pending:  # they count in the means, even if no step follows
+            self._check_finite(pending)
+            if self.takes_last_step:
                 self.optimizer.step()
-        return self._summarize(steps)
+            results += pending
+        return self._summarize(results)
 
-    def training_step(self, batch: dict[str, Tensor]) -> Step:
+    def training_step(self, batch: dict[str, Tensor]) -> BatchResult:
         """Forward pass, losses, backward pass and clipping for one batch; gradients add up."""
         text, audio, vision, labels = to_device(batch, self.device)
         choose_tf32(self.precision)  # here: torch.compile would run it at another time
@@ -295,15 +294,12 @@ class Trainer:
         terms["total"].backward()
         distributed.average_gradients(self.all_parameters)
         gradients = [p.grad for p in self.all_parameters if p.grad is not None]
-        gradient_norm = nn.utils.get_total_norm(
-            gradients
-        )  # before the clipping, which hides infinities
+        gradient_norm = nn.utils.get_total_norm(gradients)  # before the clipping hides infinities
         if self.args.grad_clip != -1:
             nn.utils.clip_grad_value_(self.all_parameters, self.args.grad_clip)
         edge_means = [terms.edges[graph].detach().mean(dim=1) for graph in GRAPHS]
-        return Step(
-            # Copies: what a loader process sends keeps a file open as long as it is used, here for
-            # an epoch.
+        return BatchResult(
+            # Copies: a tensor of a loader process keeps a file open as long as it is used.
             predicted=predicted.detach().clone(),
             labels=labels.clone(),
             rows=batch["rows"].clone(),
@@ -327,23 +323,23 @@ class Trainer:
         output = output.map(lambda x: distributed.all_gather(x.float(), len(labels)))
         return output.output_logit, self.objective(output, labels)
 
-    def _check_finite(self, steps: Sequence[Step]) -> None:
-        """Raise NumericalError where the losses or gradients of these batches are not finite."""
-        totals = []
-        for step in steps:
-            total = step.losses[step.loss_names.index("total")]
-            totals.append(torch.stack([total, step.gradient_norm]))
-        finite = torch.stack(totals).isfinite().all(dim=1).tolist()  # the host waits for the device
+    def _check_finite(self, results: Sequence[BatchResult]) -> None:
+        """Raise NumericalError if a loss or gradient of these batches is not finite."""
+        values = []
+        for result in results:
+            total = result.losses[result.loss_names.index("total")]
+            values.append(torch.stack([total, result.gradient_norm]))
+        finite = torch.stack(values).isfinite().all(dim=1).tolist()  # the host waits for the device
         if all(finite):
             return
-        step = steps[finite.index(False)]
+        result = results[finite.index(False)]
         what = "all losses are finite, but a gradient is"
-        for name, value in zip(step.loss_names, step.losses.tolist(), strict=True):
+        for name, value in zip(result.loss_names, result.losses.tolist(), strict=True):
             if not math.isfinite(value):
                 what = f"the loss term {name} is"
                 break
-        bad = ~step.predicted.flatten().isfinite().cpu()
-        rows = step.rows.cpu()
+        bad = ~result.predicted.flatten().isfinite().cpu()
+        rows = result.rows.cpu()
         if bad.any():
             rows = rows[bad]
         ids = self.loaders["train"].dataset.ids
@@ -354,18 +350,20 @@ class Trainer:
             "learning_rate, or look for extreme features in these utterances."
         )
 
-    def _summarize(self, steps: Sequence[Step]) -> TrainedEpoch:
+    def _summarize(self, results: Sequence[BatchResult]) -> TrainedEpoch:
         """Means of losses and edges over the batches, and all predictions in file order."""
-        loss_means = torch.stack([step.losses for step in steps]).double().mean(dim=0).tolist()
-        edge_means = torch.stack([step.edges for step in steps]).double().mean(dim=0).tolist()
-        losses = dict(zip(steps[0].loss_names, loss_means, strict=True))
+        names = results[0].loss_names
+        loss_means = torch.stack([result.losses for result in results]).double().mean(dim=0)
+        losses = dict(zip(names, loss_means.tolist(), strict=True))
+        edge_means = torch.stack([result.edges for result in results]).double().mean(dim=0)
         edge_names = [f"{graph}_{edge}" for graph in GRAPHS for edge in EDGE_NAMES]
-        edges = dict(zip(edge_names, edge_means, strict=True))
+        edges = dict(zip(edge_names, edge_means.tolist(), strict=True))
         predicted, labels = in_file_order(
-            [step.predicted for step in steps],
-            [step.labels for step in steps],
-            [step.rows for step in steps],
+            [result.predicted for result in results],
+            [result.labels for result in results],
+            [result.rows for result in results],
         )
+        # Parity: the Loss of train is the mean over its batches, as they were trained.
         predictions = Predictions(predicted.numpy(), labels.numpy(), losses["task/all"])
         return TrainedEpoch(losses, edges, predictions)
 
@@ -401,7 +399,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.loaders["train"].generator.set_state(state["order"])
-        if rank() < len(
-            state["random"]
-        ):  # otherwise there were fewer processes: this one draws from its seed
-            set_random_state(state["random"][rank()])
+        random_states = state["random"]
+        if rank() < len(random_states):  # otherwise this process, a new one, draws from its seed
+            set_random_state(random_states[rank()])

@@ -13,6 +13,7 @@ import torch
 from utils.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# The packages that results depend on.
 PACKAGES = (
     "config",
     "dataset",
@@ -20,7 +21,7 @@ PACKAGES = (
     "trainers",
     "experiments",
     "utils",
-)  # that results depend on
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 

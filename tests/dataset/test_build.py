@@ -80,12 +80,13 @@ def test_every_field_by_hand(data, capsys):
     assert tokens[0].tolist() == [[*map(words.index, expected), 0], [1] * 7 + [0], [0] * 8]
     cut = ["[CLS]", "this", "film", "was", "not", "awful", ",", "[SEP]"]
     assert tokens[1].tolist() == [[*map(words.index, cut)], [1] * 8, [0] * 8]
+    # 1: [UNK]
     assert content["test"]["text_bert"][0, 0, :4].tolist() == [
         2,
         1,
         words.index(","),
         words.index("the"),
-    ]  # 1: [UNK]
+    ]
     # The longest of train has 5 steps: the valid one of 7 loses its end.
     assert content["train"]["audio"][0].tolist() == [[1, 10], [2, 20], [0, 0], [0, 0], [0, 0]]
     assert content["valid"]["audio"][0].tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]
@@ -105,21 +106,23 @@ def test_every_field_by_hand(data, capsys):
 
 def test_averages_by_hand(data):
     sequence = np.array([[1.0], [2], [3], [4], [5], [6], [7]])
+    # Steps of zeros do not count
     assert pool(np.array([[2.0], [0], [0], [0], [3]]), 3).tolist() == [
         [2],
         [0],
         [3],
-    ]  # steps of zeros do not count
+    ]
     # Parts begin at floor(0·7/3), floor(1·7/3), floor(2·7/3) = 0, 2, 4.
     assert pool(sequence, 3).tolist() == [[1.5], [3.5], [6]]
     assert pool(sequence, 7) is sequence and pool(sequence, 50) is sequence
     content = made("--pool-to", "3")
     assert content["train"]["audio"][0].tolist() == [[1, 10], [2, 20], [0, 0]]  # shorter: as it is
+    # From 0, 1, 3 of 5
     assert content["train"]["audio"][1].tolist() == [
         [1, 10],
         [2.5, 25],
         [4.5, 45],
-    ]  # from 0, 1, 3 of 5
+    ]
     assert content["valid"]["vision"][0].tolist() == [
         [1.5, 0.5, -1.5],
         [3.5, 0.5, -3.5],
@@ -148,16 +151,14 @@ def test_steps_silence_and_text_features_instead_of_tokens(data, capsys):
 
 
 def test_standardized_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
-    moving = np.array(
-        [[1, 7], [0, 0], [3, 7], [5, 7]]
-    )  # a step of zeros is no data; what never changes becomes zero
+    # A step of zeros is no data; what never changes becomes zero
+    moving = np.array([[1, 7], [0, 0], [3, 7], [5, 7]])
     np.save("audio/v1$_$1.npy", moving)
     np.save("audio/v2$_$0.npy", np.full((4, 2), 9.0))
     Path("features.json").write_text('{"rates (Hz)": {"audio": 20}}')
     content = made("--standardize")
-    values = np.array(
-        [1, 2, 1, 3, 5]
-    )  # of the first feature, in train; of the second: 10, 20, 7, 7, 7
+    # Of the first feature, in train; of the second: 10, 20, 7, 7, 7
+    values = np.array([1, 2, 1, 3, 5])
     mean, scale = values.mean(), values.std()
     audio = content["train"]["audio"]
     np.testing.assert_allclose(audio[0, :2, 0], ([1, 2] - mean) / scale, rtol=1e-6)
@@ -275,9 +276,8 @@ def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
     ):
         assert words in refused(capsys, test_command, checkpoint, "--features", *more)
     before = files()
-    assert (
-        call(test_command, checkpoint, "--features", "my.pkl", "--split", "valid") == 0
-    )  # with labels: scored
+    # With labels: scored
+    assert call(test_command, checkpoint, "--features", "my.pkl", "--split", "valid") == 0
     assert "VAL-(dmd)" in capsys.readouterr().out and files() == before
 
 

@@ -16,12 +16,13 @@ from dataset.extract import AUDIO, DISTANCES, VISION, face_features
 from tests.commands import ROOT, launch, refused
 from utils.reading import read_json
 
+# Of a clip; samples a second; Hz of its two halves; of 1
 SECONDS, RATE, PITCHES, LEVEL = (
     2,
     24000,
     (180, 270),
     0.3,
-)  # of a clip; samples a second; Hz of its two halves; of 1
+)
 TIMES = np.arange(15 * SECONDS) / 15  # of the pictures, in seconds
 SHIFTS = 80 - np.abs(np.linspace(-80, 80, len(TIMES)))  # pixels to the right
 TURNS = 15 - np.abs(np.linspace(-30, 30, len(TIMES)))  # degrees clockwise
@@ -75,9 +76,8 @@ def clips(tmp_path_factory) -> Path:
     write(folder / "turned.wav", samples=tone())
     write(folder / "lying.mp4", [np.rot90(photograph)], times=[0])
     content = bytearray((folder / "lying.mp4").read_bytes())
-    at = (
-        content.index(b"tkhd") + 44
-    )  # the matrix of the track (ISO 14496-12): to be shown turned clockwise
+    # The matrix of the track (ISO 14496-12): to be shown turned clockwise
+    at = content.index(b"tkhd") + 44
     content[at : at + 20] = np.array([0, 1 << 16, 0, -(1 << 16), 0], ">i4").tobytes()
     (folder / "lying.mp4").write_bytes(content)
     write(
@@ -123,9 +123,8 @@ def test_the_others_are_extracted_where_some_fail_and_what_is_missing_is_zeros(e
         not np.load(output / "audio/silent.npy").any()
         and not np.load(output / "vision/faceless.npy").any()
     )
-    vision = np.load(
-        output / "vision/silent.npy"
-    )  # the photograph is shown until 0.4 s, grey ones to 1 s
+    # The photograph is shown until 0.4 s, grey ones to 1 s
+    vision = np.load(output / "vision/silent.npy")
     assert (
         vision.shape == (6, len(columns["vision"]))
         and vision[:2].any(axis=1).all()
@@ -155,9 +154,8 @@ def test_a_face_that_moves_turns_smiles_lies_down_and_fills_the_image(extracted)
         read(extracted[1], "vision", name) for name in ("moved", "turned", "lying", "close")
     )
     assert moved["size"].all() and len(moved["x"]) == SECONDS * 5 and close["size"].all()
-    np.testing.assert_allclose(
-        (moved["x"] - moved["x"][0]) * 512, SHIFTS[::3], atol=4
-    )  # 5 of 15 are looked at
+    # 5 of 15 are looked at
+    np.testing.assert_allclose((moved["x"] - moved["x"][0]) * 512, SHIFTS[::3], atol=4)
     np.testing.assert_allclose(
         turned["roll"] - turned["roll"].mean(), TURNS[::3] - TURNS[::3].mean(), atol=3
     )
@@ -223,9 +221,8 @@ def test_pose_and_distances_of_known_points():
     points[[33, 263]], points[[10, 2]] = [[-1, 0, 0], [1, 0, 0]], [[0, -1, 0], [0, 1.5, 0]]
     straight = None
     for yaw, pitch, roll in ([0, 0, 0], [30, 0, 0], [0, -20, 0], [0, 0, 15], [25, 10, -40]):
-        turned = Rotation.from_euler("YXZ", [-yaw, -pitch, roll], degrees=True).apply(
-            points
-        )  # x right, y down
+        # X right, y down
+        turned = Rotation.from_euler("YXZ", [-yaw, -pitch, roll], degrees=True).apply(points)
         found = dict(zip(VISION, face_features(turned * 50 + [300, 200, 0], 640, 480), strict=True))
         np.testing.assert_allclose(
             [found[key] for key in ("yaw", "pitch", "roll")], [yaw, pitch, roll], atol=1e-6
@@ -236,7 +233,6 @@ def test_pose_and_distances_of_known_points():
         shape = [found[key] for key in (*DISTANCES, "mouth_corner_left", "gaze_x")]
         straight = straight or shape
         np.testing.assert_allclose(shape, straight)
-    nose = Rotation.from_euler("YXZ", [-30, -30, 0], degrees=True).apply(
-        [0, 0, -1]
-    )  # towards the camera is -z
+    # Towards the camera is -z
+    nose = Rotation.from_euler("YXZ", [-30, -30, 0], degrees=True).apply([0, 0, -1])
     assert nose[0] > 0 and nose[1] < 0

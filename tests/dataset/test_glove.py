@@ -70,20 +70,22 @@ def test_every_vector_by_hand(data, capsys):
     before, after = load_pickle("in.pkl"), load_pickle("out.pkl")
     text = after["train"]["text"]
     assert text.shape == (2, 5, 2) and text.dtype == np.float32  # 5 steps, as text_bert has
+    # The, THE -> the, movie, ., padding
     assert text[0].tolist() == [
         [3, 4],
         [1, 2],
         [5, 6],
         [2, 2],
         [0, 0],
-    ]  # The, THE -> the, movie, ., padding
+    ]
+    # Do, n't, and three unknown ones
     assert text[1].tolist() == [
         [9, 1],
         [7, 8],
         [0, 0],
         [0, 0],
         [0, 0],
-    ]  # do, n't, and three unknown ones
+    ]
     assert (
         after["valid"]["text"][0].tolist() == [[1, 2], *[[0, 0]] * 4]
         and not after["test"]["text"].any()

@@ -296,3 +296,22 @@ def test_replicas_of_data_parallel_compute_what_the_model_does(path, use_bert, m
     for name, parameter in model.named_parameters():
         if name in gradients:
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
+
+
+def test_outputs_of_data_parallel_are_gathered(monkeypatch):
+    """As nn.DataParallel gathers them, except that tensors are joined on the CPU."""
+
+    class JoinOnCpu:
+        @staticmethod
+        def apply(device, dim, *tensors):
+            return torch.cat(tensors, dim)
+
+    module = sys.modules["torch.nn.parallel.scatter_gather"]
+    monkeypatch.setattr(module, "Gather", JoinOnCpu)
+    model, _, inputs = make_model((12, 12, 12))
+    model.eval()
+    expected = model(*inputs).flat()
+    halves = [model(*(x[:2] for x in inputs)), model(*(x[2:] for x in inputs))]
+    gathered = torch.nn.parallel.gather(halves, 0).flat()
+    torch.testing.assert_close(gathered["output_logit"], expected["output_logit"])
+    torch.testing.assert_close(gathered["recon_a"], expected["recon_a"])

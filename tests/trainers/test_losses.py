@@ -104,10 +104,11 @@ def test_triplets_equal_the_loop():
 
 
 EMPTY = [lambda x, kind=kind: orthogonality_loss(x, torch.zeros(3, 2, 4), kind) for kind in ORT]
+# Without a pair
 EMPTY += [
     lambda x, y=y: both_margins(x[:, 0], torch.tensor(y))
     for y in ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
-]  # without a pair
+]
 
 
 @pytest.mark.parametrize("loss", EMPTY)
