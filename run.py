@@ -14,12 +14,12 @@ from utils.cli import ArgumentParser, run_command
 from utils.log import logger
 from utils.ranks import is_first_rank, world_size
 
-# Modules that load PyTorch are imported where they are used, so that -h and a wrong setting answer
-# at once.
+# Modules that load PyTorch are imported inside functions, so that -h and invalid settings respond
+# immediately.
 SCRIPT = "run.py" if Path.cwd() == Path(__file__).resolve().parent else __file__  # as in a command
 
 
-def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA know)
+def DMD_run(  # noqa: N802  (name and first arguments as in MMSA)
     model_name: str = "dmd",
     dataset_name: str = "mosi",
     config_file: str | Path = "",
@@ -46,14 +46,14 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
     figures: bool = True,
     after_epoch: Callable[[dict], None] | None = None,
 ) -> dict[int, dict[str, float]]:
-    """Train and evaluate DMD once for each seed, append to the result tables, and draw the runs.
+    """Train and evaluate DMD once per seed, append to the result tables, and draw figures.
 
     Args:
         model_name: "dmd".
         dataset_name: mosi, mosei, mosi-glove, mosei-glove, synthetic, or a data set of the config.
         config_file: JSON config; by default config/config.json.
         config: Settings by key that override the config file (documented in config/schema.py).
-        seeds: One run for each seed.
+        seeds: Random seeds; each one is a run.
         feature_T, feature_A, feature_V: Pickles whose features replace text, audio or vision.
         num_workers: Data loader processes.
         verbose_level: 0 logs errors, 1 also metrics, 2 also every loss term.
@@ -64,18 +64,18 @@ def DMD_run(  # noqa: N802  (the name and the first arguments that users of MMSA
         init_from: Checkpoint whose weights initialize those that match by name and shape.
         precision: fp32, tf32 (CUDA) or bf16.
         compile: Use torch.compile for the forward pass and the losses.
-        resume: Continue the runs of this name, or begin them.
+        resume: Continue the runs of this name, or start them if they do not exist.
         overwrite: Replace the runs of this name.
-        deterministic: Reproducible bits on CUDA too.
+        deterministic: Use deterministic algorithms, for bitwise reproducible results on CUDA too.
         track: Experiment trackers: tensorboard, wandb, mlflow.
-        figures: Draw each run at its end.
-        after_epoch: Called with every epoch's row of history.csv; what it raises ends the training.
+        figures: Draw figures of each run when it ends.
+        after_epoch: Called with every epoch's row of history.csv; an exception ends the training.
 
     Returns:
-        For each seed the content of its metrics.json: the TEST metrics of its best epoch.
+        The content of metrics.json by seed: the TEST metrics of the best epoch.
 
     Raises:
-        DMDError, OSError: For whatever the caller can fix.
+        DMDError, OSError: A problem that the caller can fix.
     """
     options = RunOptions(
         model_name=model_name,
@@ -123,7 +123,7 @@ def train(options: RunOptions) -> dict[int, dict[str, float]]:
 def search(
     options: RunOptions, trials: int | None, search_file: str, storage: str, argv: Sequence[str]
 ) -> None:
-    """Search settings, and log the command that trains the best ones as an ordinary run."""
+    """Search settings, and log the command that trains a run with the best ones."""
     options.load_settings()
 
     from experiments.tune import tune
@@ -138,14 +138,14 @@ def search(
     _, words = parser.parse_known_args(argv)  # the other flags
     settings = [f"{key}={json.dumps(value)}" for key, value in best.items()]
     command = ["python", SCRIPT, *words, "--set", *settings, "--name", f"{options.name}-best"]
-    logger.info(f"To train it as an ordinary run: {shlex.join(command)}")
+    logger.info(f"To train a run with these settings: {shlex.join(command)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: The words after `run.py`; by default those of this process.
+        argv: Command-line arguments; by default sys.argv[1:].
     """
     argv = sys.argv[1:] if argv is None else argv
     flags, options = parse_flags(argv)
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def resuming_command() -> str:
-    """The last line of an interrupted command: the command that continues it."""
+    """Return the last line of an interrupted command: how to continue it."""
     words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
     launcher = "python" if world_size() == 1 else "torchrun …"
     return f"To continue: {launcher} {shlex.join([SCRIPT, *words, '--resume'])}"

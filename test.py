@@ -13,10 +13,10 @@ from config import parse_overrides
 from utils.cli import ArgumentParser, run_command
 from utils.errors import CheckpointError, ConfigError
 
-# Modules that load PyTorch are imported where they are used, as in run.py.
+# Modules that load PyTorch are imported inside functions, as in run.py.
 
 
-def DMD_test(  # noqa: N802  (the sister of DMD_run)
+def DMD_test(  # noqa: N802  (named like DMD_run)
     checkpoint: str | Path,
     dataset_name: str = "",
     config_file: str | Path = "",
@@ -32,25 +32,24 @@ def DMD_test(  # noqa: N802  (the sister of DMD_run)
 
     Args:
         checkpoint: The .pth file.
-        dataset_name: A data set of the config; by default the one of the training. A checkpoint
-            without run.json next to it needs it.
-        config_file: JSON config; by default the settings of the training.
+        dataset_name: A data set of the config; by default the one used in training. Required if
+            no run.json is next to the checkpoint.
+        config_file: JSON config; by default the settings used in training.
         config: Settings by key that override the others.
         split: train, valid or test.
         device: auto, cpu, cuda or cuda:N.
         predictions: CSV to write with the columns id, raw_text, label, prediction; "" for none.
         log_dir: Folder of logs.
-        features: Feature pickle to predict on, which may lack labels, or a folder of pickles, each
-            of one or several utterances; by default the data of the training.
+        features: Feature pickle to predict on, with or without labels, or a folder of pickles of
+            one or more utterances each; by default the data used in training.
         overwrite: Replace the file `predictions`.
 
     Returns:
-        The metrics; {} where there are no labels.
+        The metrics; {} if the data have no labels.
 
     Raises:
-        DataError: Also where some files of a folder are broken, after the predictions for the
-            others were written.
-        DMDError, OSError: For whatever the caller can fix.
+        DataError: Some files of a folder are broken; the predictions for the others are written.
+        DMDError, OSError: A problem that the caller can fix.
     """
     if not os.path.isfile(checkpoint):
         raise CheckpointError(
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: The words after `test.py`; by default those of this process.
+        argv: Command-line arguments; by default sys.argv[1:].
     """
     parser = ArgumentParser(description="Score a DMD checkpoint.")
     add = parser.add_argument
@@ -117,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--features",
         default="",
         metavar="FILE.pkl|FOLDER",
-        help="predict on this pickle, or on those of a folder, labeled or not",
+        help="predict on this pickle, or on all pickles of this folder, with or without labels",
     )
     add("--split", choices=("train", "valid", "test"), default="test", help="default: test")
     add("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -133,9 +132,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--predictions",
         default="",
         metavar="FILE.csv",
-        help="write id, raw_text, label, prediction",
+        help="write a table of id, raw_text, label, prediction",
     )
-    add("--overwrite", action="store_true", help="replace the file of --predictions")
+    add("--overwrite", action="store_true", help="overwrite the file of --predictions")
     add("--log-dir", default="log", help="folder of logs (default: log)")
     options = vars(parser.parse_args(argv))
     options["config"] = parse_overrides(options.pop("set"))

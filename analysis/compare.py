@@ -1,4 +1,4 @@
-"""Compare two runs on the same test utterances, or sum up the seeds of one configuration.
+"""Compare two runs on the same test utterances, or summarize the seeds of one configuration.
 
 python -m analysis.compare result/dmd-mosi-1111 result/paper-mosi-1111
 python -m analysis.compare --seeds result/dmd-mosi-1111 result/dmd-mosi-1112 result/dmd-mosi-1113
@@ -24,25 +24,25 @@ from utils.log import logger
 from utils.reading import printable
 
 COMPARISON_NOTE = """\
-low, high: 95 % interval of the difference, by {resamples:,} resamples of the {unit}s.
+low, high: 95 % interval of the difference, from {resamples:,} resamples of the {unit}s.
 p: randomization test, which swaps A and B in random {unit}s, {resamples:,} times.
-better: at 5 %, by p, for each metric alone: choose the metric beforehand.
-This is about these two models. Whether their settings differ takes several seeds of each."""
+better: significant at 5 % by p, for each metric alone: choose the metric beforehand.
+This compares two trained models. To compare their settings, train several seeds of each."""
 FEW_UNITS_NOTE = "Only {number} {unit}s: p cannot fall below 5 %, and the intervals are too narrow."
 SEEDS_NOTE = """\
 std: over the seeds (ddof 0). low, high: 95 % interval of the mean,
-by {resamples:,} resamples of the {unit}s; the choice of seeds is not in it."""
+from {resamples:,} resamples of the {unit}s; it does not include the variation between seeds."""
 FEW_UNITS = 6  # with fewer, even the most extreme of all swaps has p > 5 %: 2 / 2^5
 
 
 @dataclass(frozen=True)
 class PairedPredictions:
-    """The predictions of several runs for the test utterances that all of them have.
+    """The predictions of several runs for the test utterances that all of them share.
 
     Attributes:
         predictions: (S, N) of S runs.
         labels: (N,) true sentiment.
-        units: The utterances' videos.
+        units: The videos of the utterances.
         description: A sentence with the numbers of utterances and videos.
     """
 
@@ -56,7 +56,7 @@ def pair(runs: Sequence[RunFolder]) -> PairedPredictions:
     """Join the predictions of several runs by the utterances' ids, in the order of the first run.
 
     Raises:
-        RunError: If the runs share less than two utterances, or have different labels for one.
+        RunError: The runs share fewer than two utterances, or differ in a label.
     """
     tables = []
     for run in runs:
@@ -70,12 +70,13 @@ def pair(runs: Sequence[RunFolder]) -> PairedPredictions:
     if len(joined) < 2 or (labels != labels[:, :1]).any():
         folders = ", ".join(str(run.results) for run in runs)
         raise RunError(
-            f"{folders}: they share less than 2 utterances of test, or have other labels for these."
+            f"{folders}: fewer than 2 shared test utterances, or different labels for them. Name "
+            "runs on the same data."
         )
     units = group_by_video(joined.index.get_level_values(0))
     sizes = ", ".join(str(len(table)) for table in tables)
     description = (
-        f"{len(joined)} utterances of test that all runs have (of {sizes}), {units.describe()}."
+        f"{len(joined)} test utterances that all runs share (of {sizes}), {units.describe()}."
     )
     return PairedPredictions(predictions.T, labels[:, 0], units, description)
 
@@ -107,17 +108,17 @@ def report_seeds(
     for line in as_text(table).splitlines():
         logger.info(line)
     logger.info(f"low, high: 95 % interval of the mean; in {path}.")
-    logger.info(f"It is over {paired.description}")
+    logger.info(f"The interval is over {paired.description}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: The words after the command's name; by default those of the command line.
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        DMDError: If runs or flags do not fit together.
+        DMDError: Runs or flags are incompatible.
     """
     options = _read_flags(argv)
     runs = [RunFolder(folder) for folder in options.runs]
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.check_exists()
     if len(runs) < 2 or (len(runs) > 2 and not options.seeds):
         raise ConfigError(
-            f"{len(runs)} runs: a comparison needs two; seeds of one configuration take --seeds."
+            f"{len(runs)} runs: expected two to compare. Use --seeds for seeds of a configuration."
         )
     paired = pair(runs)
     table = _sum_up(runs, paired) if options.seeds else _compare_two(runs, paired)
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
-        prog="python -m analysis.compare", description="Compare two runs, or sum up several seeds."
+        prog="python -m analysis.compare", description="Compare two runs, or summarize seeds."
     )
     parser.add_argument(
         "runs",
@@ -146,7 +147,7 @@ def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", action="store_true", help="the runs are seeds of one configuration"
     )
-    parser.add_argument("--output", metavar="FILE.csv", help="write the table there too")
+    parser.add_argument("--output", metavar="FILE.csv", help="also write the table to a file")
     return parser.parse_intermixed_args(argv)
 
 
@@ -154,7 +155,7 @@ def check_same_configuration(runs: Sequence[RunFolder]) -> None:
     """Check that runs differ in nothing but their seeds.
 
     Raises:
-        ConfigError: A run has other settings, data or precision than the first one.
+        ConfigError: The settings, data or precision of a run differ from those of the first one.
     """
     first = runs[0]
     for run in runs:
@@ -163,8 +164,8 @@ def check_same_configuration(runs: Sequence[RunFolder]) -> None:
             raise ConfigError(
                 f"{run.results} has {difference.key} {printable(difference.first)}, but "
                 f"{first.results} has {printable(difference.second)}. Name seeds of one "
-                "configuration; python -m analysis.compare without --seeds compares two "
-                "configurations."
+                "configuration, or compare two runs with python -m analysis.compare without "
+                "--seeds."
             )
 
 
@@ -180,7 +181,7 @@ def _sum_up(runs: list[RunFolder], paired: PairedPredictions) -> pd.DataFrame:
 
 
 def _compare_two(runs: list[RunFolder], paired: PairedPredictions) -> pd.DataFrame:
-    """Print the table of `compare`, and return it with the runs and sizes that it is about."""
+    """Print the table of `compare`, and return it with the runs and sizes that it compares."""
     a, b = runs
     table = compare(*paired.predictions, paired.labels, paired.units.index)
     print(f"A: {a.results}")

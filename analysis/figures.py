@@ -1,4 +1,4 @@
-"""Draw a run: pictures in <run>/figures/, and <run>/report.html with all of it on one page.
+"""Draw the figures of a run in <run>/figures/, and all of them on one page, <run>/report.html.
 
 python -m analysis.figures result/dmd-mosi-1111
 """
@@ -30,11 +30,11 @@ from utils.metrics import METRICS
 
 
 def draw(run: RunFolder, inspection: Inspection | None, skipped: str = "") -> list[Path]:
-    """Write the pictures of a run and its report. All is drawn before anything is written.
+    """Write the figures of a run and its report. Everything is drawn before anything is written.
 
     Args:
         run: The run.
-        inspection: Of the test split at the best epoch; None leaves out the pictures that need it.
+        inspection: Outputs of the best epoch on test; None leaves out the figures that need them.
         skipped: Why they are left out, for the report.
 
     Returns:
@@ -52,9 +52,9 @@ def draw(run: RunFolder, inspection: Inspection | None, skipped: str = "") -> li
 
 
 def add_robustness(run: RunFolder, scorings: pd.DataFrame) -> list[Path]:
-    """Draw the figure of analysis.robustness, and write the report anew with it.
+    """Draw the figure of analysis.robustness, and add it to the report.
 
-    The report keeps the other pictures that figures/ has.
+    The report keeps the other figures that figures/ contains.
 
     Args:
         run: The run.
@@ -87,7 +87,7 @@ def add_robustness(run: RunFolder, scorings: pd.DataFrame) -> list[Path]:
 
 
 def _write_all(run: RunFolder, pictures: dict[str, bytes], page: str) -> list[Path]:
-    """Write pictures and report; -> their paths."""
+    """Write figures and report, and return their paths."""
     paths = []
     for name, picture in pictures.items():
         path = run.results / "figures" / name
@@ -109,13 +109,13 @@ def report(
     skipped: str,
     scorings: pd.DataFrame | None = None,
 ) -> str:
-    """Make a page of HTML with settings, numbers and pictures, which needs no other file.
+    """Make a self-contained HTML page with settings, numbers and figures.
 
     Args:
         run: The run.
         pictures: PNG and SVG files by name; the page shows the SVG ones.
-        skipped: Why some pictures are missing, or "".
-        scorings: The table of analysis.robustness, where the run has one.
+        skipped: Why some figures are missing, or "".
+        scorings: The table of analysis.robustness, if the run has one.
     """
     encoded = {}
     for name, content in pictures.items():
@@ -142,8 +142,8 @@ def draw_after_training(
 
     Args:
         run: The folder of the run.
-        device: Where the model of its best epoch runs.
-        features: The data of the run, where they are in memory.
+        device: Device to run the model of the best epoch on.
+        features: The data of the run, if they are in memory.
     """
     try:
         draw(run, inspect_checkpoint(run, run.best_file, device, features))
@@ -165,13 +165,13 @@ def inspect_checkpoint(
     Args:
         run: The run that the checkpoint belongs to.
         checkpoint: Its weights, such as best.pth.
-        device: Where the model runs.
+        device: Device to run the model on.
         features: The data of the run; by default they are read, and compared with run.json.
 
     Raises:
-        CheckpointError: If the checkpoint is damaged, or of a run with other settings.
-        ConfigError: If the settings are no longer valid.
-        DataError: If the data cannot be read, or do not fit the model.
+        CheckpointError: The checkpoint is damaged, or belongs to a run with other settings.
+        ConfigError: The settings are no longer valid.
+        DataError: The data cannot be read, or do not match the model.
     """
     check_owner(run, checkpoint)
     trained = load_run_settings(run.run_config)
@@ -183,7 +183,7 @@ def inspect_checkpoint(
 
 
 def check_owner(run: RunFolder, checkpoint: Path) -> None:
-    """Check that a checkpoint may be one of a run.
+    """Check that a checkpoint can belong to a run.
 
     Raises:
         CheckpointError: The run.json next to the checkpoint has other settings.
@@ -200,10 +200,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: The words after the command's name; by default those of the command line.
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        DMDError: If the run cannot be read, or a checkpoint that was named cannot be used.
+        DMDError: The run, or the checkpoint given with --checkpoint, cannot be read.
     """
     options = _read_flags(argv)
     keep_freed_memory()
@@ -218,19 +218,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except DMDError as error:
         if options.checkpoint:
             raise
-        skipped = f"Without features, predictions, heads: {error}"
+        skipped = f"Figures of features, predictions and heads are missing: {error}"
         print(skipped, file=sys.stderr)
     for path in draw(run, inspection, skipped):
         print(path)
 
 
 def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m analysis.figures", description="Draw a run.")
-    parser.add_argument("run", type=Path, help="its result folder, such as result/dmd-mosi-1111")
+    parser = ArgumentParser(prog="python -m analysis.figures", description="Draw figures.")
+    parser.add_argument("run", type=Path, help="result folder, such as result/dmd-mosi-1111")
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="of its best epoch (default: best.pth in pt/, next to result/)",
+        help="checkpoint of the best epoch (default: best.pth in pt/, next to result/)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)

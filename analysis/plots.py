@@ -1,6 +1,6 @@
-"""The pictures of a run: from numbers to figures, readable without color.
+"""Draw the figures of a run, readable without color.
 
-No figure is one of pyplot's: no display is needed, and none stays open.
+Figures are created without pyplot, so no display is needed and no figure stays open.
 """
 
 import io
@@ -25,13 +25,13 @@ from models.dmd import MODALITIES, STACK_ORDER
 from trainers.evaluate import Inspection
 from utils.metrics import LOWER_IS_BETTER, regression_metrics, sentiment_classes
 
-# One look for all pictures. Color, line style or marker alone distinguishes the lines.
+# One style for all figures. Color alone, or line style or marker alone, distinguishes the lines.
 LINES = cycler(
     color=["#0072b2", "#d55e00", "#000000", "#cc79a7", "#009e73", "#8a6d00"],
     linestyle=["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1))],
     marker=["o", "s", "^", "D", "v", "P"],
 )
-PUBLISHED_LINES = ("-", ":", (0, (9, 2)), "-.")  # none as the best epoch's
+PUBLISHED_LINES = ("-", ":", (0, (9, 2)), "-.")  # different from the line of the best epoch
 STYLE = {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -43,12 +43,12 @@ STYLE = {
     "lines.linewidth": 1.5,
     "lines.markerfacecolor": "white",
     "axes.prop_cycle": LINES,
-    "text.parse_math": False,  # a run's name may hold a $
+    "text.parse_math": False,  # a run's name may contain a $
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "dmd",  # the same figure gives the same bytes
     "figure.constrained_layout.use": True,
 }
-# No date: the same bytes again.
+# Without a date, the bytes are reproducible.
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 MODALITY_MARKS = {"l": ("#0072b2", "o"), "v": ("#d55e00", "^"), "a": ("#009e73", "s")}
 GRAPHS = {
@@ -84,11 +84,11 @@ class Panel:
 
 
 def draw_all(run: RunFolder, inspection: Inspection | None) -> dict[str, bytes]:
-    """Draw the pictures of a run, in one style whatever a user's matplotlibrc sets.
+    """Draw the figures of a run, in the same style whatever a user's matplotlibrc sets.
 
     Args:
         run: The run.
-        inspection: Of the test split; None leaves only the pictures that the history gives.
+        inspection: Model outputs on test; None leaves only the figures of history.csv.
 
     Returns:
         PNG and SVG files by name, such as training.svg. The same run gives the same bytes.
@@ -125,12 +125,12 @@ def _figure(title: str, height: float) -> Figure:
 def training_curves(run: RunFolder) -> Figure:
     """Draw total loss, Loss, MAE and Acc_2 over the epochs, a line for each split.
 
-    Grey lines are published runs on test, where any have these settings; the grey band is the
-    range of those of the released code, where at least two of them have the epoch.
+    Grey lines are published runs on test, if any have these settings. The grey band is the range
+    of runs of the released code, in epochs that at least two of them have.
     """
     panels = [
         Panel(
-            "Objective: what training minimises, mean over the batches of train",
+            "Objective: total loss, mean over the batches of train",
             "total loss",
             {"train": "loss/total"},
         ),
@@ -175,7 +175,7 @@ def edge_curves(run: RunFolder) -> Figure:
 
 
 def _draw_panels(axes: np.ndarray, panels: list[Panel], run: RunFolder) -> None:
-    """Draw a panel on each axis."""
+    """Draw one panel on each axis."""
     epochs = run.history["epoch"]
     for ax, panel in zip(axes, panels, strict=True):
         columns = list(panel.lines.values())
@@ -243,12 +243,12 @@ def embed_features(
 ) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
     """Embed specific and common features by t-SNE, all six in one plane.
 
-    Of more than `max_utterances` utterances, as many are taken at equal distances: t-SNE's time
-        grows faster than their number, and more points hide each other. The same features give the
-        same plane.
+    Of more than `max_utterances` utterances, an evenly spaced subset is shown: t-SNE's time grows
+    faster than their number, and more points hide each other. The same features give the same
+    plane.
 
     Args:
-        inspection: Of the test split.
+        inspection: Model outputs on test.
         max_utterances: Number of utterances to show.
 
     Returns:
@@ -273,11 +273,11 @@ def embed_features(
 
 
 def feature_map(name: str, inspection: Inspection) -> Figure:
-    """Draw the features on a plane twice: by modality and part, and by sentiment.
+    """Draw the embedded features twice: by modality and part, and by sentiment.
 
     Args:
-        name: Of the run.
-        inspection: Of the test split.
+        name: Name of the run.
+        inspection: Model outputs on test.
     """
     embedded, labels = embed_features(inspection)
     figure = _figure(f"Decoupled features of {name} (test)", 10.4)
@@ -325,8 +325,8 @@ def predictions(name: str, inspection: Inspection) -> Figure:
     """Draw predicted against true sentiment, and the confusion matrix whose diagonal is Acc_7.
 
     Args:
-        name: Of the run.
-        inspection: Of the test split.
+        name: Name of the run.
+        inspection: Model outputs on test.
     """
     true = inspection.labels
     predicted = inspection.heads["output_logit"]
@@ -358,12 +358,12 @@ def head_bars(name: str, inspection: Inspection) -> Figure:
     """Draw Acc_2 and Acc_7 of each head.
 
     Args:
-        name: Of the run.
-        inspection: Of the test split.
+        name: Name of the run.
+        inspection: Model outputs on test.
     """
     metrics = pd.DataFrame(inspection.head_metrics()).T
     places = np.arange(len(metrics))
-    figure = _figure(f"Every head of {name} by itself (test)", 7.2)
+    figure = _figure(f"Each head of {name} (test)", 7.2)
     ax = figure.subplots()
     look = {"height": 0.38, "edgecolor": "0.2"}
     acc_2 = ax.barh(places - 0.2, metrics["Acc_2"], color="#9ecae1", **look)
@@ -385,10 +385,10 @@ def head_bars(name: str, inspection: Inspection) -> Figure:
 
 
 def draw_robustness(name: str, scorings: pd.DataFrame) -> dict[str, bytes]:
-    """Draw the table of analysis.robustness, in the style of the other pictures.
+    """Draw the table of analysis.robustness, in the style of the other figures.
 
     Args:
-        name: Of the run.
+        name: Name of the run.
         scorings: The rows of robustness.csv.
 
     Returns:
@@ -399,10 +399,10 @@ def draw_robustness(name: str, scorings: pd.DataFrame) -> dict[str, bytes]:
 
 
 def robustness_curves(name: str, scorings: pd.DataFrame) -> Figure:
-    """Draw MAE, Acc_2 and Acc_7 against the share of the steps that is removed.
+    """Draw MAE, Acc_2 and Acc_7 against the share of removed steps.
 
     Args:
-        name: Of the run.
+        name: Name of the run.
         scorings: The rows of robustness.csv.
     """
     whole = scorings[scorings["modalities"] == ALL_MODALITIES]

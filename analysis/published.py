@@ -1,8 +1,8 @@
-"""Published runs of DMD on the published features, to see whether a run is on course.
+"""Published runs of DMD on the published features, for comparison with a run.
 
-published_results.csv has what they reached, a row a run, with the source of each.
-published_runs.csv has the epochs of four of them in the columns of history.csv. docs/results.md
-describes both.
+published_results.csv contains the results of each run, with their source.
+published_runs.csv contains the epochs of four of them, with the columns of history.csv.
+docs/results.md describes both.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from experiments.run_folder import RunFolder
 RESULTS_FILE = Path(__file__).with_name("published_results.csv")
 RUNS_FILE = Path(__file__).with_name("published_runs.csv")
 SHAPES = {"mosi": [768, 5, 20], "mosei": [768, 74, 35]}  # feature_dims with bert-base
-FIRST_EPOCHS = (1, 5)  # whose total_loss is compared, besides that of the last epoch
-# With another value of one of these, total_loss is the sum of other terms.
+FIRST_EPOCHS = (1, 5)  # their total_loss is compared, and that of the last epoch
+# If one of these settings has another value, total_loss is the sum of other terms.
 LOSS_SETTINGS = (
     "ort",
     "margin",
@@ -43,14 +43,14 @@ LOSS_SETTINGS = (
 
 
 def published_results(dataset: str) -> pd.DataFrame:
-    """Read what published runs reached on test.
+    """Read the TEST results of published runs.
 
     Args:
         dataset: The name of a data set, such as "mosi".
 
     Returns:
-        The rows of published_results.csv, and `is_released`: whether the released code ran, as it
-        is or with patches that a current PyTorch needs.
+        The rows of published_results.csv, and `is_released`: whether it is a run of the released
+        code, unmodified or with patches for current versions of PyTorch.
     """
     rows = pd.read_csv(RESULTS_FILE, dtype={"seed": str})
     rows["is_released"] = rows["code"].str.startswith("released")
@@ -64,8 +64,8 @@ def published_runs(settings: dict) -> dict[str, pd.DataFrame]:
         settings: The resolved settings of the run.
 
     Returns:
-        Their histories by name; empty if data set, alignment, encoder or widths are other ones. If
-        the run minimizes another objective than the release, `loss/total` is NaN.
+        Their histories by name; empty if data set, alignment, encoder or widths differ. If the run
+        minimizes another objective than the release, `loss/total` is NaN.
     """
     dataset = settings["dataset_name"]
     with_bert = settings["use_bert"] and settings["transformers"] == "bert"
@@ -110,7 +110,7 @@ def ranges_by_epoch(dataset: str, histories: dict[str, pd.DataFrame], column: st
 
 
 def compare_with_published(run: RunFolder) -> str:
-    """Tell in one line whether a run is inside the range of the published ones.
+    """Report in one line whether a run is inside the range of the published ones.
 
     Args:
         run: A run with at least one epoch.
@@ -118,7 +118,7 @@ def compare_with_published(run: RunFolder) -> str:
     Returns:
         TEST MAE and Acc_2 of its best epoch against the results of the released code, and its
         total_loss of epochs 1, 5 and the last one against the range of `ranges_by_epoch`; "last" is
-        the last epoch of the run that has a range. "" where no published run is comparable.
+        the last epoch of the run that has a range. "" if no published run is comparable.
     """
     settings = run.run_config["settings"]
     histories = published_runs(settings)
@@ -164,7 +164,7 @@ def _place(value: float, low: float, high: float) -> str:
 
 
 def _compare_with_ports(dataset: str, best: pd.Series, results: pd.DataFrame) -> str:
-    """What exists where nobody has published a run of the released code."""
+    """The line for a data set without a published run of the released code."""
     line = (
         f"No published run of the released code on {dataset} is known. TEST of this run: "
         f"MAE {best['test/MAE']:.4f}, Acc_2 {best['test/Acc_2']:.4f}"

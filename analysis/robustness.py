@@ -1,4 +1,4 @@
-"""Score runs on test with a share of the steps removed, and with subsets of the modalities.
+"""Score runs on test with some of the steps removed, and with subsets of the modalities.
 
 python -m analysis.robustness result/dmd-mosi-1111
 python -m analysis.robustness result/dmd-mosi-1111 result/dmd-mosi-1112 --kind span --draws 5
@@ -43,11 +43,11 @@ SUBSETS = ("lv", "la", "va", "l", "v", "a")  # without all three, which is rate 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What one scoring removes from the test split.
+    """The steps and modalities that one scoring removes from the test split.
 
     Attributes:
         rate: Share of the real steps to remove from each modality.
-        draw: Number of the random draw; 0 where nothing is drawn.
+        draw: Number of the random draw; 0 if nothing is drawn.
         modalities: Letters of the modalities to use; the others are replaced by zeros.
     """
 
@@ -58,7 +58,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class TokenIds:
-    """The ids of a tokenizer that removal needs.
+    """The token ids that are needed to remove tokens.
 
     Attributes:
         unknown: The id that replaces a removed token.
@@ -102,7 +102,7 @@ def load_token_ids(settings) -> TokenIds | None:
     if tokenizer.unk_token_id is None:
         raise ConfigError(
             f"pretrained: the tokenizer of '{settings.pretrained}' has no unknown token to replace "
-            "removed tokens with. Name runs with another text encoder, or without one "
+            "removed tokens with. Choose runs with another text encoder, or without one "
             "(use_bert=false)."
         )
     fixed = set()
@@ -118,7 +118,7 @@ def removable_steps(split: Split, tokens: TokenIds | None) -> dict[str, np.ndarr
 
     Args:
         split: The utterances.
-        tokens: Ids of the tokenizer; None where text are features.
+        tokens: Ids of the tokenizer; None if the text is features.
 
     Returns:
         (N, T) booleans by modality letter. Feature vectors that are all zero are padding.
@@ -169,16 +169,16 @@ def remove_steps(split: Split, scoring: Scoring, kind: str, tokens: TokenIds | N
         split: The utterances.
         scoring: The rate and the number of the draw, which determines the steps.
         kind: "random" or "span".
-        tokens: Ids of the tokenizer; None where text are features.
+        tokens: Ids of the tokenizer; None if the text is features.
 
     Returns:
-        The split, with new arrays: removed tokens are the unknown token, other removed steps 0.
+        The split with new arrays: removed tokens become the unknown token, other removed steps 0.
     """
     removable = removable_steps(split, tokens)
     arrays = []
     fields = (split.text, split.audio, split.vision)
     for number, (m, x) in enumerate(zip(ARGUMENT_ORDER, fields, strict=True)):
-        # Named, since default_rng may change its generator one day.
+        # PCG64 by name, since a later NumPy may change the generator of default_rng.
         rng = np.random.Generator(np.random.PCG64([scoring.draw, number]))
         removed = choose_steps(removable[m], scoring.rate, kind, rng)
         x = x.copy()
@@ -192,13 +192,13 @@ def remove_steps(split: Split, scoring: Scoring, kind: str, tokens: TokenIds | N
 
 
 def score(run: LoadedRun, scoring: Scoring, kind: str, tokens: TokenIds | None) -> dict[str, float]:
-    """Score a model on the test split with some of it removed.
+    """Score a model on the test split after removing steps and modalities.
 
     Args:
         run: The model and its test split.
-        scoring: What to remove.
+        scoring: The steps and modalities to remove.
         kind: "random" or "span".
-        tokens: Ids of the tokenizer; None where text are features.
+        tokens: Ids of the tokenizer; None if the text is features.
 
     Returns:
         The metrics of metrics.json.
@@ -232,11 +232,11 @@ def score_runs(
         features: Their data, with the test split.
         kind: "random" or "span".
         draws: Number of draws for each rate.
-        tokens: Ids of the tokenizer; None where text are features.
-        device: Where the models run.
+        tokens: Ids of the tokenizer; None if the text is features.
+        device: Device to run the models on.
 
     Returns:
-        A row a scoring: kind, rate, modalities, draw, seed and the metrics of metrics.json.
+        A row for each scoring: kind, rate, modalities, draw, seed and the metrics of metrics.json.
     """
     rows = []
     for run in runs:
@@ -254,10 +254,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. Nothing is written before everything is scored and drawn.
 
     Args:
-        argv: The words after the command's name; by default those of the command line.
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        DMDError: If a run cannot be scored, or runs or flags do not fit together.
+        DMDError: A run cannot be scored, or runs or flags are incompatible.
     """
     options = _read_flags(argv)
     keep_freed_memory()
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_runs(runs: Sequence[RunFolder]) -> None:
-    """Raise a DMDError, before anything is scored, where a run cannot be scored or written to."""
+    """Raise a DMDError, before anything is scored, if a run cannot be scored or written to."""
     for run in runs:
         run.check_exists()
     check_same_configuration(runs)
@@ -303,16 +303,18 @@ def _check_runs(runs: Sequence[RunFolder]) -> None:
         seed = run.run_config["seed"]
         if seed in folders:
             raise ConfigError(
-                f"{run.results}: is of seed {seed}, as {folders[seed]} is. Name each seed once."
+                f"{run.results}: has seed {seed}, like {folders[seed]}. Name each seed once."
             )
         folders[seed] = run.results
         check_owner(run, run.best_file)
-        read_checkpoint(run.best_file)  # a damaged one of the last seed would be found late
+        read_checkpoint(
+            run.best_file
+        )  # otherwise a damaged one of the last seed would be found late
     runs[0].history  # noqa: B018  (the report needs it)
 
 
 def _compare_with_metrics(runs: Sequence[RunFolder], scorings: pd.DataFrame) -> None:
-    """Warn where rate 0 does not give the scores of metrics.json."""
+    """Warn if the scores at rate 0 differ from metrics.json."""
     own = scorings[(scorings["rate"] == 0) & (scorings["modalities"] == ALL_MODALITIES)]
     for run, row in zip(runs, own.to_dict("records"), strict=True):
         for name in SCORES:
@@ -320,7 +322,7 @@ def _compare_with_metrics(runs: Sequence[RunFolder], scorings: pd.DataFrame) -> 
             if not np.array_equal(row[name], recorded, equal_nan=True):
                 print(
                     f"Warning: {run.results}: {name} is {row[name]} without removal, but "
-                    f"{recorded} in metrics.json, which another machine or version wrote.",
+                    f"{recorded} in metrics.json, from another machine or version.",
                     file=sys.stderr,
                 )
                 break
@@ -352,7 +354,7 @@ def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="FILE.csv",
-        help="write the scores there too (always: robustness.csv in the folder of the first run)",
+        help="also write the scores here (always: robustness.csv in the folder of the first run)",
     )
     parser.add_argument(
         "--checkpoint-dir",

@@ -29,7 +29,7 @@ LONG_NUMBER = re.compile(r"(\.0*[1-9]\d{3})\d+$")  # more than four digits after
 
 
 def read_runs(folder: Path) -> Iterator[dict]:
-    """Read the runs below a result folder; one that cannot be read is a warning.
+    """Read the runs in a result folder; a run that cannot be read causes a warning.
 
     Args:
         folder: The folder that holds the runs' result folders.
@@ -102,10 +102,10 @@ def _row_of_trial(study: str, trial: dict[str, str]) -> dict:
 
 
 def table_of(rows: list[dict]) -> pd.DataFrame:
-    """Bring the seeds of a configuration together, and order the configurations.
+    """Group the runs by configuration, and sort the configurations.
 
     Args:
-        rows: Those of `read_runs` and `read_trials`.
+        rows: The rows of `read_runs` and `read_trials`.
 
     Returns:
         A row for each configuration, best first by the value on valid that chose its epoch: name,
@@ -152,12 +152,12 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shorten(cell: object) -> object:
-    """Cut a text's long number, such as '0.000123456' to '0.0001234…'."""
+    """Cut a long number in a string, such as '0.000123456' to '0.0001234…'."""
     return LONG_NUMBER.sub(r"\1…", cell) if isinstance(cell, str) else cell
 
 
 def _mean_and_deviation(means: pd.Series, deviations: pd.Series) -> pd.Series:
-    """'0.8147 ± 0.0120', '0.8147' where there is no deviation, NaN where there is no mean."""
+    """'0.8147 ± 0.0120', '0.8147' without a deviation, NaN without a mean."""
     numbers = means.map("{:.4f}".format, na_action="ignore")
     return numbers + deviations.map(_deviation)
 
@@ -170,10 +170,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: The words after the command's name; by default those of the command line.
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        RunError: If no run matches data set and name.
+        RunError: No run matches data set and name.
     """
     options = _read_flags(argv)
     rows = []
@@ -181,9 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if fnmatch(row["dataset"], options.dataset) and fnmatch(row["name"], options.name):
             rows.append(row)
     if not rows:
-        raise RunError(
-            f"{options.folder}: contains no runs, or none that matches --dataset and --name."
-        )
+        raise RunError(f"{options.folder}: contains no runs that match --dataset and --name.")
     table = table_of(rows)
     print(as_text(readable(table), missing=UNKNOWN, index=False))
     if options.output:
@@ -204,7 +202,7 @@ def _read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         "--name", metavar="GLOB", default="*", help="only runs of these names, e.g. 'dmd-table3-*'"
     )
     parser.add_argument(
-        "--output", metavar="FILE.csv", help="write the table there too, with all metrics"
+        "--output", metavar="FILE.csv", help="also write the table to a file, with all metrics"
     )
     return parser.parse_args(argv)
 

@@ -1,13 +1,13 @@
-"""How sure the metrics of test are: over several seeds, and of one run against another.
+"""Uncertainty of test metrics, over several seeds and between two runs.
 
-Clips of one video share speaker, topic and microphone, so they are not independent. What is
-resampled, or swapped between two runs, is therefore a *unit*: all clips of a video together, or a
-single utterance if its id names no video (`group_by_video`).
+Clips of one video share speaker, topic and microphone, so they are not independent. Therefore
+*units* are resampled, or swapped between two runs: all clips of a video together, or a single
+utterance if its id names no video (`group_by_video`).
 
-Intervals come from the cluster bootstrap: units are drawn with replacement, as many as there are,
-and the interval holds the middle 95 % of the resampled metrics. (Plain percentiles: BCa divides
-zero by zero for two runs that predict the same.) The p-value comes from a paired randomization
-test: if neither run is better, swapping the predictions of A and B in any unit changes nothing.
+Intervals come from the cluster bootstrap: each resample draws all U units with replacement, and the
+interval contains the middle 95 % of the resampled metrics. (Plain percentiles, because BCa divides
+zero by zero for two runs with the same predictions.) The p-value comes from a paired randomization
+test: if neither run is better, swapping the predictions of A and B in any unit makes no difference.
 
 Every metric is a function of seven sums over utterances. They are computed once for each unit, and
 one matrix product then gives them for many resamples or swaps at a time.
@@ -22,7 +22,7 @@ import pandas as pd
 from dataset.features import video_of
 from utils.metrics import CORE_METRICS, LOWER_IS_BETTER, regression_metrics, sentiment_classes
 
-LEVEL = 0.05  # of the test; intervals hold the rest
+LEVEL = 0.05  # significance level of the test; intervals have confidence 1 - LEVEL
 RESAMPLES = 10_000
 BATCH = 500  # resamples that are in memory at a time
 ROUNDING = 1e-12  # two differences of metrics that are closer than this are equal
@@ -30,12 +30,12 @@ ROUNDING = 1e-12  # two differences of metrics that are closer than this are equ
 
 @dataclass(frozen=True)
 class Units:
-    """Which utterances are drawn, and swapped, together.
+    """Groups of utterances that are drawn, and swapped, together.
 
     Attributes:
         index: (N,) the number of each utterance's unit, from 0.
-        videos: How many videos the ids name.
-        without_video: How many utterances have an id that names no video.
+        videos: Number of videos that the ids name.
+        without_video: Number of utterances whose id names no video.
     """
 
     index: np.ndarray
@@ -44,20 +44,20 @@ class Units:
 
     @property
     def number(self) -> int:
-        """How many units these are."""
+        """Number of units."""
         return int(self.index.max()) + 1
 
     @property
     def name(self) -> str:
-        """What a unit is: "video" or "utterance"."""
+        """Name of a unit: "video" or "utterance"."""
         return "video" if self.number < len(self.index) else "utterance"
 
     def describe(self) -> str:
-        """What the units are, as the end of a sentence about the utterances."""
+        """Describe the units, as the end of a sentence about the utterances."""
         if self.videos == 0:
             return "whose ids name no videos: utterances are taken as independent"
         if self.videos == 1 and not self.without_video:
-            return "all of one video: this is about further clips of it, not about other videos"
+            return "all of one video: the results hold for its clips, not for other videos"
         videos = f"of {self.videos} video{'s' if self.videos > 1 else ''}"
         if self.without_video:
             return f"{videos}, and {self.without_video} whose ids name none"
@@ -65,10 +65,10 @@ class Units:
 
 
 def group_by_video(ids: Sequence[str]) -> Units:
-    """Make a unit of each video; and of each utterance whose id is not of the form video$_$clip.
+    """Make one unit for each video, and for each utterance whose id is not video$_$clip.
 
-    A single video is no sample of videos. If all utterances are of one, each is a unit: the results
-    then hold for further clips of this video only, which `Units.describe` states.
+    A single video is not a sample of videos. If all utterances belong to one, each is a unit; the
+    results then hold only for clips of this video, as `Units.describe` reports.
 
     Args:
         ids: (N,) of the utterances, as in predictions.csv; N is at least 1.
@@ -97,7 +97,7 @@ def over_seeds(
     units: np.ndarray,
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
-    """Sum up several seeds of one configuration on the same utterances.
+    """Summarize several seeds of one configuration on the same utterances.
 
     Args:
         predictions: (S, N) of S seeds, in [-3, 3] or beyond; N is at least 2.
@@ -108,8 +108,8 @@ def over_seeds(
 
     Returns:
         A column for each of CORE_METRICS. Rows: the seeds by name, their `mean` and `std` (ddof 0),
-        `low` and `high` of the mean's 95 % interval, the seeds being given. NaN if a metric, or one
-        of its resamples, is not defined.
+        `low` and `high` of the 95 % interval of the mean for these seeds. NaN if a metric, or one
+        of its resamples, is undefined.
     """
     scores = [regression_metrics(predicted, labels) for predicted in predictions]
     per_seed = pd.DataFrame(scores, index=names)[list(CORE_METRICS)]
@@ -143,7 +143,7 @@ def compare(
     Returns:
         A row for each of CORE_METRICS with the columns `A`, `B`; `difference`, which is A - B, and
         its 95 % interval `low`, `high`; `p` of the randomization test; `better`: A, B or neither at
-        5 %, by p. NaN if a metric is not defined (then neither is better).
+        5 %, by p. NaN if a metric is undefined (then neither is better).
     """
     sums_a, sums_b = _sums_of_units(np.stack([a, b]), labels, units)
     score_a = _metrics(sums_a.sum(axis=0))
@@ -194,7 +194,7 @@ def _differences_after_swaps(sums_a: np.ndarray, sums_b: np.ndarray, resamples: 
     for start in range(0, resamples, BATCH):
         size = min(BATCH, resamples - start)
         swapped = generator.integers(0, 2, (size, len(sums_a)))  # 1: A and B change places
-        moved = swapped.astype(float) @ (sums_b - sums_a)  # what A gains, and B loses
+        moved = swapped.astype(float) @ (sums_b - sums_a)  # A gains these sums, and B loses them
         metrics_a = _metrics(sums_a.sum(axis=0) + moved)
         metrics_b = _metrics(sums_b.sum(axis=0) - moved)
         differences.append(metrics_a - metrics_b)
@@ -204,7 +204,7 @@ def _differences_after_swaps(sums_a: np.ndarray, sums_b: np.ndarray, resamples: 
 def _p_value(difference: np.ndarray, swapped: np.ndarray) -> np.ndarray:
     """Two-sided p of a randomization test; NaN if the metric is.  (M,), (R, M) -> (M,)"""
     as_large = np.abs(swapped) >= np.abs(difference) - ROUNDING
-    # The runs as they are count as one of the swaps, so that p is never 0.
+    # The original runs count as one of the swaps, so that p is never 0.
     p = (1 + as_large.sum(axis=0)) / (1 + len(swapped))
     return np.where(np.isnan(difference), np.nan, p)
 

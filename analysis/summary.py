@@ -1,4 +1,4 @@
-"""What run.py reports once all seeds are trained: tables, intervals, published runs, figures."""
+"""Report the trained seeds of run.py: tables, intervals, published runs, figures."""
 
 from analysis.compare import report_seeds
 from analysis.figures import draw_after_training

@@ -1,4 +1,4 @@
-"""Tables: those over seeds in `result/normal/`, which all runs share, and those of robustness."""
+"""Tables over seeds in `result/normal/`, which all runs share, and tables of robustness."""
 
 from io import StringIO
 from pathlib import Path
@@ -15,7 +15,7 @@ from utils.reading import printable
 
 TABLE_METRICS = [*CORE_METRICS, "Loss"]
 SCORES = [*METRICS, "Loss"]
-# The columns of robustness.csv, a row a scoring.
+# The columns of robustness.csv, which has a row for each scoring.
 SCORING_COLUMNS = ["kind", "rate", "modalities", "draw", "seed", *SCORES]
 ALL_MODALITIES = "".join(MODALITIES)
 
@@ -26,7 +26,7 @@ def append_results(
     """Append the results of a command to the two tables of its data set.
 
     `normal/<dataset>.csv` gets a row of `(mean, std)` cells over the seeds, times 100, as in the
-    release; `normal/<dataset>-seeds.csv` a row for each seed with all metrics as they are.
+    release; `normal/<dataset>-seeds.csv` gets a row for each seed with all metrics, unscaled.
 
     Args:
         res_save_dir: The folder that holds `normal/`.
@@ -38,7 +38,7 @@ def append_results(
         The path of `<dataset>.csv`.
 
     Raises:
-        RunError: If a table cannot be read or written.
+        RunError: A table cannot be read or written.
     """
     seeds = pd.DataFrame.from_dict(per_seed, orient="index")
     seeds = seeds[["epoch", *TABLE_METRICS, *WIDER_METRICS]]
@@ -53,21 +53,21 @@ def append_results(
 
 
 def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -> Path:
-    """Append rows to a table in `normal/`, except those that it has already.
+    """Append rows to a table in `normal/`, except those that it already contains.
 
-    It has them where a command stopped after it wrote them, and was resumed.
+    It contains them if a command was stopped after writing them, and then resumed.
 
     Args:
         res_save_dir: The folder that holds `normal/`.
         file: Name of the table.
-        name: What the rows have in the first column, Model.
+        name: Value of the first column, Model.
         rows: The other columns.
 
     Returns:
         The path of the table.
 
     Raises:
-        RunError: If it cannot be read or written.
+        RunError: It cannot be read or written.
     """
     path = Path(res_save_dir) / "normal" / file
     table = rows.copy()
@@ -81,14 +81,14 @@ def append(res_save_dir: str | Path, file: str, name: str, rows: pd.DataFrame) -
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise RunError(
             f"{path}: the tables cannot be read or written ({printable(error)}). The runs "
-            "themselves are complete: make room, or move a damaged table away; --resume then adds "
-            "the rows."
+            "themselves are complete: free disk space, or move a damaged table away; --resume then "
+            "adds the rows."
         ) from error
     return path
 
 
 def _joined(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """The table of a file and those rows that it lacks; as text, so that its rows stay the same."""
+    """The table of a file with the rows that it lacks; as text, so that old rows do not change."""
     old = _read_as_text(path)
     new = _read_as_text(StringIO(rows.to_csv(index=False)))
     both = pd.concat([old, new], ignore_index=True).fillna("")
@@ -118,10 +118,10 @@ def read_scorings(path: Path) -> pd.DataFrame | None:
         path: The run's robustness.csv.
 
     Returns:
-        Its rows; None where the file does not exist.
+        Its rows; None if the file does not exist.
 
     Raises:
-        RunError: If it cannot be read, or has other columns.
+        RunError: It cannot be read, or has other columns.
     """
     if not path.exists():
         return None
@@ -130,7 +130,7 @@ def read_scorings(path: Path) -> pd.DataFrame | None:
         return table[SCORING_COLUMNS]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
-            f"{path}: cannot be read ({printable(error)}). Delete it, or write it anew: python -m "
+            f"{path}: cannot be read ({printable(error)}). Delete it, or write it again: python -m "
             "analysis.robustness"
         ) from error
 
@@ -144,7 +144,7 @@ def mean_scores(scorings: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each rate; a row with the area under each metric's curve over the rates
         (trapezoidal rule, divided by the range of the rates); a row for each subset of modalities.
-        NaN where a metric is not defined in one of the scorings.
+        NaN if a metric is undefined in one of the scorings.
     """
     is_whole = scorings["modalities"] == ALL_MODALITIES
     curve = {}

@@ -25,7 +25,7 @@ SECTIONS = {  # title of a section -> its first key in config/schema.py
     "Training": "batch_size",
 }
 
-LARGEST_COUNT = 2**31 - 1  # a limit without meaning for a reader
+LARGEST_COUNT = 2**31 - 1  # a technical limit, not shown in the table
 
 INTRODUCTION = """\
 # Configuration
@@ -209,7 +209,7 @@ def _describe_range(schema: dict) -> str:
 
 
 def _as_code(value: object) -> str:
-    """A value as config files and `--set` have it."""
+    """Format a value as in config files and `--set`."""
     if isinstance(value, str):
         return f"`{value}`"
     return f"`{json.dumps(value)}`"

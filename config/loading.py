@@ -100,10 +100,10 @@ def parse_overrides(items: Iterable[str]) -> dict:
     """Parse the arguments of `--set`.
 
     Args:
-        items: Texts such as "batch_size=32" or "pretrained=bert-base-cased".
+        items: Strings such as "batch_size=32" or "pretrained=bert-base-cased".
 
     Returns:
-        Settings by key. Values are parsed as JSON if possible, and are texts otherwise.
+        Settings by key. Values that are not valid JSON are strings.
 
     Raises:
         ConfigError: An item is not of the form key=value.
@@ -124,13 +124,13 @@ def parse_overrides(items: Iterable[str]) -> dict:
 
 
 def format_overrides(settings: dict) -> str:
-    """Write settings as the words of a command line; the inverse of `parse_overrides`.
+    """Format settings as command-line arguments; the inverse of `parse_overrides`.
 
     Args:
         settings: Settings by key.
 
     Returns:
-        `--set key=value` for each of them, quoted for a shell.
+        `--set` and `key=value` for each setting, quoted for a shell.
     """
     words = []
     for key, value in settings.items():
@@ -145,7 +145,7 @@ def read_json_as(schema: type, path: str | Path, kind: str):
     Args:
         schema: A pydantic model, or another type that pydantic can check.
         path: The file.
-        kind: What the file should be, for the error message.
+        kind: Kind of file, for the error message.
 
     Returns:
         The content, as an instance of `schema`.
@@ -171,7 +171,7 @@ def check_names(names: Iterable[str], known: Sequence[str], where: str | Path, k
         names: The names to check.
         known: All valid names.
         where: File, section or flag that contains the names, for the error message.
-        kind: What the names are: "setting", "data set", ...
+        kind: Kind of the names, for the error message: "setting", "data set", ...
 
     Raises:
         ConfigError: A name is unknown; the message suggests a similar one.

@@ -85,8 +85,8 @@ def load_search_space(path: str | Path) -> dict[str, BaseDistribution]:
         path: The JSON file.
 
     Returns:
-        A distribution for each setting. The settings themselves are not checked yet: try
-        `extreme_values` for that.
+        A distribution for each setting. The values are not checked yet; the settings must allow
+        those that `extreme_values` returns.
 
     Raises:
         ConfigError: The file is unreadable or invalid.
@@ -159,9 +159,9 @@ def _read_range(entry: dict, where: str) -> FloatDistribution | IntDistribution:
     if not isinstance(log, bool):
         raise ConfigError(f"{where}: log is {_quoted(log)}; expected true or false.")
     if low > high:
-        raise ConfigError(f"{where}: low is {low}, more than high, {high}. Exchange them.")
+        raise ConfigError(f"{where}: low ({low}) is greater than high ({high}). Swap them.")
     if log and low <= 0:
-        raise ConfigError(f"{where}: low is {low}; a logarithmic scale needs more than 0.")
+        raise ConfigError(f"{where}: low is {low}; expected more than 0 on a logarithmic scale.")
     if kind == "int":
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(low, high, log=log)
@@ -179,5 +179,5 @@ def _read_bound(entry: dict, name: str, where: str) -> float:
 
 
 def _quoted(value: object) -> str:
-    """A value from a JSON file, as it appears there."""
+    """Format a value as in the JSON file."""
     return printable(json.dumps(value, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Make a feature pickle of one's own data: a table, and a folder each for audio and vision.
+"""Build a feature pickle from your own data: a table, and one folder each of audio and vision.
 
 python -m dataset.build --text T.csv --audio DIR --vision DIR -o my.pkl
 """
@@ -33,7 +33,7 @@ from utils.cli import ArgumentParser, RenamedFlag, run_command
 from utils.errors import ConfigError, DataError
 from utils.reading import read_json
 
-MOST_STEPS = 500  # of audio and vision by default; the longest in the published files
+MOST_STEPS = 500  # default limit of audio and vision; the longest of the published files
 
 
 @dataclass
@@ -41,13 +41,13 @@ class BuiltData:
     """Features that are being built."""
 
     content: dict[str, dict]  # {split: {field: values}}, the MMSA layout
-    cut: dict[str, int] = field(default_factory=dict)  # utterances with more steps, by field
+    cut: dict[str, int] = field(default_factory=dict)  # number of truncated utterances, by field
     scalings: dict[str, dict] = field(default_factory=dict)  # mean and scale (d,), by modality
     encoder: object = None  # configuration of the text encoder, if there are tokens
 
     @property
     def first(self) -> dict:
-        """The fields of one of the splits."""
+        """The fields of the first split; the sizes of all splits are the same."""
         return next(iter(self.content.values()))
 
     @property
@@ -59,23 +59,23 @@ class BuiltData:
 
     @property
     def feature_dims(self) -> list[int]:
-        """The widths of text, audio and vision; that of text is the encoder's if there is one."""
+        """The widths of text, audio and vision; for tokens, the width of the text encoder."""
         text_width = self.encoder.hidden_size if self.encoder else self.first["text"].shape[2]
         return [text_width, self.first["audio"].shape[2], self.first["vision"].shape[2]]
 
 
 def build(options: argparse.Namespace) -> BuiltData:
-    """Read table and folders, and bring all sequences to one length; without tokens.
+    """Read the table and the folders, and pad or cut all sequences; tokens are added later.
 
     Args:
-        options: Those of the command.
+        options: Options of the command.
 
     Returns:
         The features.
 
     Raises:
-        ConfigError: If the options are invalid.
-        DataError: If the files are.
+        ConfigError: The options are invalid.
+        DataError: A file is invalid.
     """
     for steps in (options.text_steps, options.audio_steps, options.vision_steps, options.pool_to):
         if steps is not None and steps < 1:
@@ -108,24 +108,27 @@ def _split_rows(table: pd.DataFrame) -> dict[str, dict]:
 
 
 def _scalings_trained_on(file: str | None, content: dict) -> dict[str, dict]:
-    """Mean and scale of each modality in the file of --standardize; {} for those of train."""
+    """Read mean and scale of each modality from the file of --standardize; {} without a file."""
     if not file:
         if file is not None and "train" not in content:
-            raise ConfigError("--standardize: needs a train split, or the FILE.pkl trained on.")
+            raise ConfigError(
+                "--standardize: the table has no train split. Add one, or give the FILE.pkl that "
+                "the model was trained on."
+            )
         return {}
     trained = load_pickle(file)
     # Files of earlier versions have the British spelling.
     scalings = trained.get("standardized") or trained.get("standardised")
     if not scalings:
         raise ConfigError(
-            f"--standardize: {file} is not standardized. Name the FILE.pkl trained on, or none for "
-            "mean and scale of the train split."
+            f"--standardize: {file} is not standardized. Give the FILE.pkl that the model was "
+            "trained on, or no file to use mean and scale of the train split."
         )
     return scalings
 
 
 def _add_text(data: BuiltData, folder: str, steps: int) -> None:
-    """Add ready-made text features, which are neither standardized nor pooled."""
+    """Add precomputed text features, which are neither standardized nor pooled."""
     sequences = read_folder(folder, _all_ids(data.content))
     _add_padded(data, "text", sequences, steps)
 
@@ -138,7 +141,7 @@ def _add_modality(
     trained: dict[str, dict],
     options: argparse.Namespace,
 ) -> None:
-    """Add audio or vision: read, standardized, pooled, and of one length."""
+    """Read audio or vision, standardize it, pool it, and pad or cut it to one length."""
     scaling = trained.get(key)
     width = len(scaling["mean"]) if scaling else None
     sequences = read_folder(folder, _all_ids(data.content), key == "audio", width)
@@ -155,7 +158,8 @@ def _add_modality(
     if not steps:
         if "train" not in data.content:
             raise ConfigError(
-                f"--{key}-steps: without a train split, give the number of steps in training."
+                f"--{key}-steps: missing, and the table has no train split to take it from. Give "
+                "the number of steps used in training."
             )
         longest = max(len(sequences[name]) for name in data.content["train"]["id"])
         steps = min(longest, MOST_STEPS)
@@ -204,15 +208,15 @@ def _check_texts(content: dict[str, dict]) -> None:
 
 
 def describe_provenance(data: BuiltData, options: argparse.Namespace) -> str:
-    """Describe what features to predict on must have in common with those trained on.
+    """Describe how features were built; features to predict on must be built in the same way.
 
     Args:
         data: The features.
-        options: Those of the command.
+        options: Options of the command.
 
     Returns:
-        One line; the rates are those of dataset.extract, if its features.json is in the folder
-        that has the folder of audio.
+        One line, with the rates of dataset.extract if its features.json is next to the folder of
+        audio.
     """
     vocabulary = data.encoder.vocab_size if data.encoder else None
     provenance = (
@@ -228,15 +232,17 @@ def config_entry(path: Path, data: BuiltData, pretrained: str) -> tuple[str, dic
     """Make the entry of a data set for config.json.
 
     Args:
-        path: Its feature pickle.
-        data: Its features.
-        pretrained: The encoder of its tokens.
+        path: The feature pickle.
+        data: The features.
+        pretrained: The text encoder of the tokens.
 
     Returns:
         The name of the data set, and its section of datasetCommonParams.
     """
     path = path.resolve()
-    root = Path("dataset").resolve()  # dataset_root_dir, seen from where run.py is called
+    root = Path(
+        "dataset"
+    ).resolve()  # dataset_root_dir, relative to the working directory of run.py
     feature_path = path.relative_to(root) if path.is_relative_to(root) else path
     section = {"featurePath": str(feature_path), "feature_dims": data.feature_dims}
     if data.encoder:
@@ -253,27 +259,29 @@ def config_entry(path: Path, data: BuiltData, pretrained: str) -> tuple[str, dic
 
 def make_parser() -> ArgumentParser:
     """The flags of the command."""
-    description = "Make a feature pickle of your data."
+    description = "Build a feature pickle from your data."
     parser = ArgumentParser(prog="python -m dataset.build", description=description)
     add = parser.add_argument
     add("--text", required=True, metavar="T.csv", help="table: columns id, split, label, text")
     for key in ("audio", "vision"):
-        add(f"--{key}", required=True, metavar="DIR", help="one <id>.npy or <id>.csv an utterance")
-        default = f"default: the longest of train, at most {MOST_STEPS}"
+        add(f"--{key}", required=True, metavar="DIR", help="one <id>.npy or <id>.csv per utterance")
+        default = f"default: the longest sequence of train, at most {MOST_STEPS}"
         add(f"--{key}-steps", type=int, metavar="N", help=default)
     add("-o", "--output", required=True, metavar="FILE.pkl")
-    add("--text-features", default="", metavar="DIR", help="ready-made text features, as for audio")
+    add(
+        "--text-features", default="", metavar="DIR", help="precomputed text features, as for audio"
+    )
     add("--pretrained", default="", help=f"encoder whose tokenizer is used (default: {BERT_BASE})")
     add("--text-steps", type=int, default=TEXT_STEPS, metavar="N", help=f"default: {TEXT_STEPS}")
-    add("--pool-to", type=int, metavar="N", help="average audio and vision over N parts each")
+    add("--pool-to", type=int, metavar="N", help="average audio and vision over N segments")
     add(
         "--standardize",
         nargs="?",
         const="",
         metavar="FILE.pkl",
-        help="give audio and vision mean 0 and scale 1 on train, or as in the file trained on",
+        help="standardize audio and vision by mean and scale of train, or those of a training file",
     )
-    add("--unlabeled", action="store_true", help="leave the labels out: a file to predict on")
+    add("--unlabeled", action="store_true", help="omit the labels, for a file to predict on")
     add("--overwrite", action="store_true", help="replace an existing file")
     renamed = {
         "--average": "--pool-to",
@@ -289,11 +297,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: Its arguments (default: those of the process).
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
         ConfigError: If the options are invalid.
-        DataError: If the files are; then nothing is written.
+        DataError: A file is invalid; then nothing is written.
     """
     options = make_parser().parse_args(argv)
     path = check_output(options.output, options.overwrite)
@@ -312,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(path: Path, data: BuiltData, to_predict: bool, pretrained: str) -> None:
-    """Print what dataset.check notes about the features. Raises DataError for its errors."""
+    """Print the notes of dataset.check on the features. Raises DataError for its errors."""
     size = data.encoder.vocab_size if data.encoder else None
     findings = list(check_content(str(path), data.content, None, to_predict, pretrained, size))
     errors = [finding.text for finding in findings if finding.level == "error"]
@@ -329,7 +337,7 @@ def _report(path: Path, data: BuiltData, to_predict: bool, pretrained: str) -> N
     cut = ", ".join(f"{key} {count}" for key, count in data.cut.items() if count) or "none"
     print(f"{path}: {sizes} utterances.", end=" ")
     print(f"Text, audio, vision: {data.steps} steps, {data.feature_dims} wide.")
-    print(f"Longer ones that were cut: {cut}.")
+    print(f"Longer sequences that were cut: {cut}.")
     if to_predict:
         print(f"Predict on it: python test.py CHECKPOINT --features {path} --predictions out.csv")
         return

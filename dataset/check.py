@@ -54,11 +54,11 @@ def check_content(
     """Check the content of a feature pickle.
 
     Args:
-        path: The file that has it, or will have it.
+        path: The file, for messages; it may not exist yet.
         content: {split: {field: values}}
-        settings: Settings of the data set that the file should fit.
+        settings: Settings of the data set that the file should match.
         to_predict: The file is not for training: one split suffices, and labels may be missing.
-        pretrained: The encoder of the tokens (default: the settings', or bert-base-uncased).
+        pretrained: The text encoder (default: that of `settings`, or bert-base-uncased).
         vocabulary_size: Size of its vocabulary, if the caller knows it.
 
     Yields:
@@ -115,7 +115,7 @@ def _describe_fields(fields: dict) -> str:
 def _check_layout(
     path: str, splits: dict[str, dict], settings: EasyDict | None
 ) -> Iterator[Finding]:
-    """What a pickle in MulT's layout is read as, and whether it fits the settings."""
+    """How a pickle in MulT's layout is converted, and whether it matches the settings."""
     if not any(mult.is_mult(fields) for fields in splits.values()):
         return
     ids = "ids of video, start and end are joined"
@@ -131,22 +131,22 @@ def _check_layout(
 
 
 def _compare_sizes(features: FeatureSet) -> Finding:
-    """Whether the splits are as large as those of a file by MulT's authors."""
+    """Whether the splits have the sizes of a file by MulT's authors."""
     found = [len(split) for split in features.splits.values()]
     for dataset, sizes in mult.SIZES.items():
         if found == sizes:
-            return Finding("ok", f"As many utterances as in MulT's files: {dataset}.")
-    return Finding("note", f"Not as many utterances as in MulT's files: {mult.SIZES}.")
+            return Finding("ok", f"Numbers of utterances as in MulT's files: {dataset}.")
+    return Finding("note", f"Numbers of utterances differ from MulT's files: {mult.SIZES}.")
 
 
 def _text_fields(splits: dict[str, dict], first: str) -> list[str]:
-    """The fields of text that the first split has; both if it has none, whose lack is reported."""
+    """The text fields of the first split; both if it has none, which is then reported."""
     fields = ["text_bert", "text"]
     return [key for key in fields if key in splits.get(first, {})] or fields
 
 
 def _settings_to_read(path: str, fields: dict, settings: EasyDict | None, key: str) -> EasyDict:
-    """Settings that fit the file itself, except for the widths that the data set should have."""
+    """Settings that match the file itself, except for the widths that the data set should have."""
     dims = []
     for field in FIELDS:
         array = fields.get(field)
@@ -163,10 +163,10 @@ def _settings_to_read(path: str, fields: dict, settings: EasyDict | None, key: s
 def _try_to_read(
     splits: dict[str, dict], args: EasyDict, names: Sequence[str], to_predict: bool
 ) -> tuple[FeatureSet | None, Finding]:
-    """The features for one kind of text, or None; and what this means for its use."""
+    """Read the features with one kind of text; None if they cannot be used, and a finding."""
     mode = f"use_bert={str(args.use_bert).lower()}"
     path = args.featurePath
-    # Copied two levels deep: the fields are taken out of the copy.
+    # A copy of two levels, since reading removes the fields.
     raw = {path: {name: dict(fields) for name, fields in splits.items()}}
     try:
         features = take_features(raw, args, [path] * 3, names, to_predict)
@@ -193,8 +193,8 @@ def _check_text_bert(
         if size is None:
             yield Finding(
                 "note",
-                f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is not known "
-                "here.",
+                f"{where}: ids up to {ids.max():g}; the vocabulary of {pretrained} is not on this "
+                "machine.",
             )
             continue
         outside = (ids >= size).sum()
@@ -264,8 +264,8 @@ def _check_ids(features: FeatureSet) -> Iterator[Finding]:
         if twice:
             yield Finding(
                 "note",
-                f"{name}: {len(twice)} ids occur more than once ({shorten(twice)}); they weigh "
-                "more.",
+                f"{name}: {len(twice)} ids occur more than once ({shorten(twice)}); these "
+                "utterances have more weight.",
             )
     for first, second in combinations(features.splits, 2):
         first_ids = set(features.splits[first].ids)
@@ -287,13 +287,13 @@ def _check_ids(features: FeatureSet) -> Iterator[Finding]:
 
 
 def _videos(ids: set[str]) -> set[str]:
-    """The videos that ids name."""
+    """The videos of utterance ids."""
     videos = {video_of(utterance_id) for utterance_id in ids}
     return videos - {""}
 
 
 def _check_sha256(path: str, dataset_name: str) -> Finding:
-    """Whether the file is a published one, and that of the data set."""
+    """Whether the file is a published one, and the one of this data set."""
     digest = sha256_of(path)
     for (name, aligned), published in PUBLISHED_SHA256.items():
         if digest == published:
@@ -305,8 +305,8 @@ def _check_sha256(path: str, dataset_name: str) -> Finding:
             )
     return Finding(
         "note",
-        f"SHA-256 {digest}: none of MMSA's published files; the published numbers of runs with "
-        "BERT cannot be expected of it.",
+        f"SHA-256 {digest}: not one of MMSA's published files; do not expect the published "
+        "results of runs with BERT.",
     )
 
 
@@ -318,7 +318,7 @@ def make_parser() -> ArgumentParser:
         "-d", "--dataset", default="", help="a data set of the config: check against its settings"
     )
     parser.add_argument(
-        "-c", "--config", default="", help="JSON config with it (default: config/config.json)"
+        "-c", "--config", default="", help="JSON config with -d (default: config/config.json)"
     )
     parser.add_argument(
         "--set",
@@ -340,10 +340,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: Its arguments (default: those of the process).
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        DMDError: If the file has errors, after they have been printed.
+        DMDError: The file has errors, which have been printed.
     """
     options = make_parser().parse_args(argv)
     settings = None
@@ -351,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         overrides = parse_overrides(options.set)
         settings = load_config("dmd", options.dataset, options.config, overrides)
     elif options.config or options.set:
-        raise ConfigError("-c and --set: name the data set whose settings they change with -d.")
+        raise ConfigError("-c and --set need a data set, whose settings they change. Add -d.")
     if settings and not options.to_predict:
         aligned = settings.need_data_aligned
         content = load_published(options.file, settings.dataset_name, aligned)

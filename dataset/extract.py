@@ -2,7 +2,7 @@
 
 python -m dataset.extract clips/ -o features/
 
-They are not the published COVAREP and FACET features: a model is only good for features that were
+They are not the published COVAREP and FACET features. Use a model only with features that were
 extracted in the same way as its training data.
 Legend: S samples, T steps, d columns. Step i is at i / rate seconds of the clip.
 """
@@ -40,19 +40,19 @@ SAMPLE_RATE = 16000  # Hz
 WINDOW = 1024  # samples around each step that audio features are computed from
 TRACK = 160  # samples between the steps at which f0 is tracked
 LOWEST, HIGHEST = 65, 400  # Hz of f0
-PRIOR = (2, 8)  # of the thresholds, pYIN's for noisy sound, as of a webcam
-SILENCE = 1e-4  # of 1: a sound track below it has no sound
+PRIOR = (2, 8)  # pYIN's distribution of thresholds, for noisy sound such as a webcam's
+SILENCE = 1e-4  # relative to full scale; a quieter sound track counts as silent
 LONGEST_JITTER = SAMPLE_RATE / 20  # samples; longer gaps in the sound track are filled with zeros
 
-# Columns and their units, as features.json has them.
+# Columns and their units, as written to features.json.
 AUDIO = {f"mfcc_{i}": "librosa's scale" for i in range(20)}
-AUDIO["f0"] = "Hz; 0 where nothing is voiced"
+AUDIO["f0"] = "Hz; 0 in unvoiced steps"
 AUDIO["voicing"] = "probability"
-AUDIO["rms"] = "of 1"
-AUDIO["zero_crossings"] = "share of the samples"
+AUDIO["rms"] = "fraction of full scale"
+AUDIO["zero_crossings"] = "fraction of the samples"
 AUDIO["spectral_centroid"] = "Hz"
 
-CONFIDENCE = 0.7  # in a face; at MediaPipe's 0.5, drawings on the wall are faces
+CONFIDENCE = 0.7  # to accept a face; at MediaPipe's default of 0.5, drawings on a wall pass
 # Landmarks of MediaPipe's face mesh; right and left are the speaker's.
 EYE_CORNERS = [33, 133, 362, 263]
 OUTER_EYE_CORNERS = [33, 263]
@@ -79,9 +79,9 @@ VISION = {
     "yaw": "degrees to the image's right",
     "pitch": "degrees up; only differences are meaningful",
     "roll": "degrees clockwise in the image",
-    "size": "between the outer corners of the eyes, in widths of the image",
-    "x": "share of the image's width, from the left",
-    "y": "share of the image's height, from the top",
+    "size": "distance between the outer corners of the eyes, in widths of the image",
+    "x": "fraction of the image's width, from the left",
+    "y": "fraction of the image's height, from the top",
 }
 VISION.update(dict.fromkeys(DISTANCES, "in sizes, in three dimensions"))
 VISION["mouth_corner_right"] = "in sizes, above the middle of the lips"
@@ -100,9 +100,9 @@ FAILED = "failed"
 class Clip:
     """The files of one utterance."""
 
-    name: str  # its id
+    name: str  # id of the utterance
     video: Path | None
-    sound: Path  # the wav file, else the video
+    sound: Path  # the wav file, or the video if there is none
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,13 @@ def find_clips(folder: Path) -> list[Clip]:
     """Find the clips of a folder: `<id>.mp4` and so on, `<id>.wav`, or both.
 
     Args:
-        folder: Other files in it are ignored.
+        folder: The folder; other files in it are ignored.
 
     Returns:
         The clips by name.
 
     Raises:
-        DataError: If there are none, or two videos of one name.
+        DataError: The folder has no clips, or two videos of the same name.
     """
     expected = f"expected {', '.join(f'<id>{suffix}' for suffix in (*VIDEO, SOUND))}"
     videos, sounds, twice = {}, {}, []
@@ -138,10 +138,10 @@ def find_clips(folder: Path) -> list[Clip]:
             videos[file.stem] = file
     if twice:
         raise DataError(
-            f"{folder}: more than one video of {shorten(twice)}; {expected}, one of each utterance."
+            f"{folder}: more than one video of {shorten(twice)}; {expected}, one per utterance."
         )
     if not videos and not sounds:
-        raise DataError(f"{folder}: no clips; {expected}, one of each utterance.")
+        raise DataError(f"{folder}: no clips; {expected}, one per utterance.")
     clips = []
     for name in sorted(videos.keys() | sounds.keys()):
         video = videos.get(name)
@@ -157,11 +157,11 @@ def read_sound(file: Path) -> np.ndarray:
 
     Returns:
         (S,) mono at SAMPLE_RATE, in [-1, 1]; zeros before the track begins and in its gaps. S is 0
-        if there is none.
+        without a sound track.
     """
     import av
 
-    # Of integers: the resampler makes stereo louder than mono in floats.
+    # As integers: with floats, the resampler makes stereo louder than mono.
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
     samples = [np.zeros(0)]
     length = 0
@@ -184,14 +184,14 @@ def _frames_and_end(frames: Iterator) -> Iterator:
 
 
 def read_images(file: Path, rate: float) -> Iterator[np.ndarray]:
-    """Read the pictures that a player shows at each step, up to the last one's time.
+    """Read the image that a player shows at each step, up to the time of the last frame.
 
     Args:
         file: A video.
-        rate: Steps a second.
+        rate: Steps per second.
 
     Yields:
-        Pictures (H, W, 3), uint8 RGB, upright.
+        Images (H, W, 3), uint8 RGB, upright.
     """
     import av
 
@@ -211,11 +211,11 @@ def read_images(file: Path, rate: float) -> Iterator[np.ndarray]:
 
 
 def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
-    """Compute the columns AUDIO.
+    """Compute the audio features, whose columns are AUDIO.
 
     Args:
         samples: (S,) at SAMPLE_RATE.
-        rate: Steps a second.
+        rate: Steps per second.
 
     Returns:
         (T, 25)
@@ -223,7 +223,7 @@ def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
     from librosa import feature, pyin
 
     hop = int(SAMPLE_RATE / rate)
-    parts = math.ceil(hop / TRACK)  # steps of f0 in one of the features
+    parts = math.ceil(hop / TRACK)  # steps of f0 within a step of the features
     while hop % parts:
         parts += 1
     f0, _, voicing = pyin(
@@ -250,13 +250,13 @@ def audio_features(samples: np.ndarray, rate: float) -> np.ndarray:
 
 
 def vision_features(images: Iterator[np.ndarray]) -> np.ndarray:
-    """Compute the columns VISION.
+    """Compute the vision features, whose columns are VISION.
 
     Args:
-        images: Pictures (H, W, 3), one for each step.
+        images: Images (H, W, 3), one for each step.
 
     Returns:
-        (T, 22), with zeros where no face is found.
+        (T, 22); a step without a face is zeros.
     """
     from mediapipe.python.solutions import face_detection, face_mesh
 
@@ -283,8 +283,8 @@ def vision_features(images: Iterator[np.ndarray]) -> np.ndarray:
 def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
     """Find the largest face in an image.
 
-    The mesh overlooks faces that are small in the image, and gets the surroundings of one; the
-    finder overlooks large ones, and the mesh then gets the whole image.
+    The mesh misses faces that are small in the image, so it gets the region around a face that the
+    finder detected. The finder misses large faces; the mesh then gets the whole image.
 
     Args:
         image: (H, W, 3)
@@ -292,7 +292,8 @@ def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
         mesh: MediaPipe's FaceMesh.
 
     Returns:
-        Landmarks (478, 3) in pixels to the right, down and away from the camera; None without face.
+        Landmarks (478, 3) in pixels to the right, down and away from the camera; None without a
+        face.
     """
     height, width, _ = image.shape
     left, top, right, bottom = 0, 0, width, height
@@ -319,12 +320,12 @@ def find_face(image: np.ndarray, finder, mesh) -> np.ndarray | None:
 
 
 def face_features(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Compute the columns VISION of one face.
+    """Compute the vision features of one face.
 
     Args:
         points: Landmarks (478, 3) in pixels, as find_face returns them.
-        width: That of the image, in pixels.
-        height: That of the image, in pixels.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
 
     Returns:
         (22,)
@@ -353,9 +354,9 @@ class Extractor:
     """Writes the two feature files of a clip; called in the processes of the pool.
 
     Args:
-        output: The folder.
-        audio_rate: Steps a second.
-        vision_rate: Steps a second.
+        output: Folder of the feature files.
+        audio_rate: Steps per second.
+        vision_rate: Steps per second.
     """
 
     output: Path
@@ -363,7 +364,7 @@ class Extractor:
     vision_rate: float
 
     def __call__(self, clip: Clip) -> Outcome:
-        """Extract one clip, whatever is wrong with it."""
+        """Extract one clip; an error is returned as the outcome, not raised."""
         try:
             samples = read_sound(clip.sound)
             images = read_images(clip.video, self.vision_rate) if clip.video else iter(())
@@ -372,10 +373,10 @@ class Extractor:
             audio = np.zeros((1, len(AUDIO)), np.float32)
             if not silent:
                 audio = audio_features(samples, self.audio_rate)
-        except Exception as error:  # a damaged file can fail in any way that the libraries know
+        except Exception as error:  # a damaged file can raise any error of the libraries
             reason = printable(getattr(error, "strerror", None) or error, 160)
             return Outcome(FAILED, f"cannot be read ({reason})")
-        faces = vision.any(axis=1).sum() / max(1, len(vision))  # share of the frames
+        faces = vision.any(axis=1).sum() / max(1, len(vision))  # fraction of the frames
         if silent and not faces:
             empty = len(samples) == 0 and len(vision) == 0
             return Outcome(FAILED, "has no length" if empty else "has neither sound nor a face")
@@ -407,17 +408,17 @@ def _write_array(file: Path, array: np.ndarray) -> None:
 
 
 def _outcome(silent: bool, faces: float) -> Outcome:
-    """The outcome of a clip with sound or faces, in this share of its frames."""
+    """The outcome of a clip; `faces` is the fraction of the frames with a face."""
     remarks = []
     kind = COMPLETE
     if not faces:
         kind = WITHOUT_FACE
-        remarks.append("no face found; its vision is zeros")
+        remarks.append("no face found; its vision features are zeros")
     elif faces < 0.5:
         remarks.append(f"a face in only {faces:.0%} of the frames")
     if silent:
         kind = WITHOUT_SOUND
-        remarks.insert(0, "no sound; its audio is zeros")
+        remarks.insert(0, "no sound; its audio features are zeros")
     return Outcome(kind, "; ".join(remarks))
 
 
@@ -425,14 +426,14 @@ def describe(audio_rate: float, vision_rate: float) -> dict:
     """Describe the features, for features.json.
 
     Args:
-        audio_rate: Steps a second.
-        vision_rate: Steps a second.
+        audio_rate: Steps per second.
+        vision_rate: Steps per second.
 
     Returns:
         The version of the extractor and of libraries, rates, and columns with their units.
 
     Raises:
-        ConfigError: If a library is missing.
+        ConfigError: A library is missing.
     """
     try:
         import av  # noqa: F401
@@ -440,7 +441,7 @@ def describe(audio_rate: float, vision_rate: float) -> dict:
         from mediapipe.python.solutions import face_mesh  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"{error}. On Python 3.11 or 3.12 type: pip install -r requirements-extract.txt"
+            f"{error}. On Python 3.11 or 3.12 run: pip install -r requirements-extract.txt"
         ) from error
     return {
         "extractor": "dataset.extract 1",
@@ -458,31 +459,31 @@ def _check_earlier_features(file: Path, description: dict) -> None:
     for key in ("extractor", "versions", "rates (Hz)"):
         if not isinstance(earlier, dict) or earlier.get(key) != description[key]:
             raise ConfigError(
-                f"{file}: this folder has features of other rates or versions. Name another folder "
-                "with -o."
+                f"{file}: the folder contains features of other rates or versions. Choose another "
+                "folder with -o."
             )
 
 
 def _prepare_worker() -> None:
     """Set up a process of the pool."""
-    threadpool_limits(1)  # more threads would add up in another order
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # MediaPipe writes to it
+    threadpool_limits(1)  # more threads would change the order of summation
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # MediaPipe logs to it
 
 
 def run(clips: Sequence[Clip], extractor: Extractor, jobs: int) -> dict[str, Outcome]:
-    """Extract clips in several processes, and print a remark where one is needed.
+    """Extract clips in several processes, and print remarks.
 
     Args:
-        clips: Those whose features exist already are skipped.
-        extractor: What is done to a clip.
+        clips: The clips; those whose features already exist are skipped.
+        extractor: Extracts one clip.
         jobs: The number of processes.
 
     Returns:
         The outcome of each clip, by its name.
 
     Raises:
-        DataError: If a process died.
+        DataError: A process died.
     """
     outcomes = {clip.name: Outcome(DONE_BEFORE) for clip in clips}
     todo = [clip for clip in clips if not extractor.is_done(clip)]
@@ -498,10 +499,10 @@ def run(clips: Sequence[Clip], extractor: Extractor, jobs: int) -> dict[str, Out
     except BrokenProcessPool as error:
         raise DataError(
             f"{remaining[0].name}: a process died at this clip, or soon after. If memory ran out, "
-            "take a smaller -j; if -j 1 stops at the same clip, remove the clip."
+            "use a smaller -j; if -j 1 stops at the same clip, remove the clip."
         ) from error
     finally:
-        for process in active_children():  # after Ctrl-C some are still at work
+        for process in active_children():  # after Ctrl-C some are still running
             process.terminate()
         pool.shutdown(cancel_futures=True)
     return outcomes
@@ -511,13 +512,13 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags of the command.
 
     Args:
-        argv: Its arguments (default: those of the process).
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Returns:
         The options.
 
     Raises:
-        ConfigError: If they are invalid.
+        ConfigError: An option is invalid.
     """
     description = "Extract features of video clips."
     parser = ArgumentParser(prog="python -m dataset.extract", description=description)
@@ -525,7 +526,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     videos = ", ".join(VIDEO)
     add("clips", type=Path, help=f"folder of <id>{videos}; the sound is taken from <id>{SOUND}")
     add("-o", "--output", type=Path, required=True, metavar="DIR")
-    steps = "steps a second, default: %(default)s"
+    steps = "steps per second, default: %(default)s"
     add("--audio-rate", type=float, default=20, metavar="HZ", help=steps)
     add("--vision-rate", type=float, default=5, metavar="HZ", help=steps)
     add("-j", "--jobs", type=int, default=1, metavar="N", help="processes, default: 1")
@@ -533,8 +534,8 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     positive = options.audio_rate > 0 and options.vision_rate > 0 and options.jobs >= 1
     if not positive or SAMPLE_RATE % options.audio_rate:
         raise ConfigError(
-            f"rates must be above 0 Hz, that of audio a divisor of {SAMPLE_RATE}; -j must be at "
-            "least 1."
+            "--audio-rate and --vision-rate must be above 0 Hz, --audio-rate a divisor of "
+            f"{SAMPLE_RATE}; -j must be at least 1."
         )
     return options
 
@@ -543,11 +544,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: Its arguments (default: those of the process).
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        ConfigError: If the options are invalid or a library is missing.
-        DataError: If there are no clips, or, after the others are done, if clips have failed.
+        ConfigError: The options are invalid, or a library is missing.
+        DataError: No clips are found, or some failed; the others are extracted.
     """
     options = read_options(argv)
     clips = find_clips(options.clips)

@@ -1,4 +1,4 @@
-"""Feature pickles in the layout of MMSA or MulT, read and checked.
+"""Read and check feature pickles in the layout of MMSA or MulT.
 
 Legend: N utterances, T_m steps and d_m width of modality m. Lists of three are [text, audio,
 vision].
@@ -26,7 +26,7 @@ PUBLISHED_SHA256 = {  # by name of the data set and need_data_aligned
     ("mosei", True): "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791",
     ("mosei", False): "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f",
 }
-# The settings that decide which data are read.
+# The settings that determine which data are read.
 DATA_SETTINGS = (
     "featurePath",
     "dataset_root_dir",
@@ -66,11 +66,11 @@ class Split:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Splits that fit together, and the sizes that a model for them needs."""
+    """The splits of a data set, and the sizes that a model for them needs."""
 
     path: str
     splits: dict[str, Split]
-    feature_dims: list[int]  # widths; with BERT the first is that of the settings
+    feature_dims: list[int]  # widths; with BERT the first is taken from the settings
     seq_lens: list[int]  # steps
     provenance: str = ""  # how dataset.build made the file; empty for other files
     text_path: str = ""  # the file of the text, if it is not `path`
@@ -101,13 +101,13 @@ def prepare_features(
         The features, with widths args.feature_dims except for replaced modalities.
 
     Raises:
-        DataError: If a file is missing, unreadable or invalid; in one line.
+        DataError: A file is missing, unreadable or invalid.
     """
     path = str(args.featurePath)
     is_synthetic = args.dataset_name == "synthetic" and Path(path).match(SYNTHETIC_FILE)
     if is_synthetic and not os.path.exists(path):
         write_pickle(Path(path), generate())
-    # A file to predict on is the user's own, of which no checksum is published.
+    # A file to predict on is the user's own and has no published checksum.
     dataset_name = "" if to_predict else args.dataset_name
     if not os.path.exists(path):
         raise DataError(_explain_missing_file(path, args.dataset_name, args.need_data_aligned))
@@ -128,14 +128,14 @@ def load_published(path: str | Path, dataset_name: str, aligned: bool) -> dict:
     Args:
         path: The file.
         dataset_name: "mosi" and "mosei" have published files; others are read by load_pickle alone.
-        aligned: Which of the two published files of a data set is meant.
+        aligned: Compare with the aligned or the unaligned published file.
 
     Returns:
         The content, {split: {field: values}}.
 
     Raises:
-        DataError: If the file is unreadable.
-        OSError: If it cannot be opened.
+        DataError: The file is unreadable.
+        OSError: It cannot be opened.
     """
     try:
         return load_pickle(path)
@@ -169,7 +169,7 @@ def take_features(
         The features.
 
     Raises:
-        DataError: If the content is invalid.
+        DataError: The content is invalid.
     """
     path = str(args.featurePath)
     keys = ("text_bert" if args.use_bert else "text", "audio", "vision")
@@ -182,7 +182,7 @@ def take_features(
     steps = []
     for i, field in enumerate(FIELDS):
         shape = _shape_in_all_splits(parts, field, keys[i], sources[i])
-        if keys[i] == "text_bert":  # (3, steps); the encoder decides the width
+        if keys[i] == "text_bert":  # (3, steps); the encoder determines the width
             dims.append(args.feature_dims[i])
             steps.append(shape[1])
         else:  # (steps, width)
@@ -201,14 +201,14 @@ def take_features(
 
 
 def read_provenance(content: dict) -> str:
-    """How dataset.build made a pickle.
+    """Read how dataset.build made a pickle.
 
     Args:
         content: Content of a pickle. Those of earlier versions have the key `made` instead of
             `provenance`, and flags by their former names.
 
     Returns:
-        A description with the present names; empty if there is none.
+        A description with the current names; empty if the pickle has none.
     """
     if "provenance" in content:
         return str(content["provenance"])
@@ -222,7 +222,7 @@ def video_of(utterance_id: str) -> str:
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first three names in order and, if there are more, dots."""
+    """The first three names in order, and an ellipsis if there are more."""
     names = sorted(names)
     shown = ", ".join(printable(name) for name in names[:3])
     return f"{shown}, …" if len(names) > 3 else shown
@@ -233,15 +233,15 @@ def to_strings(values, path: str, split: str, field: str) -> list[str]:
 
     Args:
         values: A list or array (N,).
-        path: The file that has them, for the error.
-        split: Its split.
-        field: Its field.
+        path: The file, for the error message.
+        split: The split, for the error message.
+        field: The field, for the error message.
 
     Returns:
         N strings.
 
     Raises:
-        DataError: If they cannot be converted.
+        DataError: They cannot be converted.
     """
     texts = []
     try:
@@ -278,7 +278,7 @@ def _shape_in_all_splits(
         shapes[name] = getattr(part, field).shape[1:]
     if len(set(shapes.values())) > 1:
         raise DataError(
-            f"{source}: the size of '{key}' differs between splits: {shapes}. Extract all of them "
+            f"{source}: the size of '{key}' differs between splits: {shapes}. Extract all splits "
             "with the same settings."
         )
     return next(iter(shapes.values()))
@@ -291,8 +291,8 @@ def _check_sizes(args, sources: Sequence[str], dims: list[int], steps: list[int]
     if expects_glove and sources[0] == path and dims[0] == BERT_WIDTH:
         raise DataError(
             f"{path}: 'text' is {BERT_WIDTH} wide, not {GLOVE_WIDTH}: the published MMSA pickles "
-            "have features of BERT there, and no GloVe. Use MulT's pickles for GloVe, make it from "
-            "raw_text with python -m dataset.glove, or set "
+            "contain BERT features instead of GloVe vectors. Use MulT's pickles, make GloVe "
+            "features with python -m dataset.glove, or set "
             f"feature_dims={str(dims).replace(' ', '')}."
         )
     remedy = ""
@@ -304,12 +304,12 @@ def _check_sizes(args, sources: Sequence[str], dims: list[int], steps: list[int]
     if remedy:
         raise DataError(
             f"{path}: {', '.join(FIELDS)} are {dims} wide and have {steps} steps. Set {remedy}; or "
-            "point featurePath to the file that was meant."
+            "point featurePath to the intended file."
         )
 
 
 def _convert_layout(raw: dict[str, dict], use_bert: bool, text_source: str) -> None:
-    """Convert MulT's layout. Raises DataError if tokens are expected of it."""
+    """Convert MulT's layout. Raises DataError if tokens are required."""
     for path, content in raw.items():
         in_layout_of_mult = mult.convert(content, path)
         if in_layout_of_mult and use_bert and path == text_source:
@@ -350,7 +350,7 @@ def _pop_split(
 
 
 def _pop_field(content: dict, path: str, split: str, field: str):
-    """Remove a field of a split from the content, so that its conversion is not held twice."""
+    """Remove a field of a split from the content, so that it is not in memory twice."""
     if isinstance(content.get(split), dict) and field in content[split]:
         return content[split].pop(field)
     found = {}
@@ -358,7 +358,7 @@ def _pop_field(content: dict, path: str, split: str, field: str):
         if isinstance(fields, dict):
             found[key] = list(fields)
     raise DataError(
-        f"{path}: split '{split}' lacks the field '{field}'; there are {printable(found, 600)}."
+        f"{path}: split '{split}' lacks the field '{field}'; it has {printable(found, 600)}."
         f"{HINTS.get(field, '')}"
     )
 
@@ -376,13 +376,13 @@ def to_array(value, key: str, ids: list[str], where: str) -> np.ndarray:
         value: The numbers; an array of float32 may be changed in place.
         key: The field's name, which decides its layout and range.
         ids: The N utterances.
-        where: The file and field, for the error.
+        where: The file and field, for the error message.
 
     Returns:
         Labels (N,), tokens (N, 3, steps) or features (N, steps, width).
 
     Raises:
-        DataError: If shape or values are not those of the field.
+        DataError: The field cannot have this shape or these values.
     """
     try:
         array = np.require(value, np.float32, ["C", "W"])  # copies only another type or layout

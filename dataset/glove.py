@@ -2,11 +2,10 @@
 
 python -m dataset.glove --vectors vectors/glove.840B.300d.txt --pickle IN.pkl -o OUT.pkl
 
-A text is split much as the texts that GloVe was trained on: at spaces, every punctuation mark is a
-word, and English contractions are two ("don't" is do, n't). A word takes the vector of its own
-spelling, or else that of its lower case, or else zeros, which count as padding. One word is one
-step; longer texts are cut at the end, shorter ones padded with zeros. Everything else in the pickle
-is copied.
+Texts are split much like GloVe's training texts: at spaces, every punctuation mark is a word, and
+English contractions are two words ("don't" is do, n't). A word gets the vector of its exact
+spelling, or else of its lower case, or else zeros, which count as padding. One word is one step;
+longer texts are cut at the end, shorter ones padded with zeros. All other fields are copied.
 """
 
 import re
@@ -36,7 +35,7 @@ def split_words(text: str) -> list[str]:
         text: A text in English.
 
     Returns:
-        The words in their own spelling.
+        The words in their original case.
     """
     return WORD.findall(text.replace("’", "'"))
 
@@ -52,7 +51,7 @@ def read_vectors(path: str | Path, words: Collection[str]) -> dict[str, np.ndarr
         {word: vector (width,)} of the words that the file has.
 
     Raises:
-        DataError: If a line is invalid, or the file has none of the words.
+        DataError: A line is invalid, or the file has none of the words.
     """
     wanted = {word.encode(): word for word in words}
     vectors = {}
@@ -69,13 +68,13 @@ def read_vectors(path: str | Path, words: Collection[str]) -> dict[str, np.ndarr
                 vector = np.array(numbers, np.float32).reshape(width)
             except ValueError as error:
                 raise DataError(
-                    f"{path}: not a word and {width} numbers a line ({error})."
+                    f"{path}: expected a word and {width} numbers on each line ({error})."
                 ) from error
             vectors.setdefault(wanted[name], vector)
     if not vectors:
         raise DataError(
-            f"{path}: none of the {len(words)} words that are needed is listed with {width} "
-            "numbers."
+            f"{path}: contains none of the {len(words)} words of the texts. Expected a word and "
+            f"{width} numbers on each line."
         )
     return vectors
 
@@ -90,10 +89,10 @@ def add_glove(content: dict, path: str | Path, vectors_file: str | Path) -> str:
         vectors_file: The vectors, as for read_vectors.
 
     Returns:
-        A sentence on words without a vector, and texts that were cut.
+        A sentence about words without a vector, and texts that were cut.
 
     Raises:
-        DataError: If texts or vectors are invalid.
+        DataError: Texts or vectors are invalid.
     """
     words = {}  # of each text, by split
     for split in SPLITS:
@@ -146,18 +145,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: Its arguments (default: those of the process).
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        ConfigError: If the output exists.
-        DataError: If a file is invalid; then nothing is written.
+        ConfigError: The output exists.
+        DataError: A file is invalid; then nothing is written.
     """
-    description = "Make text features of GloVe vectors."
+    description = "Make text features from GloVe vectors."
     parser = ArgumentParser(prog="python -m dataset.glove", description=description)
     add = parser.add_argument
     add("--vectors", required=True, metavar="FILE.txt", help="a word and its numbers on each line")
     add("--pickle", required=True, metavar="IN.pkl", help="feature pickle with raw_text")
-    add("-o", "--output", required=True, metavar="OUT.pkl", help="the same with the field text")
+    add("-o", "--output", required=True, metavar="OUT.pkl", help="copy with the field text")
     add("--overwrite", action="store_true", help="replace an existing file")
     options = parser.parse_args(argv)
     path = check_output(options.output, options.overwrite)

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 
 from dataset.features import FIELDS, FeatureSet, Split
 
-RESIDENT_BYTES = 8 * 2**30  # splits of up to this size altogether are kept on the GPU
+RESIDENT_BYTES = 8 * 2**30  # splits of up to this total size are kept on the GPU
 
 Batch = dict[str, torch.Tensor]
 
@@ -37,7 +37,7 @@ class UtteranceDataset(Dataset):
         return len(self.ids)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A whole batch, as DataLoader asks for it: one gather for each tensor."""
+        """A whole batch, which DataLoader fetches with one call: one gather for each tensor."""
         rows = torch.tensor(indices, dtype=torch.long).to(self.device, non_blocking=True)
         return {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
 

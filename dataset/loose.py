@@ -30,12 +30,12 @@ EXTENSIONS = (".pkl", ".pickle")
 
 @dataclass(frozen=True)
 class InputSizes:
-    """What a model takes.
+    """The input sizes of a model.
 
     Attributes:
         feature_dims: Widths of text, audio and vision.
         seq_lens: Steps of text, audio and vision.
-        use_bert: The text is tokens.
+        use_bert: Whether the text is tokens.
         vocab_size: Token ids are below it; 0 without BERT.
         pad_token: The id that shorter texts are padded with.
     """
@@ -56,10 +56,10 @@ class LooseFile:
         text: (N, T_l, d_l), or tokens (N, 3, T_l)
         audio: (N, T_a, d_a)
         vision: (N, T_v, d_v)
-        labels: (N,); NaN where the file has no labels.
+        labels: (N,); NaN if the file has no labels.
         ids: N strings.
         raw_text: N strings.
-        truncated: How many sequences lost steps that are not padding.
+        truncated: Number of sequences that lost steps other than padding.
         provenance: How dataset.build made the file; empty for other files.
     """
 
@@ -84,7 +84,7 @@ def list_pickles(folder: str | Path) -> list[Path]:
         The .pkl and .pickle files, sorted by name.
 
     Raises:
-        DataError: The folder has none.
+        DataError: The folder has no pickles.
     """
     paths = []
     for path in sorted(Path(folder).iterdir()):
@@ -93,8 +93,8 @@ def list_pickles(folder: str | Path) -> list[Path]:
             paths.append(path)
     if not paths:
         raise DataError(
-            f"{folder}: has no pickles. Expected {' or '.join(EXTENSIONS)} files, each of one or "
-            "several utterances; folders in it are not searched."
+            f"{folder}: has no pickles. Expected {' or '.join(EXTENSIONS)} files of one or more "
+            "utterances each; subfolders are not searched."
         )
     return paths
 
@@ -107,14 +107,14 @@ def read_loose(path: Path, sizes: InputSizes, split: str = "test") -> LooseFile:
 
     Args:
         path: The pickle.
-        sizes: What the model takes.
-        split: The split to take of a file that has several.
+        sizes: The input sizes of the model.
+        split: The split to read if the file has several.
 
     Returns:
         Its utterances. If the file has no ids, they are its name: `name`, or `name-0`, `name-1`, …
 
     Raises:
-        DataError: The file is unreadable or does not fit the model; in one line.
+        DataError: The file is unreadable or does not match the model.
         OSError: It cannot be opened.
     """
     content = load_pickle(path)
@@ -174,7 +174,7 @@ def fit_features(sequence: np.ndarray, steps: int) -> np.ndarray:
 
     Args:
         sequence: (T, width)
-        steps: The steps to have.
+        steps: Number of steps to return.
 
     Returns:
         (steps, width)
@@ -186,11 +186,11 @@ def fit_features(sequence: np.ndarray, steps: int) -> np.ndarray:
 
 
 def fit_tokens(tokens: np.ndarray, steps: int, pad_token: int) -> np.ndarray:
-    """Cut tokens at the end, but for the last one, or pad them.
+    """Cut tokens at the end, keeping the last one, or pad them.
 
     Args:
         tokens: (3, T) ids, mask and segments.
-        steps: The steps to have.
+        steps: Number of steps to return.
         pad_token: The id of padding, whose mask and segment are 0.
 
     Returns:
@@ -257,16 +257,16 @@ def _to_arrays(value, path: Path, key: str) -> list[np.ndarray]:
 
 
 def _check_count(found: int, count: int, path: Path, key: str) -> None:
-    """Raise DataError if a field is not of the utterances that audio is of."""
+    """Raise DataError if a field has another number of utterances than audio."""
     if found != count or count == 0:
         raise DataError(
-            f"{path}: '{key}' is of {found} utterances, but 'audio' of {count}. Expected the same "
-            "number, at least 1; an array without the axis of the utterances counts as one."
+            f"{path}: '{key}' has {found} utterances, but 'audio' has {count}. Expected the same "
+            "number, at least 1; an array without the axis of utterances counts as one."
         )
 
 
 def _check_tokens(tokens: np.ndarray, path: Path, name: str, sizes: InputSizes) -> np.ndarray:
-    """The tokens (3, T) of an utterance, after a check that the text encoder takes them."""
+    """The tokens (3, T) of an utterance, after a check that the text encoder accepts them."""
     if tokens.ndim != 2 or len(tokens) != 3 or tokens.size == 0:
         raise DataError(
             f"{path}: 'text_bert' is {tokens.shape} for an utterance; expected (3, steps): ids, "
@@ -277,7 +277,7 @@ def _check_tokens(tokens: np.ndarray, path: Path, name: str, sizes: InputSizes) 
     if largest >= sizes.vocab_size:
         raise DataError(
             f"{path}: 'text_bert' has token ids up to {largest}, but the checkpoint's encoder "
-            f"takes ids below {sizes.vocab_size}. Use the tokenizer of its training."
+            f"accepts ids below {sizes.vocab_size}. Use the tokenizer of its training data."
         )
     return tokens
 
@@ -292,14 +292,14 @@ def _check_features(
         )
     if sequence.shape[1] != width:
         raise DataError(
-            f"{path}: '{key}' is {sequence.shape[1]} wide, but the checkpoint is for {width}. "
-            "Extract it as for the training."
+            f"{path}: '{key}' is {sequence.shape[1]} wide, but the checkpoint expects {width}. "
+            "Extract it in the same way as the training data."
         )
     return to_array(sequence[None], key, [name], f"{path}: '{key}'")[0]
 
 
 def _read_strings(fields: dict, path: Path, key: str, count: int) -> list[str]:
-    """The strings of a field, which may be a single one; [] where it is absent."""
+    """The strings of a field, which may be a single one; [] if it is missing."""
     value = fields.get(key)
     if value is None:
         return []
@@ -313,7 +313,7 @@ def _read_strings(fields: dict, path: Path, key: str, count: int) -> list[str]:
 
 
 def _read_ids(fields: dict, path: Path, count: int) -> list[str]:
-    """The ids; made of the file's name where it has none."""
+    """The ids; made from the file's name if it has none."""
     if isinstance(fields.get("id"), (list, np.ndarray)):
         fields["id"] = join_columns(fields["id"])  # MulT's: video, start, end
     ids = _read_strings(fields, path, "id", count)
@@ -326,7 +326,7 @@ def _read_ids(fields: dict, path: Path, count: int) -> list[str]:
 
 
 def _read_labels(fields: dict, path: Path, ids: list[str]) -> np.ndarray:
-    """The labels (N,); NaN where the file has none."""
+    """The labels (N,); NaN if the file has none."""
     for key in (LABELS, "labels"):
         value = fields.get(key)
         if value is not None:

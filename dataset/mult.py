@@ -1,8 +1,8 @@
 """The layout of MulT's pickles (Multimodal Transformer; Tsai et al., ACL 2019).
 
-{train, valid, test} of
+Each of the splits train, valid and test has
 
-    text    (N, 50, 300)        GloVe vectors; there are no tokens and no raw_text
+    text    (N, 50, 300)        GloVe vectors; no tokens and no raw_text
     audio   (N, T, 5 or 74)     COVAREP, with -inf
     vision  (N, T, 20 or 35)    FACET
     labels  (N, 1, 1)           sentiment in [-3, 3]
@@ -42,13 +42,13 @@ def convert(content: dict, path: str) -> bool:
     Args:
         content: Content of a pickle, {split: {field: values}}, which is changed. Splits of another
             layout stay as they are, except for ids of several columns.
-        path: The pickle, for errors.
+        path: The pickle, for error messages.
 
     Returns:
         Whether any split had MulT's layout.
 
     Raises:
-        DataError: If the labels are not a number for each utterance.
+        DataError: The labels are not one number for each utterance.
     """
     found = False
     for split, fields in content.items():

@@ -1,13 +1,13 @@
-"""Read feature pickles without running any code in them, and write them.
+"""Read feature pickles without executing code in them, and write them.
 
-A pickle is a program that can call whatever it names. Here it can name numpy's array, dtype and
-scalar only, and these names mean stand-ins: they check their arguments, and np.frombuffer makes the
+A pickle is a program that can call any function. Here it can only refer to numpy's array, dtype and
+scalar, which are replaced by stand-ins: they check their arguments, and np.frombuffer creates the
 arrays after everything has been read.
 
-The standard library's reader in Python is used, not the one in C. That one lets tuples be keys, and
-the hash of a deeply nested tuple crashes the interpreter: here tuples are read as lists, which
-cannot be keys. And it keeps the bytes of all arrays until the end, which for float64 is three times
-the result.
+The standard library's Python implementation is used, not the one in C. The latter accepts tuples as
+keys, and hashing a deeply nested tuple crashes the interpreter; here tuples are read as lists,
+which cannot be keys. It also keeps the bytes of all arrays until the end, which for float64 takes
+three times the memory of the result.
 """
 
 import os
@@ -47,8 +47,8 @@ def load_pickle(path: str | Path) -> dict:
         The dict. Tuples become lists, float64 becomes float32; arrays may be read-only.
 
     Raises:
-        DataError: If the file is damaged or asks for anything else, none of which is run.
-        OSError: If it cannot be opened.
+        DataError: The file is damaged, or refers to anything else, which is never executed.
+        OSError: It cannot be opened.
     """
     with open(path, "rb") as file:
         try:
@@ -56,7 +56,7 @@ def load_pickle(path: str | Path) -> dict:
             if not isinstance(content, dict):
                 raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
             return content
-        except Exception as error:  # a damaged pickle can fail in any way that numpy knows
+        except Exception as error:  # a damaged pickle can raise any error of numpy
             message = f"{path}: not a readable pickle{_explain(file, error)}"
             raise DataError(message) from error
 
@@ -69,7 +69,7 @@ def write_pickle(path: Path, content: dict) -> None:
         content: {split: {field: values}}
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: It cannot be written.
     """
     write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
 
@@ -79,22 +79,24 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
     Args:
         path: The file.
-        overwrite: An existing file may be replaced.
+        overwrite: Allow to overwrite an existing file.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: If the path exists and must not be replaced.
+        ConfigError: The path exists and must not be overwritten.
     """
     path = Path(path)
     if path.exists() and not (overwrite and path.is_file()):
-        raise ConfigError(f"--output: {path} exists already; --overwrite replaces a file.")
+        raise ConfigError(
+            f"--output: {path} already exists. Choose another file, or replace it with --overwrite."
+        )
     return path
 
 
 def _explain(file: BinaryIO, error: Exception) -> str:
-    """The rest of the message on an unreadable pickle: the kind of the file, and the remedy."""
+    """The rest of the message about an unreadable pickle: the kind of file, and the remedy."""
     file.seek(0)
     start = file.read(512)
     size = file.seek(0, os.SEEK_END)
@@ -125,11 +127,11 @@ def _explain(file: BinaryIO, error: Exception) -> str:
 
 
 class _Dtype:
-    """Stand-in for numpy.dtype. Of its state only the byte order is used."""
+    """Stand-in for numpy.dtype. Only the byte order of its state is used."""
 
     def __init__(self, code: str, *_):
         if not re.fullmatch(r"[biufSUO]\d{0,9}", code):
-            raise pickle.UnpicklingError(f"an array of other than real numbers and texts: {code!r}")
+            raise pickle.UnpicklingError(f"an array of neither numbers nor strings: {code!r}")
         self.type = np.dtype(code)
 
     def __setstate__(self, state: list) -> None:
@@ -139,7 +141,7 @@ class _Dtype:
 class _Array:
     """Stand-in for numpy.ndarray and the functions that make one.
 
-    _frombuffer passes the data at once, _reconstruct is followed by a state with them.
+    _frombuffer passes the data as an argument, _reconstruct in the state that follows.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class _Array:
         self.shape = shape
         self.order = order
         self.axes = axes
-        if isinstance(dtype, _Dtype):  # else a state follows
+        if isinstance(dtype, _Dtype):  # otherwise a state follows
             self._set_values(data, dtype.type)
 
     def __setstate__(self, state: list) -> None:
@@ -162,12 +164,12 @@ class _Array:
             self.values = data
             return
         self.values = np.frombuffer(_bytes(data), dtype)
-        if dtype == np.float64:  # now, so that no two of the large arrays are held twice
+        if dtype == np.float64:  # now, so that at most one large array is in memory twice
             with np.errstate(over="ignore"):
                 self.values = self.values.astype(np.float32)
 
     def make(self) -> np.ndarray:
-        """The array itself."""
+        """Create the array."""
         values = self.values
         if not isinstance(values, np.ndarray):
             values = np.fromiter(_with_arrays(values), object, len(values))
@@ -183,13 +185,13 @@ def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
 def _encode(text: str, _: str) -> str:
     """Stand-in for _codecs.encode, with which protocols below 3 make bytes.
 
-    The text is converted only in `_bytes`, so that it is not held twice.
+    The text is converted only in `_bytes`, so that it is not in memory twice.
     """
     return text
 
 
 def _bytes(data: bytes | bytearray | str) -> bytes | bytearray:
-    """Bytes that old protocols may have as text."""
+    """Convert text, which old protocols use for bytes, to bytes."""
     return data.encode("latin1") if isinstance(data, str) else data
 
 
@@ -207,7 +209,7 @@ for core in ("numpy.core", "numpy._core"):  # before and since numpy 2
 class _Memo(dict):
     """Objects that the pickle may refer to by number.
 
-    The bytes of arrays are left out: they would be held until the end.
+    The bytes of arrays are left out, because they would stay in memory until the end.
     """
 
     def __setitem__(self, number: int, value: object) -> None:
@@ -223,7 +225,7 @@ class _EndsEarly(Exception):
 
 
 class _File:
-    """A file that raises one kind of error at its end, for which pickle has many."""
+    """A file that raises one kind of error at its end, where pickle raises many kinds."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -257,7 +259,7 @@ class _Reader(pickle._Unpickler):
 
     def load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
-        self.append(self.read(size))  # as bytes: one copy less
+        self.append(self.read(size))  # as bytes, which saves a copy
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 

@@ -1,4 +1,4 @@
-"""The sources of a data set of one's own: a table of utterances, and a folder of feature files.
+"""Read the sources of your own data set: a table of utterances, and folders of feature files.
 
 A feature file is <id>.npy or <id>.csv: rows are time steps, columns are features, all of them
 numbers. Legend: N utterances, T steps, d width.
@@ -30,7 +30,7 @@ def read_table(path: str | Path, unlabeled: bool = False) -> pd.DataFrame:
         The columns id, text, split and, unless `unlabeled`, label (NaN if it is not a number).
 
     Raises:
-        DataError: If the table cannot be read or is empty, an id is repeated or a split unknown.
+        DataError: The table is unreadable or empty, an id is repeated, or a split is unknown.
     """
     columns = ["id", "text"] if unlabeled else ["id", "split", "label", "text"]
     try:
@@ -40,15 +40,15 @@ def read_table(path: str | Path, unlabeled: bool = False) -> pd.DataFrame:
         if not unlabeled:
             hint += " A file to predict on needs only id and text: --unlabeled."
         raise DataError(
-            f"{path}: no CSV table in UTF-8 with the columns {','.join(columns)}, a text with a "
-            f"comma in double quotes ({printable(error, 160)}). {hint}"
+            f"{path}: expected a CSV table in UTF-8 with the columns {','.join(columns)}, and "
+            f"double quotes around texts with commas ({printable(error, 160)}). {hint}"
         ) from error
     if table.empty:
         raise DataError(f"{path}: the table has no rows.")
     wrong = table["id"].duplicated() | ~table["split"].isin(SPLITS)
     if wrong.any():
         raise DataError(
-            f"{path}: {wrong.sum()} rows have an id that another has too, or a split other than "
+            f"{path}: {wrong.sum()} rows have an id of another row, or a split other than "
             f"{', '.join(SPLITS)} ({shorten(set(table['id'][wrong]))})."
         )
     if not unlabeled:
@@ -57,7 +57,7 @@ def read_table(path: str | Path, unlabeled: bool = False) -> pd.DataFrame:
 
 
 def _read_columns(path: str | Path, columns: list[str], unlabeled: bool) -> pd.DataFrame:
-    """These columns of a CSV file, and the split, as strings."""
+    """Read columns of a CSV file, and the split, as strings."""
     table = pd.read_csv(
         path,
         dtype=str,
@@ -81,7 +81,7 @@ def read_folder(
 
     Args:
         path: The folder.
-        ids: The utterances of the table.
+        ids: The ids of the table.
         is_audio: Read -inf, the logarithm of silence, as 0.
         width: The expected d; by default that of the first utterance.
 
@@ -89,7 +89,7 @@ def read_folder(
         {id: sequence (T, d), float32}
 
     Raises:
-        DataError: If utterances are missing or surplus, or a file is not an array (T, d).
+        DataError: Files are missing, surplus, or not arrays (T, d).
     """
     files = []
     for file in Path(path).iterdir():
@@ -101,9 +101,9 @@ def read_folder(
     surplus = found - needed
     if missing or surplus:
         raise DataError(
-            f"{path}: each id of the table needs one file here, <id>.npy or <id>.csv, and each "
-            f"file a row there. Missing: {len(missing)} of {len(ids)} ({shorten(missing)}); "
-            f"surplus: {len(surplus)} ({shorten(surplus)})."
+            f"{path}: expected one file for each id of the table, <id>.npy or <id>.csv, and no "
+            f"others. Missing: {len(missing)} of {len(ids)} ({shorten(missing)}); surplus: "
+            f"{len(surplus)} ({shorten(surplus)})."
         )
 
     sequences = {}
@@ -117,7 +117,8 @@ def read_folder(
     others = [name for name, sequence in sequences.items() if sequence.shape[1] != width]
     if others:
         raise DataError(
-            f"{path}: expected {width} wide, but {len(others)} files are not ({shorten(others)})."
+            f"{path}: expected {width} columns in all files; {len(others)} files have another "
+            f"number ({shorten(others)})."
         )
     return sequences
 
@@ -132,9 +133,9 @@ def _read_array(file: Path) -> np.ndarray:
         if array.dtype.kind not in "fiub" or array.ndim != 2 or 0 in array.shape:
             raise ValueError(f"it is {array.shape} {array.dtype}")
         return array.astype(np.float32)
-    except Exception as error:  # a damaged file can fail in any way that numpy and pandas know
+    except Exception as error:  # a damaged file can raise any error of numpy and pandas
         raise DataError(
-            f"{file}: no table of numbers, steps x features ({printable(error, 120)})."
+            f"{file}: expected a table of numbers, steps x features ({printable(error, 120)})."
         ) from error
 
 
@@ -161,7 +162,7 @@ def standardize(sequence: np.ndarray, scaling: dict[str, np.ndarray]) -> np.ndar
 
     Args:
         sequence: (T, d)
-        scaling: As fit_scaling returns it.
+        scaling: The result of `fit_scaling`.
 
     Returns:
         (T, d)
@@ -178,7 +179,7 @@ def pool(sequence: np.ndarray, segments: int) -> np.ndarray:
         segments: Segment i begins at step floor(i·T/segments).
 
     Returns:
-        (segments, d); the sequence itself if it has no more steps than that.
+        (segments, d); the sequence itself if it has at most `segments` steps.
     """
     if len(sequence) <= segments:
         return sequence
@@ -189,7 +190,7 @@ def pool(sequence: np.ndarray, segments: int) -> np.ndarray:
 
 
 def pad(sequences: Sequence[np.ndarray], steps: int) -> tuple[np.ndarray, list[int]]:
-    """Bring sequences to one length: cut at the end, or padded with zeros.
+    """Bring sequences to one length: cut them at the end, or pad them with zeros.
 
     Args:
         sequences: N arrays (T, d).

@@ -1,7 +1,6 @@
 """Built-in synthetic data: sentences whose sentiment follows from rules, with audio and vision.
 
-It needs no download, and is an ordinary pickle in the MMSA layout at MOSI's shapes, read like any
-other.
+It needs no download. It is a pickle in the MMSA layout, with the shapes of MOSI.
 
 **The rules.** An utterance is one to three clauses such as "the acting was not very good". The
 valence of a clause is that of its sentiment word (VALENCES); an intensifier multiplies it
@@ -10,8 +9,8 @@ mean of the clauses' valences, clipped to [-3, 3] and rounded to steps of 0.2, a
 raters is in MOSI.
 
 **The other modalities** carry the label with noise: one audio and four vision channels drift with
-it, beneath a speaker's offset, an oscillation and noise that have nothing to do with it. So text
-informs most, vision and audio less, as in MOSI.
+it, under a speaker's offset, an oscillation and noise that are unrelated to it. So text is the most
+informative modality, as in MOSI.
 """
 
 import numpy as np
@@ -92,7 +91,7 @@ def generate() -> dict[str, dict]:
     Returns:
         {split: {field: array}}, the fields of the MMSA layout.
     """
-    # Named, since default_rng may change its generator one day.
+    # PCG64 by name, since a later NumPy may change the generator of default_rng.
     rng = np.random.Generator(np.random.PCG64(SEED))
     words = vocabulary()
     token_ids = {word: i for i, word in enumerate(words)}

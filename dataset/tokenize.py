@@ -2,9 +2,9 @@
 
 python -m dataset.tokenize IN.pkl --pretrained roberta-base -o OUT.pkl
 
-text_bert is made anew from raw_text, and all other fields are copied. In an aligned pickle, audio
-and vision are aligned with the words of each utterance, and so with the tokens of the tokenizer
-that it was made with. Those of another one fall on other steps: the alignment is approximate then.
+text_bert is computed from raw_text, and all other fields are copied. In an aligned pickle, audio
+and vision are aligned with the tokens of the original tokenizer. Another tokenizer splits the words
+differently, so the alignment with its tokens is only approximate.
 """
 
 import re
@@ -28,7 +28,7 @@ NO_TEXTS = "Tokens are made from raw_text, which MMSA's pickles and those of dat
 
 @dataclass(frozen=True)
 class Result:
-    """How to train on tokens that were made anew, and what to know about them."""
+    """The settings to train with after `tokenize`, and counts."""
 
     settings: dict  # all but featurePath
     steps: int  # of text
@@ -41,13 +41,13 @@ def take_texts(content: dict, path: str | Path) -> dict[str, dict]:
 
     Args:
         content: Content of a feature pickle.
-        path: The pickle, for errors.
+        path: The pickle, for error messages.
 
     Returns:
         {split: {"raw_text": N strings}}
 
     Raises:
-        DataError: If texts are missing, or their number does not match that of audio or vision.
+        DataError: Texts are missing, or their number differs from that of audio or vision.
     """
     texts = {}
     for split in SPLITS:
@@ -76,20 +76,20 @@ def take_texts(content: dict, path: str | Path) -> dict[str, dict]:
 
 
 def tokenize(content: dict, path: str | Path, pretrained: str, steps: int | None = None) -> Result:
-    """Make text_bert (N, 3, steps) of each split anew.
+    """Replace text_bert (N, 3, steps) in each split.
 
     Args:
         content: Content of a feature pickle, which is changed.
-        path: The pickle, for errors.
+        path: The pickle, for error messages.
         pretrained: The text encoder: a folder, or a name on the Hugging Face hub.
         steps: Text steps (default: as many as the pickle has).
 
     Returns:
-        How to train on the new content, and what to know about it.
+        The settings to train with, and counts.
 
     Raises:
-        ConfigError: If the tokenizer cannot be loaded, or the encoder does not take so many steps.
-        DataError: If texts are missing.
+        ConfigError: The tokenizer cannot be loaded, or the encoder does not support so many steps.
+        DataError: Texts are missing.
     """
     texts = take_texts(content, path)
     try:
@@ -127,11 +127,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Args:
-        argv: Its arguments (default: those of the process).
+        argv: Command-line arguments; by default sys.argv[1:].
 
     Raises:
-        ConfigError: If the output exists, or the options are invalid.
-        DataError: If the pickle is invalid; then nothing is written.
+        ConfigError: The output exists, or the options are invalid.
+        DataError: The pickle is invalid; then nothing is written.
     """
     options = make_parser().parse_args(argv)
     path = check_output(options.output, options.overwrite)
@@ -151,13 +151,13 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m dataset.tokenize",
         description="Tokenize the texts of a feature pickle for another text encoder.",
-        epilog="In an aligned pickle, audio and vision stay aligned with the tokens of the former "
-        "tokenizer; their alignment with new tokens is approximate.",
+        epilog="In an aligned pickle, audio and vision stay aligned with the tokens of the "
+        "original tokenizer; their alignment with the new tokens is only approximate.",
     )
     add = parser.add_argument
     add("pickle", metavar="IN.pkl", help="feature pickle with raw_text")
     add("--pretrained", required=True, help="text encoder: a folder, or a name on the hub")
-    add("-o", "--output", required=True, metavar="OUT.pkl", help="the same with other tokens")
+    add("-o", "--output", required=True, metavar="OUT.pkl", help="copy with new tokens")
     default = "default: as many as IN.pkl has, which aligned data need"
     add("--text-steps", type=int, metavar="N", help=default)
     add("--overwrite", action="store_true", help="replace an existing file")

@@ -1,4 +1,4 @@
-"""Tokenize texts for a text encoder, and check that tokens are of its vocabulary."""
+"""Tokenize texts for a text encoder, and check that tokens belong to its vocabulary."""
 
 import shlex
 from difflib import SequenceMatcher
@@ -31,12 +31,12 @@ def add_tokens(content: dict[str, dict], tokenizer, config, steps: int) -> int:
         The number of texts that were truncated.
 
     Raises:
-        ConfigError: If the encoder does not take so many steps, or has no padding token.
+        ConfigError: The encoder does not support so many steps, or has no padding token.
     """
     if not MIN_TOKENS <= steps <= most_tokens(config):
         raise ConfigError(
-            f"--text-steps: {steps}, but with the first and the last token "
-            f"'{tokenizer.name_or_path}' takes {MIN_TOKENS} to {most_tokens(config)}."
+            f"--text-steps: {steps} is out of range; '{tokenizer.name_or_path}' accepts "
+            f"{MIN_TOKENS} to {most_tokens(config)} tokens, including the first and the last one."
         )
     if tokenizer.pad_token is None:
         raise ConfigError(
@@ -61,13 +61,13 @@ def add_tokens(content: dict[str, dict], tokenizer, config, steps: int) -> int:
 
 
 def count_text_steps(fields: dict) -> int:
-    """The steps of the text that a split of a pickle has.
+    """Count the text steps of a split.
 
     Args:
         fields: {field: values}
 
     Returns:
-        Those of text_bert, else those of text, else TEXT_STEPS.
+        The steps of text_bert, else of text, else TEXT_STEPS.
     """
     if np.ndim(fields.get("text_bert")) == 3:
         return np.shape(fields["text_bert"])[2]
@@ -91,8 +91,8 @@ def encoder_kind(config) -> str:
 def check_tokens(features: FeatureSet, settings: EasyDict) -> str | None:
     """Tokenize a sample of utterances and compare the result with the tokens of the features.
 
-    An encoder accepts the ids of any vocabulary that is not larger than its own, and would train on
-    other words than those of the texts.
+    An encoder accepts the ids of any vocabulary that is not larger than its own, and would silently
+    train on the wrong words.
 
     Args:
         features: Data read with `use_bert=true`.
@@ -120,7 +120,7 @@ def check_tokens(features: FeatureSet, settings: EasyDict) -> str | None:
     return (
         f"{path}: 'text_bert' has tokens of another vocabulary ({found}) than "
         f"pretrained={settings.pretrained} ({expected}): {agreeing} of {len(texts)} sampled "
-        f"utterances agree. Tokenize the text anew: {shlex.join(command)} -o OUT.pkl"
+        f"utterances agree. Tokenize the text again: {shlex.join(command)} -o OUT.pkl"
     )
 
 
@@ -166,9 +166,9 @@ def _sample(features: FeatureSet) -> tuple[list[str], list[np.ndarray]]:
 
 
 def _agree(found: np.ndarray, expected: list[int], tokenizer) -> bool:
-    """Whether most ids are alike and in the same order, as far as the shorter sequence goes.
+    """Whether at least half of the shorter sequence occurs in the other one, in the same order.
 
-    Special tokens are ignored, as vocabularies may share them; so is what truncation has cut off.
+    Special tokens are ignored, because vocabularies may share them; so are truncated tokens.
     """
     special = set(tokenizer.all_special_ids)
     found = [token for token in found.tolist() if token not in special]
@@ -181,7 +181,7 @@ def _agree(found: np.ndarray, expected: list[int], tokenizer) -> bool:
 
 
 def _describe_first(ids) -> str:
-    """The first id, which often tells the family of a tokenizer."""
+    """The first id, which often identifies the family of a tokenizer."""
     if len(ids) == 0:
         return "no tokens"
     name = FIRST_TOKENS.get(int(ids[0]))

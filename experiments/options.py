@@ -27,7 +27,7 @@ class RunOptions:
     run.py (`add_flags`).
 
     Raises:
-        ConfigError: A value that no configuration can make valid.
+        ConfigError: An option is invalid, whatever the settings are.
     """
 
     model_name: str = "dmd"
@@ -105,7 +105,7 @@ class RunOptions:
         return load_config(self.model_name, self.dataset_name, self.config_file, self.config)
 
     def with_overrides(self, where: str, overrides: dict, **changes) -> "RunOptions":
-        """Copy the options, with overrides that a file defines on top of those of the command line.
+        """Copy the options, and add overrides from a file to those of the command line.
 
         Args:
             where: The file, and the place in it, for error messages.
@@ -130,7 +130,7 @@ class RunOptions:
 
     @property
     def feature_overrides(self) -> dict[str, str]:
-        """The feature files that replace a modality, by the names that run.json has for them."""
+        """The feature files that replace a modality, by their keys in run.json."""
         return {
             "feature_T": str(self.feature_T),
             "feature_A": str(self.feature_A),
@@ -139,7 +139,7 @@ class RunOptions:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of RunOptions; those that are not given leave its default.
+    """Add the flags of RunOptions; a flag that is not given leaves the default of its field.
 
     Args:
         parser: A parser whose `argument_default` is argparse.SUPPRESS.
@@ -218,24 +218,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="fp32 (default), tf32 (CUDA) or bf16 (faster, less exact)",
     )
     add("--compile", action="store_true", help="torch.compile the forward pass and the losses")
-    add("--resume", action="store_true", help="continue the run of this name, or begin it")
-    add("--overwrite", action="store_true", help="replace the run of this name")
-    add("--deterministic", action="store_true", help="reproducible bits on CUDA too")
+    add("--resume", action="store_true", help="continue the run of this name, or start it")
+    add("--overwrite", action="store_true", help="overwrite the run of this name")
+    add("--deterministic", action="store_true", help="bitwise reproducible on CUDA too")
     add("--track", nargs="+", choices=TRACKERS, help="log every epoch to experiment trackers")
-    add("--no-figures", dest="figures", action="store_false", help="do not draw the run at its end")
+    add("--no-figures", dest="figures", action="store_false", help="do not draw figures at the end")
 
 
 def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunOptions]:
     """Parse the command line of run.py.
 
     Args:
-        argv: The words after `run.py`; None for those of this process.
+        argv: Command-line arguments; None for sys.argv[1:].
 
     Returns:
-        The flags that choose what run.py does (`suite`, `tune`, `search`, `storage`), and the
+        The flags that select suites and sweeps (`suite`, `tune`, `search`, `storage`), and the
         options of the run.
     """
-    # No abbreviations: the command that resumes a run is made of these words.
+    # No abbreviations, because the command that resumes a run is made of these words.
     parser = ArgumentParser(
         description="Train and evaluate DMD.",
         allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""Models from settings, data and checkpoints."""
+"""Build and load models from settings, data and checkpoints."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class CheckpointSettings:
     Attributes:
         settings: The hyper-parameters.
         feature_overrides: Feature files that replaced a modality, by role, "" for none.
-        run_config: The run.json next to the checkpoint; {} where none exists.
+        run_config: The run.json next to the checkpoint; {} if none exists.
     """
 
     settings: EasyDict
@@ -47,7 +47,7 @@ class LoadedRun:
     Attributes:
         model: In eval mode, on the device.
         settings: Its hyper-parameters.
-        features: The feature file, with the split alone.
+        features: The features, with this split only.
         split: The utterances of the split.
         loader: Its loader, in file order.
         device: The device of the model.
@@ -64,11 +64,11 @@ class LoadedRun:
 
 
 def build_model(settings, features: FeatureSet) -> DMD:
-    """Build a DMD that is sized by the features.
+    """Build a DMD for the sizes of the features.
 
     Raises:
-        ConfigError: The settings do not fit the data.
-        DataError: The tokens do not fit the text encoder.
+        ConfigError: The settings do not match the data.
+        DataError: The tokens do not match the text encoder.
     """
     sizes = {"feature_dims": features.feature_dims, "seq_lens": features.seq_lens}
     model = DMD(EasyDict(settings, **sizes))
@@ -84,7 +84,7 @@ def _check_token_ids(model: DMD, settings, features: FeatureSet) -> None:
     if largest >= encoder.vocab_size or steps > most_tokens(encoder):
         raise DataError(
             f"{features.path}: 'text_bert' has token ids up to {largest} and {steps} steps, but "
-            f"'{settings.pretrained}' takes ids below {encoder.vocab_size} and at most "
+            f"'{settings.pretrained}' accepts ids below {encoder.vocab_size} and at most "
             f"{most_tokens(encoder)} steps. Use the text encoder that the text was tokenized for, "
             "or truncate the text."
         )
@@ -93,7 +93,7 @@ def _check_token_ids(model: DMD, settings, features: FeatureSet) -> None:
 def load_initial_weights(model: DMD, checkpoint: str | Path) -> None:
     """Initialize a model from the weights of a checkpoint that match by name and shape.
 
-    The modules that keep other weights are logged.
+    Modules with weights that do not match are logged.
 
     Raises:
         CheckpointError: The file is unreadable, or no parameter matches.
@@ -110,8 +110,8 @@ def load_initial_weights(model: DMD, checkpoint: str | Path) -> None:
     model.load_state_dict(matching, strict=False)
     others = {name.partition(".")[0] for name in parameters.keys() - matching.keys()}
     logger.info(
-        f"{len(matching)} of {len(parameters)} tensors start from {checkpoint}; modules with "
-        f"tensors that are initialized as usual: {', '.join(sorted(others)) or 'none'}."
+        f"{len(matching)} of {len(parameters)} tensors are initialized from {checkpoint}; modules "
+        f"with other tensors: {', '.join(sorted(others)) or 'none'}."
     )
 
 
@@ -126,22 +126,20 @@ def load_settings(
     Args:
         checkpoint: The .pth file.
         dataset_name: A data set of the config; by default the one in run.json.
-        config_file: A config file; by default run.json, or config/config.json where `dataset_name`
-            is given.
+        config_file: A config file; by default run.json, or config/config.json if `dataset_name` is
+            given.
         config: Overrides by key.
 
     Raises:
-        ConfigError: A setting is invalid, or the checkpoint has no run.json and no `dataset_name`
-            is given.
+        ConfigError: A setting is invalid, or both run.json and `dataset_name` are missing.
     """
     run_config = read_run_config(Path(checkpoint).parent) or {}
     if run_config and not dataset_name and not config_file:
         return load_run_settings(run_config, config)
     if not dataset_name and not run_config:
-        read_checkpoint(checkpoint)  # a file that is not a checkpoint is the more important news
+        read_checkpoint(checkpoint)  # if the file is not a checkpoint, report that first
         raise ConfigError(
-            f"{checkpoint}: no run.json next to it names its data set. Give it with -d mosi or -d "
-            "mosei."
+            f"{checkpoint}: no run.json next to it names its data set. Give -d mosi or -d mosei."
         )
     dataset_name = dataset_name or run_config["settings"]["dataset_name"]
     settings = load_config("dmd", dataset_name, config_file, config)
@@ -178,13 +176,13 @@ def load_model(
         The model in eval mode on the CPU, and its settings with `feature_dims` and `seq_lens`.
 
     Raises:
-        CheckpointError: The file is unreadable, or does not fit the settings.
+        CheckpointError: The file is unreadable, or does not match the settings.
     """
     state = read_checkpoint(checkpoint)
     settings = load_settings(checkpoint, dataset_name, config_file, config).settings
     sizes = infer_sizes(state)
     if sizes is None:
-        raise CheckpointError(f"{checkpoint}: not the weights of a DMD.")
+        raise CheckpointError(f"{checkpoint}: does not contain the weights of a DMD.")
     widths, steps = sizes
     model = DMD(EasyDict(settings, feature_dims=widths, seq_lens=steps))
     load_weights(model, checkpoint, state)
@@ -205,15 +203,15 @@ def restore(
         checkpoint: The .pth file.
         trained: Its settings, as `load_settings` returns them.
         split: train, valid or test.
-        device: Where the model is to run.
-        features: The features, where they have been read.
-        to_predict: The features are not those of the training, and may lack labels.
+        device: Device to run the model on.
+        features: The features, if they have been read.
+        to_predict: The features are not the training data, and may lack labels.
 
     Raises:
-        CheckpointError, ConfigError, DataError: Checkpoint, settings and data do not fit together.
+        CheckpointError, ConfigError, DataError: Checkpoint, settings and data are incompatible.
     """
-    state = read_checkpoint(checkpoint)  # first: nothing else matters if it is unreadable
-    set_seed(0)  # the text encoder's construction draws numbers, which the checkpoint replaces
+    state = read_checkpoint(checkpoint)  # first, because nothing else matters if it is unreadable
+    set_seed(0)  # constructing the text encoder draws weights, which the checkpoint replaces
     settings = trained.settings
     if features is None:
         overrides = trained.feature_overrides
@@ -238,10 +236,10 @@ def restore(
 
 
 def _check_sizes(features: FeatureSet, state: dict, use_bert: bool, checkpoint: str | Path) -> None:
-    """Raise DataError where a checkpoint is for data of other widths or steps."""
+    """Raise DataError if a checkpoint is for data of other widths or steps."""
     sizes = infer_sizes(state)
     if sizes is None:
-        return  # load_weights reports what the checkpoint lacks
+        return  # load_weights reports the missing weights
     first = 1 if use_bert else 0  # with BERT the file has no text features
     widths, steps = sizes[0][first:], sizes[1]
     actual_widths, actual_steps = features.feature_dims[first:], features.seq_lens
@@ -250,18 +248,18 @@ def _check_sizes(features: FeatureSet, state: dict, use_bert: bool, checkpoint: 
     flags = " ".join(f"--{field}-steps {n}" for field, n in zip(FIELDS, steps, strict=True))
     raise DataError(
         f"{features.path}: {', '.join(FIELDS[first:])} are {actual_widths} wide and have "
-        f"{actual_steps} steps, but {checkpoint} is for {widths} and {steps}. Give its data set "
-        f"(-d), or build the file as for its training (python -m dataset.build … {flags}, or "
+        f"{actual_steps} steps, but {checkpoint} expects {widths} and {steps}. Give its data set "
+        f"(-d), or build the file like its training data (python -m dataset.build … {flags}, or "
         "--pool-to)."
     )
 
 
 def describe_changes(trained: CheckpointSettings, to_predict: bool = False) -> list[str]:
-    """Describe how the present settings and data differ from those that run.json has.
+    """Describe how the current settings and data differ from those in run.json.
 
     Args:
-        trained: The present settings, and run.json.
-        to_predict: The data are not those of the training, and are not compared.
+        trained: The current settings, and run.json.
+        to_predict: The data are not the training data, and are not compared.
 
     Returns:
         A line for each difference.

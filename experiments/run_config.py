@@ -1,4 +1,4 @@
-"""run.json: what a run was trained with, and how it differs from another run."""
+"""run.json: the settings, data and versions of a run, and how two runs differ."""
 
 import functools
 import json
@@ -15,15 +15,15 @@ from utils.reading import read_json
 
 FILE_NAME = "run.json"
 LIMITS = ("max_epochs", "early_stop")  # a resumed run may have larger ones
-# Settings that change no number of a run (`fast`: only rounding and random draws). What the feature
-# file contains does change them, but not where it is: its SHA-256 is compared instead.
+# Settings that do not affect results (`fast`: only rounding and random draws). The path of the
+# feature file is one of them, because its SHA-256 is compared instead.
 NEUTRAL = ("keep_checkpoints", "eval_batch_size", "fast", "featurePath", "dataset_root_dir")
 NOT_COMPARED = (*NEUTRAL, "feature_T", "feature_A", "feature_V", *IGNORED_KEYS)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that two runs do not share."""
+    """A setting in which two runs differ."""
 
     key: str
     first: object
@@ -39,7 +39,7 @@ class Difference:
 
 
 def make_run_config(options: RunOptions, settings: dict) -> dict:
-    """Describe a run as far as it is known before data are read.
+    """Describe a run as far as possible before data are read.
 
     Args:
         options: The options of the command.
@@ -72,7 +72,7 @@ def read_run_config(folder: Path) -> dict | None:
     """Read the run.json of a folder.
 
     Returns:
-        Its content; None where the folder has none, or one that is not from this program.
+        Its content; None if the file is missing, or not from this program.
     """
     try:
         content = read_json(folder / FILE_NAME)
@@ -91,8 +91,8 @@ def describe_differences(
 ) -> list[Difference]:
     """Compare the contents of two run.json.
 
-    A setting that one of them lacks has its default value. Precision, initial weights, feature
-    files and the SHA-256 of the data are compared where both have them.
+    A missing setting has its default value. Precision, initial weights, feature files and the
+    SHA-256 of the data are compared if both have them.
 
     Args:
         first, second: Contents of run.json.
@@ -110,7 +110,7 @@ def describe_differences(
 
 
 def _all_values(run_config: dict) -> dict:
-    """Everything that is compared, in one dict, with defaults for settings that are missing."""
+    """All compared values in one dict, with defaults for missing settings."""
     settings = run_config.get("settings", {})
     values = {}
     for key, field in DMDConfig.model_fields.items():
@@ -123,7 +123,7 @@ def _all_values(run_config: dict) -> dict:
     for key in ("precision", "init_from", "data"):
         if key in run_config:
             values[key] = run_config[key]
-    return json.loads(json.dumps(values))  # as a file has them: tuples are lists
+    return json.loads(json.dumps(values))  # as read from a file: tuples become lists
 
 
 def hash_features(settings, feature_overrides: dict[str, str]) -> dict[str, str]:
@@ -134,7 +134,7 @@ def hash_features(settings, feature_overrides: dict[str, str]) -> dict[str, str]
         feature_overrides: Files that replace a modality, "" for none.
 
     Returns:
-        SHA-256 by role: featurePath, and feature_T, feature_A, feature_V where one is given.
+        SHA-256 by role: featurePath, and feature_T, feature_A, feature_V if given.
     """
     files = {"featurePath": settings.featurePath, **feature_overrides}
     hashes = {}

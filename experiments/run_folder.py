@@ -1,4 +1,4 @@
-"""The files of a run: where they are, how they are written, and how they are read back."""
+"""The files of a run: their paths, and how they are written and read."""
 
 import contextlib
 import glob
@@ -77,7 +77,7 @@ class RunFolder:
     # What exists
 
     def existing_run_config(self) -> dict | None:
-        """Read the run.json of an earlier run; None where no run exists."""
+        """Read the run.json of an earlier run; None if none exists."""
         return read_run_config(self.checkpoints) or read_run_config(self.results)
 
     def checkpoint_file(self, epoch: int) -> Path:
@@ -97,7 +97,7 @@ class RunFolder:
         return self.state_file.exists()
 
     def foreign_files(self) -> list[Path]:
-        """List files that no run created, and that a run might replace or delete.
+        """List files that were not created by a run, and that a run might overwrite or delete.
 
         These are all files of a folder without run.json, and checkpoints of later epochs than
         history.csv has.
@@ -119,17 +119,17 @@ class RunFolder:
     # Reading a run, as analysis does
 
     def check_exists(self) -> None:
-        """Check that the folder of results is a run's.
+        """Check that the result folder belongs to a run.
 
         Raises:
-            RunError: It has no run.json, or a damaged metrics.json.
+            RunError: run.json is missing, or metrics.json is damaged.
         """
         if self.run_config and self.metrics_file.exists():
             self._read(self.metrics_file, read_metrics)
 
     @cached_property
     def run_config(self) -> dict:
-        """The content of run.json in the folder of results. Raises RunError where no run is."""
+        """The content of run.json in the result folder. Raises RunError if it is missing."""
         content = read_run_config(self.results)
         if content is None:
             raise RunError(
@@ -140,14 +140,14 @@ class RunFolder:
 
     @cached_property
     def metrics(self) -> dict | None:
-        """The content of metrics.json; None where the run has not finished."""
+        """The content of metrics.json; None if the run has not finished."""
         if not self.metrics_file.exists():
             return None
         return self._read(self.metrics_file, read_metrics)
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """history.csv, a row an epoch."""
+        """history.csv, which has a row for each epoch."""
         return self._read(self.history_file, pd.read_csv)
 
     @cached_property
@@ -174,13 +174,13 @@ class RunFolder:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Create and lock the folders; on leaving, wait for the write under way.
+        """Create and lock the folders; on exit, wait for the pending write.
 
         Raises:
             RunError: Another process writes this run, or the folders cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            # All processes lock in one order, and once where both are one folder.
+            # All processes lock in the same order, and only once if both folders are the same.
             for folder in sorted({self.checkpoints.resolve(), self.results.resolve()}):
                 if self.writable:
                     self._lock(folder, stack)
@@ -205,18 +205,18 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _reporting_write_errors(self) -> Iterator[None]:
-        """Inside, where the run's own files are written, an OSError becomes a RunError."""
+        """Convert an OSError of writing the run's files to a RunError."""
         try:
             yield
         except OSError as error:
             raise RunError(
-                f"{error.filename or self.checkpoints}: cannot be written ({error.strerror}). Make "
-                "room, then continue with --resume; or choose other folders with --model-save-dir "
-                "and --res-save-dir."
+                f"{error.filename or self.checkpoints}: cannot be written ({error.strerror}). Free "
+                "disk space, then continue with --resume; or choose other folders with "
+                "--model-save-dir and --res-save-dir."
             ) from error
 
     def start(self, run_config: dict) -> None:
-        """Delete what an earlier run of this name left, and write run.json to both folders."""
+        """Delete the files of an earlier run of this name, and write run.json to both folders."""
         if self.writable:
             with self._reporting_write_errors():
                 self._delete_run()
@@ -229,7 +229,7 @@ class RunFolder:
                 self._delete_run()
 
     def _delete_run(self) -> None:
-        self._delete_results()  # first: what is half deleted must not look finished
+        self._delete_results()  # first, so that a half-deleted run never looks finished
         for file in (
             self.state_file,
             self.best_file,
@@ -247,7 +247,7 @@ class RunFolder:
             (self.results / name).unlink(missing_ok=True)
 
     def _write_run_config(self, run_config: dict) -> None:
-        # Next to the checkpoints too, where test.py finds what they were trained with.
+        # Also next to the checkpoints, where test.py finds the settings.
         for folder in (self.checkpoints, self.results):
             write_json(folder / FILE_NAME, run_config)
 
@@ -256,11 +256,11 @@ class RunFolder:
 
         Args:
             model: The model of this run.
-            run_config: What run.json shall say from now on.
+            run_config: The new content of run.json.
 
         Returns:
-            The training state that `save_epoch` saved; None where no epoch is complete, and the run
-            starts.
+            The training state that `save_epoch` saved; None if no epoch is complete, and the run
+            starts from the beginning.
 
         Raises:
             CheckpointError: A file of the run is missing or damaged.
@@ -275,8 +275,8 @@ class RunFolder:
             best = self.checkpoint_file(state["best_epoch"])
             best.stat()
         if self.writable:
-            # A run that is resumed is not finished before its new end; one that stopped while it
-            # wrote an epoch may have left that epoch's best.pth and row of history.csv.
+            # A resumed run is unfinished until its new end. If it was stopped while writing an
+            # epoch, best.pth and history.csv may already contain that epoch.
             with self._reporting_write_errors():
                 self._delete_results()
                 link_atomically(best, self.best_file)
@@ -295,7 +295,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def resuming_from(self, file: Path) -> Iterator[None]:
-        """Inside, a missing, damaged or foreign file of the run raises CheckpointError."""
+        """Convert errors of a missing, damaged or foreign file of the run to CheckpointError."""
         try:
             yield
         except (CheckpointError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -319,7 +319,7 @@ class RunFolder:
         if not self.writable:
             return
         self.rows.append(row)
-        # Copies, which the next epoch does not change.
+        # Copies, because the next epoch changes the originals.
         weights = recursively_apply(_copy_to_cpu, dict(weights))
         state = recursively_apply(_copy_to_cpu, {**state, "history": list(self.rows)})
         self.finish_writing()
@@ -346,7 +346,7 @@ class RunFolder:
 
     def load_best(self, model: nn.Module, best_epoch: int) -> None:
         """Load the weights of the best epoch into the model."""
-        # Its own file: on a network file system, another process may still see an older best.pth.
+        # <epoch>.pth: on a network file system, another process may still see an older best.pth.
         load_weights(model, self.checkpoint_file(best_epoch))
 
     def save_result(self, metrics: dict, ids: list[str], predictions: Predictions) -> None:
@@ -365,14 +365,13 @@ class RunFolder:
             write_json(self.metrics_file, metrics)
 
     def finished(self, run_config: dict) -> dict | None:
-        """Look whether a run to be resumed is at its end.
+        """Check whether a run to be resumed has already finished.
 
         Args:
-            run_config: What run.json would say of the run with the present command.
+            run_config: The content of run.json under the current command.
 
         Returns:
-            The content of metrics.json; None where the run has not finished, or may train longer
-            now.
+            The content of metrics.json; None if the run has not finished, or may now train longer.
 
         Raises:
             RunError: Settings or data differ from those that the run was started with.
@@ -421,11 +420,11 @@ def check_existing_runs(
     Args:
         folders: The folders of all runs of the command.
         options: Its options.
-        run_config: What run.json would say, as far as it is known, to report which settings differ.
+        run_config: The new content of run.json so far, to report which settings differ.
 
     Raises:
-        RunError: Files are in the way that no run created; or a run exists, and neither --resume
-            nor --overwrite is given.
+        RunError: A folder contains files that were not created by a run; or a run exists, and
+            neither --resume nor --overwrite is given.
     """
     for folder in folders:
         foreign = folder.foreign_files()
@@ -443,7 +442,7 @@ def check_existing_runs(
 def _existing_run_message(
     folder: RunFolder, prefix: str, existing: dict, run_config: dict | None
 ) -> str:
-    """What exists, and the ways to go on."""
+    """The error message about an existing run, with the ways to continue."""
     differences = describe_differences(existing, run_config) if run_config else []
     settings = "; ".join(f"{d.key}: {d.first} -> {d.second}" for d in differences[:5])
     with_settings = f" with other settings ({settings})" if settings else ""
@@ -475,7 +474,7 @@ def _suggest_name(prefix: str, differences: list[Difference]) -> str:
 def discard_runs(folders: Iterable[RunFolder]) -> None:
     """Discard the earlier runs of a command that replaces them, all at once.
 
-    If the command is interrupted, and resumed, it must not take them for its own results.
+    Otherwise the command, if interrupted and resumed, would mistake them for its own results.
     """
     for folder in folders:
         folder.discard()

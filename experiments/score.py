@@ -32,7 +32,7 @@ def score_checkpoint(
     """Score a checkpoint; the arguments are documented at `test.DMD_test`.
 
     Returns:
-        The metrics; {} where the data have no labels.
+        The metrics; {} if the data have no labels.
     """
     keep_freed_memory()
     trained = load_settings(checkpoint, dataset_name, config_file, config)
@@ -42,7 +42,7 @@ def score_checkpoint(
     run = restore(checkpoint, trained, split, choose_device(device), to_predict=bool(features))
     if not run.split.labeled and not predictions:
         raise ConfigError(
-            f"{features}: has no labels to score. Name a file to write with --predictions."
+            f"{features}: has no labels to score. Give an output file with --predictions."
         )
     if features:
         check_provenance(trained, features, run.features.provenance)
@@ -56,8 +56,7 @@ def score_checkpoint(
         log_metrics(split, run.settings.model_name, metrics)
     else:
         logger.info(
-            f"{features}: no labels, so nothing is scored; the column label of {predictions} is "
-            "empty."
+            f"{features}: no labels, so no scores; the column label of {predictions} is empty."
         )
     if predictions:
         write_csv(Path(predictions), prediction_table(run.split, scored))
@@ -65,11 +64,11 @@ def score_checkpoint(
 
 
 def check_provenance(trained: CheckpointSettings, path: str | Path, provenance: str) -> None:
-    """Check that features were built as those of the training, where both are known.
+    """Check that features were built in the same way as the training data, if both are known.
 
     Args:
-        trained: The training.
-        path: The file of the features, for the error.
+        trained: How the checkpoint was trained.
+        path: The file of the features, for the error message.
         provenance: How they were built.
 
     Raises:

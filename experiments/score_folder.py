@@ -1,4 +1,4 @@
-"""Predict on a folder of loose pickles; a broken one does not stop the others."""
+"""Predict on a folder of loose pickles; broken ones are reported and skipped."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ from utils.reading import printable
 
 @dataclass(frozen=True)
 class Utterance:
-    """An utterance of a file, as the model takes it."""
+    """An utterance of a file, as input of the model."""
 
     path: Path
     id: str
     raw_text: str
-    label: float  # NaN where it has none
+    label: float  # NaN if unlabeled
     text: np.ndarray  # (T_l, d_l), or tokens (3, T_l)
     audio: np.ndarray  # (T_a, d_a)
     vision: np.ndarray  # (T_v, d_v)
@@ -36,12 +36,12 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Row:
-    """What is written of an utterance."""
+    """The output for an utterance."""
 
     path: Path
     id: str
     raw_text: str
-    label: float  # NaN where it has none
+    label: float  # NaN if unlabeled
     prediction: float
 
 
@@ -53,10 +53,10 @@ class FolderPredictor:
         model: In eval mode, on the device.
         trained: How it was trained.
         device: The device of the model.
-        split: The split to take of a file that has several.
+        split: The split to read if a file has several.
         rows: The utterances predicted so far.
         broken: The files that cannot be used, in the order in which they were found.
-        truncated: How many sequences were cut.
+        truncated: Number of sequences that were cut.
     """
 
     model: DMD
@@ -121,7 +121,7 @@ class FolderPredictor:
 
 
 def input_sizes(model: DMD) -> InputSizes:
-    """Get what a model takes."""
+    """Get the input sizes of a model."""
     args = model.args
     sizes = InputSizes(args.feature_dims, args.seq_lens, args.use_bert)
     if not args.use_bert:
@@ -181,18 +181,18 @@ def score_folder(
     _check_broken(predictor, folder, len(paths))
     if not metrics and not predictions:
         raise ConfigError(
-            f"{folder}: has no labels to score. Name a file to write with --predictions."
+            f"{folder}: has no labels to score. Give an output file with --predictions."
         )
     return metrics
 
 
 def _check_broken(predictor: FolderPredictor, folder: str | Path, count: int) -> None:
-    """Raise DataError where some of the files were broken."""
+    """Raise DataError if some of the files were broken."""
     if predictor.broken:
         names = printable(", ".join(path.name for path in predictor.broken), 600)
         raise DataError(
             f"{folder}: {len(predictor.broken)} of {count} files are broken and were skipped: "
-            f"{names}. The log names the reasons."
+            f"{names}. See the log for the reasons."
         )
 
 
@@ -210,10 +210,10 @@ def _take_utterance(file: LooseFile, row: int) -> Utterance:
 
 
 def _warn(predictor: FolderPredictor, rows: list[Row]) -> None:
-    """Log what a reader of the predictions should know."""
+    """Log a warning about cut sequences, and one about repeated ids."""
     if predictor.truncated:
         logger.warning(
-            f"{predictor.truncated} sequences were cut at the end: the checkpoint takes "
+            f"{predictor.truncated} sequences were cut at the end: the checkpoint expects "
             f"{predictor.model.args.seq_lens} steps of text, audio and vision."
         )
     repeated = []
@@ -222,7 +222,7 @@ def _warn(predictor: FolderPredictor, rows: list[Row]) -> None:
             repeated.append(name)
     if repeated:
         logger.warning(
-            f"{len(repeated)} ids occur more than once, and have a row for each time: "
+            f"{len(repeated)} ids occur more than once, with a row for each occurrence: "
             f"{shorten(repeated)}."
         )
 

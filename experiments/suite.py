@@ -49,11 +49,11 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
         suite_name: A built-in suite, or the path of a JSON file.
 
     Returns:
-        The table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`, which is written anew after
+        The table, `<res_save_dir>/suites/<name>-<suite>-<dataset>.md`, which is rewritten after
         every row; next to it the metrics of every run as CSV.
 
     Raises:
-        DMDError: For whatever the user can fix; no row is trained unless all of them are valid.
+        DMDError: A problem that the user can fix; rows are trained only if all of them are valid.
     """
     suite = load_suite(suite_name)
     for head in suite.heads:
@@ -68,7 +68,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
     device = init_processes(options.device)
     _read_features(rows)
     for row in rows:
-        build_model(row.settings, row.features)  # raises where settings and data do not fit
+        build_model(row.settings, row.features)  # raises if settings and data are incompatible
     if options.overwrite and is_first_rank():
         discard_runs(folder for row in rows for folder in row.folders.values())
     barrier()
@@ -89,7 +89,7 @@ def run_suite(options: RunOptions, suite_name: str) -> Path:
 
 
 def _check_existing(rows: list[Row], table: Path, options: RunOptions) -> None:
-    """Raise RunError where the runs or the table exist, and the options do not allow for it."""
+    """Raise RunError if the runs or the table exist, unless the options allow it."""
     for row in rows:
         check_existing_runs(row.folders.values(), row.options)
     if table.exists() and not (options.resume or options.overwrite):
@@ -171,7 +171,7 @@ def _write_table(
 
 
 def _published_rows(suite: Suite, rows: list[Row], done_rows: set[str]) -> pd.DataFrame:
-    """Published numbers of the trained rows, where they are for the same settings."""
+    """Published numbers of the trained rows, if they are for the same settings."""
     settings = {row.name: row.settings for row in rows}
     lines = []
     for published in suite.published:
@@ -220,7 +220,7 @@ def _markdown(tables: list[pd.DataFrame], *columns: str) -> str:
 
 
 def _mean_and_std(values: pd.Series) -> str:
-    """'0.8147 ± 0.0120', or the number where there is only one."""
+    """'0.8147 ± 0.0120', or the number if there is only one."""
     mean = values.mean(skipna=False)
     if pd.isna(mean):
         return "-"

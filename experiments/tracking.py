@@ -1,4 +1,4 @@
-"""Experiment trackers, through Accelerate: they show history.csv, and cannot disturb a run."""
+"""Experiment trackers, through Accelerate: they receive the rows of history.csv."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ PROJECT = "dmd"
 
 
 class Trackers:
-    """The trackers of a run, as a context.
+    """The trackers of a run, as a context manager.
 
-    Epochs that a resumed run already has are logged first, so that trackers show it whole. A
-    tracker that fails, or is not installed, is reported in the log and left out from there on.
+    Earlier epochs of a resumed run are logged first, so that trackers show all of it. A tracker
+    that fails, or is not installed, is reported in the log and no longer used.
 
     Args:
-        names: Some of `experiments.options.TRACKERS`.
-        folder: The folder of the run; nothing is tracked where it is not writable.
-        settings: What the trackers show as the configuration of the run.
+        names: Names from `experiments.options.TRACKERS`.
+        folder: The folder of the run; nothing is tracked if it is not writable.
+        settings: The configuration of the run to send to the trackers.
     """
 
     def __init__(self, names: Sequence[str], folder: RunFolder, settings: dict):
@@ -68,7 +68,7 @@ class Trackers:
         self.trackers[name].finish()
 
     def _try(self, name: str, action: Callable[[str], None]) -> None:
-        """Call an action on a tracker; drop the tracker where it fails."""
+        """Call an action on a tracker; drop the tracker if it fails."""
         state = random_state()  # trackers must not advance the random state of training
         try:
             action(name)
@@ -83,7 +83,7 @@ class Trackers:
 
 
 def _plain_settings(settings: dict) -> dict:
-    """Settings in types that all trackers accept: lists become texts."""
+    """Convert settings to types that all trackers accept: lists become strings."""
     plain = {}
     for key, value in settings.items():
         plain[key] = value if isinstance(value, (bool, int, float, str)) else json.dumps(value)

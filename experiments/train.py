@@ -1,4 +1,4 @@
-"""Training of one seed, and of all seeds of a command."""
+"""Train one seed, or all seeds of a command."""
 
 import os
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from utils.seed import set_seed
 
 @dataclass
 class TrainedSeeds:
-    """What `train_seeds` leaves in memory.
+    """The results of `train_seeds`.
 
     Attributes:
         settings: The hyper-parameters of all seeds.
@@ -53,15 +53,15 @@ def train_seeds(
 ) -> TrainedSeeds:
     """Train and score a model once for each seed.
 
-    Nothing is written before settings, data and model are known to fit.
+    Settings, data and model are checked before anything is written.
 
     Args:
         options: The options of the command.
         settings: The hyper-parameters, as `options.load_settings` returns them.
-        features: The data, where they have been read.
+        features: The data, if they have been read.
 
     Raises:
-        DMDError: For whatever the user can fix.
+        DMDError: A problem that the user can fix.
     """
     folders = run_folders(options, settings.dataset_name, writable=is_first_rank())
     run_config = make_run_config(options, settings)
@@ -98,7 +98,7 @@ def train_seeds(
 def _describe_environment(
     options: RunOptions, settings: EasyDict, features: FeatureSet, device: torch.device
 ) -> dict:
-    """The part of run.json that is known once data have been read and a device was chosen."""
+    """The part of run.json that requires data and device."""
     hashes = from_first_rank(lambda: hash_features(settings, options.feature_overrides))
     return {
         **describe_features(features),
@@ -110,7 +110,7 @@ def _describe_environment(
 
 
 def prepare_process(options: RunOptions) -> torch.device:
-    """Join the processes of a launcher, and set what is global in PyTorch.
+    """Join the processes of a launcher, and set the global options of PyTorch.
 
     Returns:
         The device of this process.
@@ -118,7 +118,7 @@ def prepare_process(options: RunOptions) -> torch.device:
     keep_freed_memory()
     device = init_processes(options.device)
     if options.compile:
-        # PyTorch compiles one function for a few settings only, then runs it as it is
+        # PyTorch compiles a function for a few settings only, then runs it uncompiled.
         torch.compiler.reset()
     if options.deterministic:
         # cuBLAS needs this before its first use.
@@ -130,7 +130,7 @@ def prepare_process(options: RunOptions) -> torch.device:
 def _log_data(
     options: RunOptions, settings: EasyDict, features: FeatureSet, device: torch.device
 ) -> None:
-    """Log seeds, device and sizes, and a warning where the tokens are of another text encoder."""
+    """Log seeds, device and sizes, and a warning if the tokens are for another text encoder."""
     logger.info(
         f"Seeds {list(options.seeds)} on {describe_device(device)}, features {features.path}."
     )
@@ -143,14 +143,14 @@ def _log_data(
 
 
 def _log_missing_run(options: RunOptions, folders: dict[int, RunFolder]) -> None:
-    """Log that --resume begins a run, and which existing run may have been meant."""
+    """Log that --resume starts a new run, and which existing run may have been meant."""
     for folder in folders.values():
         if folder.existing_run_config():
             return
     first = folders[options.seeds[0]]
     similar = find_similar_run(first, options.name)
     hint = f" A run {similar} exists: to resume that one, correct --name." if similar else ""
-    logger.info(f"--resume: no run {first.name} exists, so it begins.{hint}")
+    logger.info(f"--resume: no run {first.name} exists, so it starts now.{hint}")
 
 
 def make_trainer(
@@ -168,10 +168,10 @@ def make_trainer(
         options: The options of the command.
         settings: The hyper-parameters.
         features: The data.
-        device: Where to train.
-        seed: Of all random numbers.
+        device: Device to train on.
+        seed: Seed of all random numbers.
         seed_number: Number of the seed among those of the command.
-        resumed: Whether the weights of a run will be loaded, so that initial weights are not.
+        resumed: Whether the weights of a run will be loaded; then initial weights are not.
     """
     set_seed(seed)
     model = build_model(settings, features)
@@ -191,7 +191,7 @@ def make_trainer(
 def train_seed(
     trainer: Trainer, folder: RunFolder, run_config: dict, options: RunOptions, test_ids: list[str]
 ) -> dict[str, float]:
-    """Train with one seed, from the start or from where the run stopped, and score the best epoch.
+    """Train with one seed, or resume its training, and score the best epoch.
 
     Args:
         trainer: A new trainer.
@@ -221,7 +221,7 @@ def train_seed(
 
             trainer.fit(on_epoch_end=save_epoch)
         folder.finish_writing()
-        barrier()  # the other processes read what the first one wrote
+        barrier()  # the other processes read the files of the first one
         folder.load_best(trainer.model, trainer.best_epoch)
         predictions = trainer.evaluate("test")
         metrics = {"seed": seed, "epoch": trainer.best_epoch}
@@ -249,8 +249,8 @@ def _start_or_resume(trainer: Trainer, folder: RunFolder, run_config: dict, resu
         code = run_config["versions"]["code"]
         if code_before != code:
             logger.warning(
-                f"The code has changed since the run was started ({code_before} -> {code}): its "
-                "epochs are not all trained by the same program."
+                f"The code has changed since the run was started ({code_before} -> {code}): not "
+                "all of its epochs are trained by the same code."
             )
 
 

@@ -32,20 +32,20 @@ from utils.ranks import world_size
 
 STARTUP_TRIALS = 5  # drawn at random, and never pruned
 WARMUP_EPOCHS = 2  # before any pruning
-HEARTBEAT_SECONDS = 60  # a trial without a sign of life for twice as long counts as failed
-SQLITE_TIMEOUT_SECONDS = 60  # for which processes on one SQLite file wait for each other
+HEARTBEAT_SECONDS = 60  # a trial without a heartbeat for twice as long counts as failed
+SQLITE_TIMEOUT_SECONDS = 60  # how long processes on one SQLite file wait for each other
 
 
 @dataclass
 class Sweep:
-    """A study, and what its trials need.
+    """A study, with the options and the data of its trials.
 
     Attributes:
         study: Optuna's study.
         options: The options of the command.
         key_eval: The metric of valid that is optimized.
         space: The distribution of each searched setting.
-        features: The data; None where the searched settings decide what is read.
+        features: The data; None if the searched settings determine which data are read.
         table: The CSV of all trials.
         dataset_name: The data set of all trials.
     """
@@ -62,20 +62,19 @@ class Sweep:
 def tune(
     options: RunOptions, trials: int | None, search_file: str = "", storage: str = ""
 ) -> dict | None:
-    """Run trials until the study `<name>-<dataset>` has enough, also of other processes.
+    """Run trials until the study `<name>-<dataset>` has enough, including those of other processes.
 
     Args:
         options: The options of the command.
-        trials: Number of trials that the study shall have.
+        trials: Number of trials that the study should have.
         search_file: JSON file of the settings to search; by default config/search/default.json.
         storage: URL of the study's database; by default an SQLite file in `<res_save_dir>/tune/`.
 
     Returns:
-        The searched settings of the best trial by KeyEval on valid; None where no trial is
-        complete.
+        The searched settings of the best trial by KeyEval on valid; None if no trial is complete.
 
     Raises:
-        DMDError: For whatever the user can fix.
+        DMDError: A problem that the user can fix.
     """
     _check_options(options, trials)
     settings = options.load_settings()
@@ -83,13 +82,13 @@ def tune(
     space = load_search_space(search_file)
     for key, distribution in space.items():
         for value in extreme_values(distribution):
-            options.with_overrides(search_file, {key: value})  # raises where it is not allowed
+            options.with_overrides(search_file, {key: value})  # raises if it is not allowed
     features = prepare_features(settings, **options.feature_overrides)
     comparable = _comparable_values(options, settings, space)
     name = f"{options.name}-{settings.dataset_name}"
     folder = Path(options.res_save_dir) / "tune"
     start_log(Path(options.log_dir) / f"{name}.log", options.verbose_level)
-    # A signal waits while the database is used: amid a transaction it would leave it locked.
+    # Signals wait while the database is in use: interrupting a transaction would leave it locked.
     with interrupts_held(), _reporting_storage_errors(name):
         folder.mkdir(parents=True, exist_ok=True)
         Path(options.model_save_dir).mkdir(parents=True, exist_ok=True)
@@ -101,7 +100,7 @@ def tune(
             options=options,
             key_eval=settings.KeyEval,
             space=space,
-            # Where the searched settings decide what is read, each trial reads its own data.
+            # If the searched settings determine which data are read, each trial reads its own.
             features=None if space.keys() & set(DATA_SETTINGS) else features,
             table=folder / f"{name}.csv",
             dataset_name=settings.dataset_name,
@@ -112,7 +111,7 @@ def tune(
 
 @contextmanager
 def _reporting_storage_errors(name: str) -> Iterator[None]:
-    """Inside, what the database or the folder of a study refuses becomes a RunError."""
+    """Convert an error of the study's database or folder to a RunError."""
     try:
         yield
     except _TrialError as error:
@@ -126,7 +125,7 @@ def _reporting_storage_errors(name: str) -> Iterator[None]:
 
 
 class _TrialError(Exception):
-    """An OSError of a training, which is not one of the study's storage."""
+    """An OSError of the training, to distinguish it from one of the study's storage."""
 
     def __init__(self, cause: OSError):
         super().__init__(str(cause))
@@ -142,7 +141,7 @@ def _check_options(options: RunOptions, trials: int | None) -> None:
         raise ConfigError("--tune: the trials of a study share one seed; give one with --seeds.")
     if world_size() > 1:
         raise ConfigError(
-            "--tune: start several commands on one study instead of a launcher's processes."
+            "--tune: runs without a launcher. Start several commands on one study instead."
         )
     if options.overwrite:
         raise ConfigError(
@@ -155,7 +154,7 @@ def _check_options(options: RunOptions, trials: int | None) -> None:
 def _comparable_values(
     options: RunOptions, settings: EasyDict, space: dict[str, BaseDistribution]
 ) -> dict:
-    """What must be the same in all processes of a study, for its trials to be comparable."""
+    """The values that all processes of a study must share, so that trials are comparable."""
     values = {}
     for key, value in settings.items():
         if key not in space and key not in NOT_COMPARED:
@@ -171,7 +170,7 @@ def _comparable_values(
 
 
 def _open_study(name: str, storage: str, key_eval: str, comparable: dict) -> optuna.Study:
-    """Open a study, or create it. Raises RunError where it was started with other settings."""
+    """Open a study, or create it. Raises RunError if it was started with other settings."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     engine = (
@@ -222,7 +221,7 @@ def _run_trials(sweep: Sweep, trials: int) -> None:
 
 
 def _count_trials(study: optuna.Study) -> int:
-    """The trials that run, or ended without being interrupted."""
+    """Count the trials that are running, or ended without being interrupted."""
     trials = study.get_trials(deepcopy=False)
     return sum(trial.state != TrialState.FAIL for trial in trials)
 
@@ -236,7 +235,7 @@ def _run_trial(sweep: Sweep, trial: optuna.Trial) -> float:
     options = sweep.options
     seed = options.seeds[0]
     # A sampler for each trial: otherwise processes on one study would draw the same trials, and a
-    # study that is continued would draw those that it began with.
+    # continued study would draw its first trials again.
     draws = int(np.random.SeedSequence([seed, trial.number]).generate_state(1)[0])
     sweep.study.sampler = optuna.samplers.TPESampler(
         seed=draws, n_startup_trials=STARTUP_TRIALS, constant_liar=True
@@ -268,13 +267,13 @@ def _run_trial(sweep: Sweep, trial: optuna.Trial) -> float:
         raise optuna.TrialPruned from error
     except OSError as error:
         raise _TrialError(error) from error
-    except Interrupted:  # which is no Exception: Optuna itself would leave the trial running
+    except Interrupted:  # not an Exception, so Optuna would leave the trial running
         sweep.study.tell(trial, state=TrialState.FAIL)
         raise
 
 
 def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
-    """Report an epoch to the study. Raises TrialPruned where other trials were better by then."""
+    """Report an epoch to the study. Raises TrialPruned if other trials were better by then."""
     with interrupts_held():
         value = row[f"valid/{key_eval}"]
         trial.report(value, step=row["epoch"])
@@ -285,11 +284,10 @@ def _report_epoch(trial: optuna.Trial, key_eval: str, row: dict) -> None:
 
 def _write_table(sweep: Sweep) -> None:
     """Write a row for each trial, as in Optuna's `trials_dataframe`, after the data set."""
-    # Locked: otherwise an older state of the study could replace a newer one.
+    # Locked, because otherwise an older state of the study could overwrite a newer one.
     with lock_folder(sweep.table.parent):
         trials = sweep.study.trials_dataframe(("number", "state", "value", "params", "user_attrs"))
-        # Study and data set may both contain hyphens, so that the name of the file does not tell
-        # them apart.
+        # Study and data set may both contain hyphens, so the file name does not separate them.
         trials.insert(0, "dataset", sweep.dataset_name)
         write_csv(sweep.table, trials.rename(columns={"value": f"valid_{sweep.key_eval}"}))
 
@@ -298,7 +296,7 @@ def _report(sweep: Sweep) -> dict | None:
     """Log the state of the study.
 
     Returns:
-        The settings of the best trial; None where no trial is complete.
+        The settings of the best trial; None if no trial is complete.
     """
     study = sweep.study
     states = Counter(trial.state.name.lower() for trial in study.trials)

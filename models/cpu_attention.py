@@ -29,10 +29,10 @@ LOG2_E = math.log2(math.e)
 
 
 def can_use_cpu_attention(x: Tensor) -> bool:
-    """Whether `cpu_attention` takes x: on the CPU, outside torch.compile and torch.func."""
+    """Whether `cpu_attention` supports x: on the CPU, outside torch.compile and torch.func."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    # No public function reports it; autograd.Function.apply asks the same one.
+    # No public function reports this; autograd.Function.apply calls the same one.
     return not torch._C._are_functorch_transforms_active()
 
 
@@ -118,7 +118,7 @@ class _Attention(torch.autograd.Function):
         output, sums = _attend_in_tiles(ctx, q, k, v, shifted=False)
         smallest, largest = sums.aminmax()
         is_in_range = smallest >= 1 / LARGEST_SUM and largest <= LARGEST_SUM
-        if not is_in_range:  # of few inputs, or NaN
+        if not is_in_range:  # rare inputs, or NaN
             output, sums = _attend_in_tiles(ctx, q, k, v, shifted=True)
         sums.mul_(1 - dropout)  # so that the weights that dropout keeps are scaled up
         output.div_(sums)
@@ -184,7 +184,7 @@ def _unnormalized_softmax(q: Tensor, k: Tensor, tile: _Tile, shifted: bool) -> T
 
 def _draw_kept(x: Tensor, p: float) -> Tensor:
     """1 with probability 1 - p and else 0, in x's shape and type."""
-    # As numbers, because a product with booleans takes five times as long.
+    # Numbers, because a product with booleans takes five times as long.
     kept = torch.empty_like(x)
     if p > LARGEST_BYTE_DROPOUT:
         return torch.ge(torch.rand_like(x), p, out=kept)
@@ -192,8 +192,8 @@ def _draw_kept(x: Tensor, p: float) -> Tensor:
     seed = int(torch.randint(2**63 - 1, ()))
     numbers = np.random.SFC64(seed).random_raw((x.numel() + 7) // 8)
     random_bytes = torch.from_numpy(numbers.view(np.uint8))[: x.numel()].view(x.shape)
-    # Bytes from the limit on are kept. 256 p need not be an integer: each row draws the one below
-    # or above it, so that every element has probability p.
+    # Bytes from the limit on are kept. If 256 p is not an integer, each row draws the integer below
+    # or above it, so that every element is dropped with probability p.
     limits = torch.rand(*x.shape[:-1], 1).add_(256 * p).floor_().to(torch.uint8)
     return torch.ge(random_bytes, limits, out=kept)
 

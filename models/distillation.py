@@ -13,13 +13,13 @@ EDGE_NAMES = ("V2L", "A2L", "L2V", "A2V", "L2A", "V2A")
 
 
 def students(x: Tensor) -> Tensor:
-    """Select what the students of PAIRS have.  (3, ·) -> (6, ·)"""
+    """Select the elements of the students of PAIRS.  (3, ·) -> (6, ·)"""
     parts = x.unbind()
     return torch.stack([parts[student] for student, _ in PAIRS])
 
 
 def teachers(x: Tensor) -> Tensor:
-    """Select what the teachers of PAIRS have.  (3, ·) -> (6, ·)"""
+    """Select the elements of the teachers of PAIRS.  (3, ·) -> (6, ·)"""
     parts = x.unbind()
     return torch.stack([parts[teacher] for _, teacher in PAIRS])
 
@@ -29,7 +29,7 @@ class GraphDistillation(nn.Module):
 
     Args:
         repr_dim: Width d of a representation.
-        gd_size: Width g of what a node takes from its logit, and from its representation.
+        gd_size: Width g of each half of a node: its projected logit and representation.
         temperature: Divides the edge scores before their softmax.
     """
 

@@ -19,13 +19,13 @@ from utils.errors import ConfigError
 
 ARGUMENT_ORDER = ("l", "a", "v")  # forward's arguments, feature_dims, seq_lens
 STACK_ORDER = ("l", "v", "a")  # everything that is stacked: graphs and fusion
-MODALITIES = {"l": "text", "v": "vision", "a": "audio"}  # for readers
+MODALITIES = {"l": "text", "v": "vision", "a": "audio"}  # names for display
 
 PerModality = dict[str, Tensor]  # by modality letter
 
 
 class DMDOutput(NamedTuple):
-    """Everything that the forward pass computes; a tuple, which nn.DataParallel can gather."""
+    """All outputs of the forward pass; a tuple, which nn.DataParallel can gather."""
 
     output_logit: Tensor  # (B, 1) the prediction
     logits_c: Tensor  # (B, 1) prediction from the common features
@@ -112,9 +112,9 @@ class Head(nn.Module):
 class DMD(nn.Module):
     """Decoupled Multimodal Distilling, sized by the data (paper, section 3).
 
-    With every value of `fusion` the parameters have the names, order and shapes of published
-    checkpoints, which load strictly; but they were trained with `sigmoid`, and predict nothing
-    sensible with `gate`.
+    The parameters have the names, order and shapes of published checkpoints, which therefore load
+    strictly, whatever `fusion` is. They were trained with `sigmoid`; with `gate` their predictions
+    are meaningless.
 
     Args:
         args: Settings (config/schema.py), with feature_dims and seq_lens: widths and steps of
@@ -224,7 +224,7 @@ class DMD(nn.Module):
             vision: (B, T_v, d_v) features.
 
         Returns:
-            All that was computed; `output_logit` (B, 1) is the prediction.
+            All outputs; `output_logit` (B, 1) is the prediction.
         """
         origin = self._project(text, audio, vision)
         specific, common = self._decouple(origin)  # Eq. 1

@@ -1,7 +1,7 @@
-"""Encoders that are alike, run together: each operation once for all of them, on stacked weights.
+"""Run encoders of the same structure together: each operation once, on stacked weights.
 
-Starting an operation on a GPU takes longer than computing it at this model's sizes. The computation
-is that of models/transformer.py: this is PyTorch's way to run an ensemble, `torch.func`.
+At this model's sizes, launching an operation on a GPU takes longer than computing it. The
+computation is the same as in models/transformer.py, run as an ensemble with `torch.func`.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ def are_alike(encoders: Sequence[nn.Module], sequences: Sequence[Sequence[Tensor
 
 
 def _describe(encoder: nn.Module) -> list | None:
-    """What determines the computation, except values of tensors; None if it must run alone."""
+    """All that determines the computation but tensor values; None if it must run separately."""
     description = []
     for module in encoder.modules():
         settings = {}
         for name, value in vars(module).items():
             if name.endswith("_hooks") and value:
                 return None
-            if name.startswith("_"):  # what nn.Module itself keeps
+            if name.startswith("_"):  # internal attributes of nn.Module
                 continue
             if isinstance(value, Tensor):  # instead of a parameter, in replicas of nn.DataParallel
                 return None
@@ -58,7 +58,7 @@ def _tensors(encoder: nn.Module) -> dict[str, Tensor]:
 def run_together(
     encoders: Sequence[nn.Module], sequences: Sequence[Sequence[Tensor]], last_step: bool
 ) -> list[Tensor]:
-    """Run encoders that are alike.
+    """Run encoders of the same structure (see `are_alike`).
 
     Args:
         encoders: E encoders.
@@ -67,7 +67,7 @@ def run_together(
         last_step: Return only the last step.
 
     Returns:
-        What each encoder returns for its own inputs.
+        The output of each encoder for its own inputs.
     """
     tensors = [_tensors(encoder) for encoder in encoders]
     stacked = {}

@@ -15,7 +15,7 @@ from utils.reading import printable, read_json
 
 # transformers is imported inside functions: without BERT nothing needs it, and it takes seconds.
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # whole, or in shards
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in one file, or in shards
 VOCABULARIES = ("vocab.*", "tokenizer.json", "*.model")
 TOKENIZER_FILES = VOCABULARIES + (
     "config.json",
@@ -113,7 +113,7 @@ def load_encoder(pretrained: str, kind: str = "bert") -> nn.Module:
 
 
 def load_tokenizer(pretrained: str, kind: str = "auto") -> tuple[Any, Any]:
-    """Load what turns text into tokens of an encoder, without its weights.
+    """Load the tokenizer and the configuration of an encoder, without its weights.
 
     Args:
         pretrained: See `TextEncoder`.
@@ -140,7 +140,7 @@ def load_tokenizer(pretrained: str, kind: str = "auto") -> tuple[Any, Any]:
 class _Source:
     """Where an encoder is loaded from."""
 
-    folder: str  # with the files that were asked for
+    folder: str  # contains the requested files
     is_local: bool  # not from the hub
     config: Any  # of the transformers library
 
@@ -150,7 +150,7 @@ def _contains(folder: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _local_folder(pretrained: str) -> str:
-    """The folder of that name, from here or from the project's root; "" for a hub name."""
+    """The folder, relative to the working directory or the project's root; "" for a hub name."""
     for folder in (Path(pretrained), PROJECT_ROOT / pretrained):
         if folder.is_dir():
             return str(folder)
@@ -165,9 +165,9 @@ def _loading(pretrained: str, kind: str, files: tuple[str, ...], needs: str) -> 
         source = _find(pretrained, files)
         model_type = source.config.model_type
         if kind not in ("auto", model_type) or source.config.is_encoder_decoder:
-            raise ValueError(f"it is a {model_type}, and `transformers` asks for {kind}")
+            raise ValueError(f"it is a {model_type}, but `transformers` is {kind}")
         yield source
-    except Exception as error:  # the hub, its cache and the file formats have many unrelated kinds
+    except Exception as error:  # the hub, its cache and the file formats raise unrelated errors
         lines = str(error).splitlines() or [""]
         reason = printable(lines[0] or type(error).__name__, 160)
         raise ConfigError(

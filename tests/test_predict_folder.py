@@ -228,7 +228,7 @@ def test_equal_ids_have_a_row_each_and_a_warning(loose, corpus, capsys):
     assert predict("--predictions", "out.csv") == 0
     name = corpus["test"]["id"][0]
     assert [row["id"] for row in rows_of("out.csv")] == [name, name]
-    assert f"1 ids occur more than once, and have a row for each time: {name}" in (
+    assert f"1 ids occur more than once, with a row for each occurrence: {name}" in (
         capsys.readouterr().out
     )
 
@@ -316,7 +316,7 @@ def huge_audio(fields: dict) -> None:
 
 
 BROKEN = {
-    "another width": (widen, "'audio' is 10 wide, but the checkpoint is for 5"),
+    "another width": (widen, "'audio' is 10 wide, but the checkpoint expects 5"),
     "a missing field": (drop_vision, "lacks 'vision'; it has"),
     "NaN": (put_nan, "'vision' is NaN or infinite"),
     "NaN that is cut": (put_nan_after_the_steps_of_the_model, "'vision' is NaN or infinite"),
@@ -326,8 +326,8 @@ BROKEN = {
     "one step without its axis": (flatten_audio, "'audio' is (5,); expected (N, steps, width), or"),
     "no steps": (empty_audio, "'audio' is (0, 5) for an utterance; expected (steps, 5)"),
     "no utterances": (no_utterances, "at least 1"),
-    "more audio than text": (two_of_audio, "'text_bert' is of 1 utterances, but 'audio' of 2"),
-    "more ids than utterances": (two_ids, "'id' is of 2 utterances"),
+    "more audio than text": (two_of_audio, "'text_bert' has 1 utterances, but 'audio' has 2"),
+    "more ids than utterances": (two_ids, "'id' has 2 utterances"),
     "more labels than utterances": (two_labels, "'regression_labels' is (2,)"),
     "a label out of range": (label_of_5, "'regression_labels' is not a number in [-3, 3]"),
     "labels that are no numbers": (label_of_words, "'labels' is not an array of numbers"),

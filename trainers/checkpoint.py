@@ -24,14 +24,14 @@ def save_state(state: dict, path: Path) -> None:
     """
     try:
         write_atomically(path, lambda file: torch.save(state, file))
-    except RuntimeError as error:  # as which torch.save reports a full disk
+    except RuntimeError as error:  # torch.save reports a full disk in this way
         raise OSError(errno.EIO, str(error).splitlines()[0]) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a state_dict of this program or a published one.
 
-    The forms in which Lightning and DataParallel save a state_dict are read too.
+    State_dicts that Lightning or DataParallel saved are supported too.
 
     Raises:
         CheckpointError: The file is missing, unreadable, or not a state_dict.
@@ -55,7 +55,7 @@ def _is_state_dict(state: object) -> bool:
 
 
 def read_state(path: str | Path):
-    """Read what `save_state` wrote, without executing code that the file might contain.
+    """Read a file of `save_state`, without executing code that the file might contain.
 
     Raises:
         CheckpointError: The file is missing or unreadable.
@@ -63,7 +63,7 @@ def read_state(path: str | Path):
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file can fail in any way that zip, pickle and PyTorch know
+    # A damaged file can raise any error of zip, pickle and PyTorch.
     except Exception as error:
         message = str(error).partition(" In PyTorch")[0]
         reason = f"{type(error).__name__}: {printable(message, 120)}"
@@ -78,11 +78,11 @@ def load_weights(
     Args:
         model: The model.
         path: The file.
-        state: Its content, where it has been read.
+        state: Its content, if it has been read.
 
     Raises:
-        CheckpointError: The file is unreadable, or of another model; the message gives the first
-            difference.
+        CheckpointError: The file is unreadable, or belongs to another model; the message gives the
+            first difference.
     """
     if state is None:
         state = read_checkpoint(path)

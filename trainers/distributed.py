@@ -1,10 +1,10 @@
-"""Several processes that train one model exactly as one process does.
+"""Train one model in several processes exactly as in one process.
 
 `torchrun` or `accelerate launch` start them. Margin, orthogonality and mean edges couple the
-utterances of a batch, so that an average of losses over shards of it would be another objective.
-Hence every process runs the model on its shard of each batch, gathers the outputs of all, and
-computes the objective of the whole batch; gradients are averaged after each backward pass, before
-the clipping.
+utterances of a batch, so an average of losses over shards would be another objective. Hence every
+process runs the model on its shard of each batch, gathers the outputs of all processes, and
+computes the objective of the whole batch. Gradients are averaged after each backward pass, before
+clipping.
 """
 
 import os
@@ -24,7 +24,7 @@ def init_processes(device: str) -> torch.device:
     """Join the processes that a launcher has started, if any.
 
     Args:
-        device: As --device names it.
+        device: Value of --device.
 
     Returns:
         The device of this process.
@@ -39,8 +39,8 @@ def init_processes(device: str) -> torch.device:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if chosen.index >= torch.cuda.device_count():
             raise ConfigError(
-                f"{torch.cuda.device_count()} GPUs for more processes: start fewer, or use "
-                "--device cpu."
+                f"{torch.cuda.device_count()} GPUs for more processes. Start fewer processes, or "
+                "use --device cpu."
             )
         torch.cuda.set_device(chosen)
     if not dist.is_initialized():
@@ -63,7 +63,7 @@ def destroy_processes() -> None:
 def shard(x: Tensor) -> Tensor:
     """Take every `world_size()`th utterance of a batch, from number `rank()` on.
 
-    The first utterances are repeated where shards would differ in length; `all_gather` drops them.
+    The first utterances are repeated if shards would differ in length; `all_gather` drops them.
 
     Args:
         x: (B, ·), the whole batch.
@@ -118,7 +118,7 @@ _all_gather = torch.compiler.disable(_AllGather.apply)
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Average gradients over the processes, in place.
 
-    Those of earlier batches, which are averages already, stay the same.
+    Accumulated gradients of earlier batches, which are averages already, stay the same.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if world_size() == 1 or not gradients:

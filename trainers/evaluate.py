@@ -1,4 +1,4 @@
-"""Predictions of a model over a split: their metrics, and what each part of the model computes."""
+"""Run a model over a split: predictions, their metrics, and the outputs of each part."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ class Predictions:
 
     Attributes:
         predicted: (N,), in file order.
-        labels: (N,); NaN where the file has no labels.
+        labels: (N,); NaN if the file has no labels.
         loss: The `Loss` of the split, see `predict`.
     """
 
@@ -78,7 +78,7 @@ def predict(
     Args:
         model: On the device.
         loader: Loader of the split.
-        device: Where to compute.
+        device: Device to compute on.
         description: Name of the split, for the progress bar and error messages.
         precision: fp32, tf32 or bf16.
 
@@ -98,7 +98,7 @@ def predict(
                 shards = [distributed.shard(x) for x in (text, audio, vision)]
                 logit = model(*shards).output_logit
             predicted.append(distributed.all_gather(logit.float(), len(target)))
-            # Copies: what a loader process sends keeps a file open as long as it is used.
+            # Copies, because a tensor of a loader process keeps a file open while it is in use.
             labels.append(target.clone())
             rows.append(batch["rows"].clone())
     predicted, labels = in_file_order(predicted, labels, rows)
@@ -152,8 +152,8 @@ def check_finite(predicted: Tensor, ids: Sequence[str], split: str) -> None:
         names = ", ".join(ids[i] for i in bad[:3])
         raise NumericalError(
             f"{split}: the predictions for {len(bad)} of {len(ids)} utterances are not finite: "
-            f"{names}. The weights or the features of these are out of range; during training, "
-            "lower the learning_rate."
+            f"{names}. Their features, or the weights, are out of range; during training, lower "
+            "the learning_rate."
         )
 
 
@@ -166,7 +166,7 @@ def log_metrics(split: str, model_name: str, metrics: dict[str, float]) -> None:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What each part of a model computes for the N utterances of a split, in file order.
+    """The outputs of each part of a model for the N utterances of a split, in file order.
 
     Attributes:
         labels: (N,)
@@ -201,7 +201,7 @@ def inspect(
     Args:
         model: On the device.
         loader: Loader of the split, in file order.
-        device: Where to compute.
+        device: Device to compute on.
         precision: fp32, tf32 or bf16.
         modalities: Letters of the modalities to use; those not listed are replaced by zeros.
 
@@ -244,12 +244,12 @@ def _summarize(output: DMDOutput) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def keep_modalities(model: DMD, modalities: str) -> Iterator[None]:
-    """Inside, the model replaces the modalities that are not listed by zeros.
+    """Replace the modalities that are not listed by zeros, within the context.
 
-    Of text, both the inputs and the output of the text encoder are replaced: a token 0 is a word.
+    For text, both the input and the output of the text encoder are replaced: token 0 is a word.
 
     Args:
-        model: The model; nothing is changed where all modalities are listed.
+        model: The model; it is unchanged if all modalities are listed.
         modalities: Letters of the modalities to use, such as "va".
     """
     missing = set(ARGUMENT_ORDER) - set(modalities)

@@ -1,7 +1,7 @@
 """The objective: one function for each equation, and their total. Every loss is a scalar.
 
-Where paper and release differ, a switch of the config chooses (config/schema.py). A `Parity:` note
-marks what the release does, and the docstring explains readings of the paper.
+If paper and release differ, a setting selects one of them (config/schema.py). A `Parity:` note
+marks the behavior of the release; docstrings explain interpretations of the paper.
 
 Legend: B batch, T' steps, d width. `homo` is HomoGD, the graph over the common parts (heads `low`);
 `hetero` is HeteroGD, over the specific parts (heads `high`). Terms of a graph: `logit`, distance of
@@ -178,7 +178,7 @@ def total_loss(
 
 
 def stack(per_modality: dict[str, Tensor]) -> Tensor:
-    """Stack what each modality has in the order l, v, a.  (B, ·) each -> (3, B, ·)"""
+    """Stack the tensors of the modalities in the order l, v, a.  (B, ·) each -> (3, B, ·)"""
     return torch.stack([per_modality[m] for m in STACK_ORDER])
 
 
@@ -213,7 +213,7 @@ class Objective(nn.Module):
         for graph in ("homo", "hetero"):
             pattern = torch.tensor(args[f"{graph}_gd_prior"], dtype=torch.float32)
             prior = (pattern / args.gd_prior_temperature).softmax(dim=0)
-            # The edges that the graph is pulled to.
+            # The prior, to which the mean edges are pulled.
             self.register_buffer(f"{graph}_prior", prior, persistent=False)
 
     def forward(self, output: DMDOutput, labels: Tensor) -> LossTerms:

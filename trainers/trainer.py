@@ -29,7 +29,7 @@ GRAPHS = ("homo", "hetero")
 
 @dataclass
 class BatchResult:
-    """What is kept of a batch: tensors on the device, without gradients.
+    """The results of a batch: tensors on the device, without gradients.
 
     Reading a value makes the host wait for the device, so it is done for many batches at once.
 
@@ -62,12 +62,12 @@ class TrainedEpoch:
 
 @dataclass
 class EpochResult:
-    """What `Trainer.fit` reports at the end of an epoch.
+    """The results of an epoch, reported by `Trainer.fit`.
 
     Attributes:
         epoch: Number of the epoch, from 1.
         best_epoch: The best epoch so far.
-        learning_rate: The one that the epoch was trained with.
+        learning_rate: The learning rate of the epoch.
         train_seconds: Seconds of training.
         seconds: Seconds of training and evaluation.
         losses: Mean of each loss term over the batches.
@@ -108,7 +108,7 @@ class Trainer:
         objective: The objective, with the two graphs that are trained along; it is moved to the
             device.
         loaders: Loaders of train, valid and test.
-        device: Where to compute.
+        device: Device to compute on.
         seed_number: Number of the seed among those of a command, for the log.
         precision: fp32, tf32 (on CUDA) or bf16 (autocast of the model; losses and metrics stay in
             fp32).
@@ -142,7 +142,7 @@ class Trainer:
         self.epoch = 0
         self.best_epoch = 0
         self.best_value = math.nan
-        # Parity: weight_decay is in the release's config and never given to Adam.
+        # Parity: the release's config has weight_decay, but Adam does not get it.
         self.optimizer = torch.optim.Adam(
             self._parameter_groups(),
             lr=args.learning_rate,
@@ -154,9 +154,9 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, mode="min", factor=args.scheduler_factor, patience=args.patience
         )
-        # The function, not the bound method: a reference to this object would keep it, and all that
-        # it has on a GPU, until Python's collector runs. Without CUDA graphs, whose next replay
-        # would overwrite accumulated gradients.
+        # The function, not the bound method: a reference to this object would keep it, and all its
+        # GPU memory, until Python's garbage collector runs. No CUDA graphs, because a replay would
+        # overwrite accumulated gradients.
         self.compiled_forward = None
         if compile:
             self.compiled_forward = torch.compile(type(self).forward, dynamic=False)
@@ -179,18 +179,18 @@ class Trainer:
         if batches < self.args.update_epochs:
             logger.warning(
                 f"{batches} batches are fewer than update_epochs={self.args.update_epochs}: one "
-                "step an epoch."
+                "step per epoch."
             )
             return True
         return False
 
     def fit(self, on_epoch_end: Callable[[EpochResult], None] | None = None) -> None:
-        """Train until `early_stop` epochs bring nothing better, or until `max_epochs`.
+        """Train until `early_stop` epochs bring no improvement, or until `max_epochs`.
 
         A trainer that has loaded the state of another continues where that one stopped.
 
         Args:
-            on_epoch_end: Called after every epoch; what it raises ends the training.
+            on_epoch_end: Called after every epoch; an exception ends the training.
         """
         while not self.is_finished():
             result = self.run_epoch()
@@ -241,7 +241,7 @@ class Trainer:
         logger.debug(f"Loss terms: {format_metrics(losses, tuple(losses))}")
 
     def _update_best(self, value: float) -> None:
-        """Note the epoch as the best one if its KeyEval improves by `min_improvement`."""
+        """Record the epoch as the best one if its KeyEval improves by `min_improvement`."""
         if self.args.KeyEval in LOWER_IS_BETTER:
             improvement = self.best_value - value
         else:
@@ -255,8 +255,8 @@ class Trainer:
 
         Parity: gradients of `update_epochs` batches add up unscaled and are clipped after every
         backward pass; the batches left over at the end of the epoch never reach the optimizer. The
-        published numbers were obtained that way. With `leftover_batches` step they get a step of
-        their own, unscaled too.
+        published results were obtained that way. With `leftover_batches` step they get their own
+        step, also unscaled.
 
         Raises:
             NumericalError: A loss or gradient is not finite; raised before the optimizer takes a
@@ -275,7 +275,7 @@ class Trainer:
                 self.optimizer.step()
                 results += pending
                 pending = []
-        if pending:  # they count in the means, even if no step follows
+        if pending:  # counted in the means, even if no step follows
             self._check_finite(pending)
             if self.takes_last_step:
                 self.optimizer.step()
@@ -285,8 +285,8 @@ class Trainer:
     def training_step(self, batch: dict[str, Tensor]) -> BatchResult:
         """Forward pass, losses, backward pass and clipping for one batch; gradients add up."""
         text, audio, vision, labels = to_device(batch, self.device)
-        choose_tf32(self.precision)  # here: torch.compile would run it at another time
-        # The smaller last batch of an epoch is not worth a compilation of its own.
+        choose_tf32(self.precision)  # here, because torch.compile would run it at another time
+        # The smaller last batch of an epoch is not worth a separate compilation.
         if self.compiled_forward is not None and len(labels) == self.args.batch_size:
             predicted, terms = self.compiled_forward(self, text, audio, vision, labels)
         else:
@@ -299,7 +299,7 @@ class Trainer:
             nn.utils.clip_grad_value_(self.all_parameters, self.args.grad_clip)
         edge_means = [terms.edges[graph].detach().mean(dim=1) for graph in GRAPHS]
         return BatchResult(
-            # Copies: a tensor of a loader process keeps a file open as long as it is used.
+            # Copies, because a tensor of a loader process keeps a file open while it is in use.
             predicted=predicted.detach().clone(),
             labels=labels.clone(),
             rows=batch["rows"].clone(),
@@ -346,7 +346,7 @@ class Trainer:
         names = ", ".join(ids[row] for row in rows.tolist())
         raise NumericalError(
             f"epoch {self.epoch}: {what} not finite, in the batch with the utterances {names}. No "
-            "step was taken with it; the checkpoints of the epochs before are good. Lower the "
+            "step was taken with it; the checkpoints of earlier epochs are valid. Lower the "
             "learning_rate, or look for extreme features in these utterances."
         )
 
@@ -368,13 +368,13 @@ class Trainer:
         return TrainedEpoch(losses, edges, predictions)
 
     def evaluate(self, split: str) -> Predictions:
-        """Predict a split with the present weights, and log its metrics as VAL or TEST."""
+        """Predict a split with the current weights, and log its metrics as VAL or TEST."""
         predictions = predict(self.model, self.loaders[split], self.device, split, self.precision)
         log_metrics(split, self.args.model_name, predictions.metrics())
         return predictions
 
     def state_dict(self) -> dict:
-        """Everything that decides how training continues, except the weights of the model."""
+        """Everything that determines how training continues, except the weights of the model."""
         return {
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
@@ -387,7 +387,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from what `state_dict` returned.
+        """Load a state that `state_dict` returned.
 
         Raises:
             KeyError, RuntimeError, ValueError: The state belongs to another model.
@@ -400,5 +400,5 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         self.loaders["train"].generator.set_state(state["order"])
         random_states = state["random"]
-        if rank() < len(random_states):  # otherwise this process, a new one, draws from its seed
+        if rank() < len(random_states):  # otherwise this process is new, and draws from its seed
             set_random_state(random_states[rank()])

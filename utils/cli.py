@@ -1,4 +1,4 @@
-"""How a command parses its flags, and how it ends."""
+"""Parse the flags of a command, and turn its errors into an exit status."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ from utils.ranks import is_first_rank
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with errors of one line."""
+    """An argparse parser that raises one-line errors."""
 
     def error(self, message: str) -> None:
         """Raise ConfigError."""
@@ -21,7 +21,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class RenamedFlag(argparse.Action):
-    """A flag of earlier versions: an error that names its successor, which is `const`."""
+    """A flag of earlier versions: an error that gives the new name, which is `const`."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Raise ConfigError."""
@@ -31,15 +31,15 @@ class RenamedFlag(argparse.Action):
 def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = lambda: "") -> int:
     """Run a command, and turn its errors into one line and an exit status.
 
-    The traceback of an error is in the log, where there is one.
+    The traceback of an error is written to the log file, if one is open.
 
     Args:
         main: The command.
         after_interrupt: Makes the line that follows "Stopped by SIGINT.".
 
     Returns:
-        0; 2 for what the user can fix (a DMDError or an OSError); 1 for an internal error; 130 and
-        143 for SIGINT and SIGTERM.
+        0; 2 for a problem that the user can fix (a DMDError or an OSError); 1 for an internal
+        error; 130 and 143 for SIGINT and SIGTERM.
     """
     try:
         with orderly_interrupts():
@@ -69,7 +69,7 @@ def log_traceback(error: Exception) -> str | None:
     """Add the traceback of an error to the log file.
 
     Returns:
-        The name of the log file; None where none is open.
+        The name of the log file; None if none is open.
     """
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):

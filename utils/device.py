@@ -1,4 +1,4 @@
-"""The device: its choice, precision, memory and description."""
+"""Choose and describe the device, and set its precision and memory options."""
 
 import contextlib
 import ctypes
@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_tf32(precision: str) -> None:
-    """Let CUDA use TF32 in products and convolutions for precision tf32, and for no other.
+    """Let CUDA use TF32 in matrix products and convolutions only for precision tf32.
 
     By default PyTorch uses it in convolutions.
     """
@@ -66,7 +66,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse what large tensors free, instead of handing it back to the system.
+    """Let glibc reuse the memory of freed tensors, instead of returning it to the system.
 
     A training step frees and asks for the same gigabytes again; getting them from the system page
     by page can double its time.
@@ -78,14 +78,14 @@ def keep_freed_memory() -> None:
 def set_thresholds(libc) -> None:
     """Set the thresholds of glibc's malloc, or none of them.
 
-    An older glibc refuses so large a threshold (mallopt returns 0). Setting the other one alone
+    An older glibc rejects such a large threshold (mallopt returns 0). Setting only the other one
     would be slower than setting none: once one is set, glibc no longer adapts both.
     """
     if libc.mallopt(M_MMAP_THRESHOLD, 2**30):
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # no limit
 
 
-@functools.cache  # the code that was imported, whatever is edited while rows or trials follow
+@functools.cache  # later rows and trials run the imported code, even if the files are edited
 def versions() -> dict[str, str]:
     """The versions that a result depends on; `code` is a checksum of this program's sources."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}

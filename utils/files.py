@@ -1,4 +1,4 @@
-"""Files that are written atomically: a reader finds a whole file or none."""
+"""Write files atomically, so that a reader finds a whole file or none."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Args:
         path: The file.
-        write: Writes the content to the open file that it is given.
+        write: Writes the content to the open file.
 
     Raises:
         OSError: The file cannot be written.
@@ -45,18 +45,18 @@ def link_atomically(source: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Inside, fill the temporary file that is yielded; on leaving, it replaces `path`."""
+    """Yield a temporary file to write to; on exit, it replaces `path`."""
     temporary = path.with_name(TEMPORARY.format(path.name, os.getpid()))
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
-        # It still exists after success if both were already names of one file.
+        # It still exists after success if both were already links to the same file.
         temporary.unlink(missing_ok=True)
-    if os.name != "nt":  # Windows opens no folders
+    if os.name != "nt":  # Windows cannot open folders
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            # Some file systems refuse it. The file itself is on the disk.
+            # Some file systems do not support it. The file itself is on the disk.
             with contextlib.suppress(OSError):
                 os.fsync(descriptor)
         finally:
@@ -65,7 +65,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, timeout: float = -1) -> Iterator[None]:
-    """Inside, keep other processes that ask for the same out of a folder.
+    """Lock a folder, so that other processes that lock it have to wait.
 
     Raises Timeout if another process has it for longer than `timeout` seconds (-1: no limit), and
     OSError if the file system has no locks.

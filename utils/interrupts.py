@@ -15,7 +15,7 @@ _pending: list[int] = []  # the signal that came while signals were held
 
 
 class Interrupted(BaseException):
-    """The user or the system asks the program to end."""
+    """The program received SIGINT or SIGTERM."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -25,7 +25,7 @@ class Interrupted(BaseException):
 
 @contextmanager
 def orderly_interrupts() -> Iterator[None]:
-    """Inside, the first signal raises Interrupted, and the second has its usual, deadly effect."""
+    """Let the first signal raise Interrupted, and the second one end the process at once."""
     main_process = os.getpid()
     previous_handlers = {number: signal.getsignal(number) for number in SIGNALS}
     previous_hook = sys.unraisablehook
@@ -39,7 +39,7 @@ def orderly_interrupts() -> Iterator[None]:
         _raise_pending()
 
     def send_again(unraisable):
-        """Send the signal again, a little later: Python ignores what a __del__ raises."""
+        """Send the signal again, a little later: Python ignores exceptions in __del__."""
         if not isinstance(unraisable.exc_value, Interrupted):
             previous_hook(unraisable)
             return
@@ -61,14 +61,14 @@ def orderly_interrupts() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Inside, a signal waits until the end, as a transaction of a database must be completed."""
+    """Hold signals until the end of the context, so that a transaction is completed."""
     with _set_held(True):
         yield
 
 
 @contextmanager
 def interrupts_allowed() -> Iterator[None]:
-    """Inside `interrupts_held`, let signals in again."""
+    """Allow signals again within `interrupts_held`."""
     with _set_held(False):
         yield
 

@@ -10,18 +10,18 @@ from tqdm import tqdm
 
 from utils.ranks import is_first_rank
 
-logger = logging.getLogger("MMSA")  # the name that the log lines of this family carry
+logger = logging.getLogger("MMSA")  # the name in the log lines of MMSA
 TERMINAL_LEVELS = (logging.ERROR, logging.INFO, logging.DEBUG)  # by verbose_level
-# A full disk, or a reader of a pipe that has gone, ends the log but not the run.
+# A full disk or a closed pipe ends the log but not the run.
 logging.raiseExceptions = False
 
 
 def start_log(log_file: Path, verbose_level: int) -> None:
-    """Log to the terminal and to a file; of several ranks only the first does.
+    """Log to the terminal and to a file, in the first rank only.
 
     Args:
-        log_file: Gets info, and debug with `verbose_level` 2.
-        verbose_level: What the terminal gets: 0 errors, 1 info, 2 debug.
+        log_file: File for messages of level info, and debug with `verbose_level` 2.
+        verbose_level: Messages on the terminal: 0 errors, 1 info, 2 debug.
 
     Raises:
         OSError: The file cannot be written.
@@ -47,7 +47,7 @@ def stop_log() -> None:
     """Close the handlers of an earlier command in this process."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        with contextlib.suppress(OSError):  # what a full disk did not take
+        with contextlib.suppress(OSError):  # buffered lines do not fit on a full disk
             handler.close()
 
 

@@ -1,4 +1,4 @@
-"""What a number in a result table means: metrics of predicted against true sentiment."""
+"""The metrics of the result tables: predicted against true sentiment."""
 
 import numpy as np
 from sklearn.metrics import f1_score
@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 # With Loss, the columns of result/normal/<dataset>.csv.
 CORE_METRICS = ("Acc_2", "F1_score", "Acc_7", "MAE")
 WIDER_METRICS = ("Has0_Acc_2", "Has0_F1_score", "Acc_5", "Acc_3", "Corr")
-METRICS = (*CORE_METRICS, *WIDER_METRICS)  # all that regression_metrics gives
+METRICS = (*CORE_METRICS, *WIDER_METRICS)  # all metrics of regression_metrics
 LOWER_IS_BETTER = ("Loss", "MAE")
 # Values that span less than this count as constant: they differ only by rounding in float32.
 CONSTANT = 1e-6
@@ -16,11 +16,11 @@ def regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str,
     """Score predictions (N,) against labels (N,), both in [-3, 3] or beyond.
 
     `Acc_2`, `F1_score` (weighted): positive against negative, over the utterances whose label is
-    not 0. A prediction of exactly 0 counts as negative; NaN if every label is 0 (then the
-    release crashes). `Has0_*`: not negative against negative, over all. `Acc_7`, `Acc_5`, `Acc_3`:
-    classes after clipping to ±3, ±2, ±1 and rounding half to even. `MAE`, `Corr` (Pearson; NaN
-    if either side is constant but for rounding). Rounded to 4 digits, as the release does before
-    it compares epochs.
+    not 0. A prediction of exactly 0 counts as negative; NaN if every label is 0 (the release
+    crashes then). `Has0_*`: non-negative against negative, over all utterances. `Acc_7`, `Acc_5`,
+    `Acc_3`: classes after clipping to ±3, ±2, ±1 and rounding half to even. `MAE`, `Corr`
+    (Pearson; NaN if either side is constant up to rounding). Rounded to 4 digits, as the release
+    does before it compares epochs.
     """
     predictions, labels = (
         np.asarray(values, np.float64).ravel() for values in (predictions, labels)

@@ -20,8 +20,8 @@ def read_metrics(path: str | Path) -> dict[str, float]:
     """Read a run's metrics.json, in which null is NaN.
 
     Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it does not hold a JSON object.
+        OSError: The file cannot be read.
+        ValueError: It does not contain a JSON object.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -33,7 +33,7 @@ def read_metrics(path: str | Path) -> dict[str, float]:
 
 
 def _without_repeats(pairs: list[tuple]) -> dict:
-    """Refuse repeated keys, of which Python's reader would silently keep the last."""
+    """Reject repeated keys; Python's reader would silently keep the last one."""
     for key, times in Counter(key for key, _ in pairs).items():
         if times > 1:
             raise ValueError(f"the key '{printable(key)}' occurs twice in one section")

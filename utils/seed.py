@@ -18,7 +18,7 @@ def set_seed(seed: int) -> None:
 
 
 def random_state() -> dict:
-    """Return the state of every generator that `set_seed` seeds, in types a checkpoint may hold."""
+    """Return the state of every generator that `set_seed` seeds, in types a checkpoint can hold."""
     kind, keys, *position = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -29,7 +29,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Restore what `random_state` returned.
+    """Restore a state that `random_state` returned.
 
     The generators of the GPUs are restored only if there are as many GPUs; otherwise a warning is
     logged.
@@ -44,6 +44,6 @@ def set_random_state(state: dict) -> None:
     else:
         logger.warning(
             f"The random state of {len(state['cuda'])} GPUs was saved, and "
-            f"{torch.cuda.device_count()} are here: their generators start from the seed, so that "
-            "dropout draws other numbers than in an uninterrupted run."
+            f"{torch.cuda.device_count()} are available: their generators start from the seed, so "
+            "that dropout draws other numbers than in an uninterrupted run."
         )

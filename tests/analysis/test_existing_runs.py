@@ -182,7 +182,7 @@ def test_comparisons_and_intervals_are_over_videos(runs, capsys):
     change(B, id=ids, prediction=-read(B)["label"])
     assert call(compare, str(A), str(B), "--output", "pair.csv") == 0
     printed, rows = capsys.readouterr().out, pd.read_csv("pair.csv")
-    assert "10 utterances of test that all runs have (of 10, 10), of 2 videos." in printed
+    assert "10 test utterances that all runs share (of 10, 10), of 2 videos." in printed
     assert "Only 2 videos: p cannot fall below 5 %" in printed
     assert set(rows["videos"]) == {2} and set(rows["better"]) == {"neither"}
     assert rows["p"].between(0.48, 0.52).all()
@@ -197,7 +197,7 @@ def test_comparisons_and_intervals_are_over_videos(runs, capsys):
     assert table.loc[["low", "high"], "MAE"].tolist() == pytest.approx(sorted(of_videos), abs=1e-6)
     assert train("-s", "1", "2", "--resume") == 0
     assert (
-        "10 utterances of test that all runs have (of 10, 10), of 2 videos."
+        "10 test utterances that all runs share (of 10, 10), of 2 videos."
         in capsys.readouterr().out
     )
 
@@ -224,7 +224,7 @@ def test_utterances_are_paired_by_id(runs, capsys):
     read(A).iloc[:8].to_csv(A / "predictions.csv", index=False)
     read(B).iloc[:9].to_csv(B / "predictions.csv", index=False)  # without the first of A
     assert call(compare, str(A), str(B)) == 0
-    assert "7 utterances of test that all runs have (of 8, 9)" in capsys.readouterr().out
+    assert "7 test utterances that all runs share (of 8, 9)" in capsys.readouterr().out
 
 
 PAIR, SEEDS = [str(A), str(B)], ["--seeds", str(A), str(SECOND)]
@@ -232,7 +232,7 @@ BAD = {
     "one run": (lambda: None, [str(A)], "1 runs"),
     "no run": (lambda: None, [str(A), "result/normal"], "result/normal/run.json: missing"),
     "no table": (lambda: (B / "predictions.csv").write_text(""), PAIR, "predictions.csv"),
-    "no common utterance": (lambda: change(B, id="other"), PAIR, "less than 2"),
+    "no common utterance": (lambda: change(B, id="other"), PAIR, "fewer than 2 shared"),
     "another label": (lambda: change(B, label=2.75), PAIR, "label"),
     "other settings": (lambda: None, ["--seeds", str(SECOND), str(B)], "has fusion gate"),
     "other data": (lambda: configure(SECOND, data={"featurePath": "0"}), SEEDS, "has data"),

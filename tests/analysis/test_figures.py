@@ -145,7 +145,7 @@ def test_what_history_alone_allows_is_drawn(copied, capsys):
     message, word = capsys.readouterr().err, "no such feature file"
     assert (
         message.count("\n") == 1
-        and message.startswith("Without features, predictions, heads: ")
+        and message.startswith("Figures of features, predictions and heads are missing: ")
         and word in message
     )
     names = {"training.png", "training.svg", "edges.png", "edges.svg"}

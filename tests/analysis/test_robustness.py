@@ -303,7 +303,7 @@ BAD = {
     ),
     "weights that are not finite": (spoil_weights, RUNS, "are not finite"),
     "other settings": (lambda: configure(RUNS[1], gamma=0.5), RUNS, "dmd-synthetic-2 has gamma"),
-    "a seed twice": (lambda: None, [RUNS[0], RUNS[0]], "is of seed 1"),
+    "a seed twice": (lambda: None, [RUNS[0], RUNS[0]], "has seed 1, like"),
     "no history": (lambda: (FIRST / "history.csv").unlink(), RUNS, "history.csv"),
     "no unknown token": (remove_unknown_token, RUNS, "has no unknown token"),
     "damaged data": (damage_data, RUNS, "aligned_50.pkl"),

@@ -100,7 +100,7 @@ def test_every_field_by_hand(data, capsys):
     }
     printed = capsys.readouterr().out
     assert "train 2, valid 1, test 1 utterances" in printed
-    assert "Longer ones that were cut: audio 1, vision 1, text_bert 1." in printed
+    assert "Longer sequences that were cut: audio 1, vision 1, text_bert 1." in printed
     assert [p.name for p in data.iterdir() if p.name.endswith(("tmp", ".pkl"))] == ["my.pkl"]
 
 
@@ -365,7 +365,7 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "other width": (
         lambda: np.save(ONE, np.zeros((4, 5))),
         [],
-        "5 wide, but 3 files are not (v1$_$1, v2$_$0, v3.b)",
+        "5 columns in all files; 3 files have another number (v1$_$1, v2$_$0, v3.b)",
     ),
     "NaN": (
         lambda: np.save(ONE, np.array([[1, np.nan]])),
@@ -375,18 +375,18 @@ BAD = {  # what is done to the files, further arguments, words of the error
     "pickled objects": (
         lambda: np.save(ONE, np.array([[Trap()]])),
         [],
-        "v1$_$0.npy: no table of numbers",
+        "v1$_$0.npy: expected a table of numbers",
     ),
     "no steps at all": (lambda: None, ["--vision-steps", "0"], "--vision-steps"),
     "steps unknown": (
         lambda: write_table([[r[0], "test", *r[2:]] for r in ROWS]),
         [],
-        "--audio-steps: without",
+        "--audio-steps: missing",
     ),
     "output is a folder": (
         lambda: None,
         ["-o", "audio", "--overwrite"],
-        "--output: audio exists already",
+        "--output: audio already exists",
     ),
 }
 

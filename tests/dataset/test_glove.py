@@ -121,9 +121,9 @@ def rewrite(change) -> None:
 BAD = {
     "too few numbers": (
         lambda: write_vectors("a 1 2\nthe 1\n"),
-        "vectors.txt: not a word and 2 numbers",
+        "vectors.txt: expected a word and 2 numbers",
     ),
-    "binary": (lambda: write_vectors(bytes(range(256))), "vectors.txt: none of the"),
+    "binary": (lambda: write_vectors(bytes(range(256))), "vectors.txt: contains none of the"),
     "NaN in the pickle": (
         lambda: rewrite(lambda f: f.update(audio=f["audio"] * np.nan)),
         "out.pkl: 'audio' of",
@@ -132,7 +132,7 @@ BAD = {
         lambda: rewrite(lambda f: f.update(raw_text=["the"] * 9)),
         "split 'train' has 9",
     ),
-    "it exists": (lambda: Path("out.pkl").write_bytes(b"x"), "--output: out.pkl exists already"),
+    "it exists": (lambda: Path("out.pkl").write_bytes(b"x"), "--output: out.pkl already exists"),
 }
 
 

@@ -191,7 +191,7 @@ def test_other_data_sets_and_layouts_are_refused_with_a_remedy(capsys):
     write(without_bert())
     message = refused(capsys, run_command, "-d", "mosi-glove", *SMALL)
     assert "'text' is 768 wide, not 300" in message
-    assert "MMSA pickles have features of BERT there, and no GloVe" in message
+    assert "MMSA pickles contain BERT features instead of GloVe vectors" in message
     assert "dataset.glove" in message and "feature_dims=[768,5,20]" in message
     Path(file).unlink()
     message = refused(capsys, run_command, "-d", "mosi-glove", *SMALL)
@@ -283,7 +283,7 @@ def test_check_knows_the_layout(capsys):
         assert level_of(levels, "MulT's layout") == "ok"
         assert level_of(levels, "ids of video, start and end are joined") == "ok"
         assert level_of(levels, "use_bert=false: can be trained on") == "ok"
-        assert level_of(levels, "Not as many utterances as in MulT's files") == "note"
+        assert level_of(levels, "Numbers of utterances differ from MulT's files") == "note"
     assert level_of(findings(capsys, file, "-d", "mosi"), "no tokens for use_bert=true") == "error"
     assert level_of(findings(capsys, file, "-d", "mosei-glove"), "Set feature_dims=") == "error"
     write(without_bert())
@@ -301,4 +301,4 @@ def test_check_recognizes_the_sizes_of_the_published_files(capsys):
         for key in ("text", "audio", "vision"):
             content[split][key] = np.ones((count, 1, 1), np.float32)
     levels = findings(capsys, write(content))
-    assert level_of(levels, "As many utterances as in MulT's files: mosi-glove.") == "ok"
+    assert level_of(levels, "Numbers of utterances as in MulT's files: mosi-glove.") == "ok"

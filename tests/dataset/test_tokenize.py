@@ -147,7 +147,7 @@ BAD = {
     ),
     "no splits": (lambda: write_pickle(Path(SOURCE), {"a": 1}), "none of the splits train, valid"),
     "no pickle": (lambda: Path(SOURCE).write_bytes(b"<html>"), "it is a web page"),
-    "existing output": (lambda: Path("out.pkl").write_bytes(b"x"), "out.pkl exists already"),
+    "existing output": (lambda: Path("out.pkl").write_bytes(b"x"), "out.pkl already exists"),
 }
 
 
@@ -163,7 +163,7 @@ def test_bad_input_is_one_line_and_writes_nothing(case, folder, capsys):
     ("kind", "pad_token", "steps", "words"),
     [
         ("roberta", "<pad>", "63", "--text-steps: 63, but"),
-        ("mpnet", "<pad>", "63", "'mpnet' takes 3 to 62."),
+        ("mpnet", "<pad>", "63", "'mpnet' accepts 3 to 62 tokens"),
         ("bert", "<pad>", "2", "takes 3 to 64."),
         ("gpt2", None, "50", "--pretrained: 'gpt2' has no padding token"),
     ],
