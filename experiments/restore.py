@@ -139,7 +139,7 @@ def load_settings(
     if not dataset_name and not run_config:
         read_checkpoint(checkpoint)  # if the file is not a checkpoint, report that first
         raise ConfigError(
-            f"{checkpoint}: no run.json next to it names its data set. Give -d mosi or -d mosei."
+            f"{checkpoint}: without run.json its data set is unknown. Give -d mosi or -d mosei."
         )
     dataset_name = dataset_name or run_config["settings"]["dataset_name"]
     settings = load_config("dmd", dataset_name, config_file, config)

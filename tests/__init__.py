@@ -1,5 +1,5 @@
-"""The tests need no network. The hub's library reads this when it is imported; without it, it tries
-for long.
+"""The tests run offline. huggingface_hub reads the variable when it is imported; without it, the
+library retries for a long time.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Calling the commands on a small corpus."""
+"""Call the commands on a small corpus."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def train(*arguments: str) -> int:
 
 
 def launch(*command: str, **options) -> subprocess.CompletedProcess:
-    """A Python program in a process of its own."""
+    """Start a Python program in a new process."""
     return subprocess.run(
         [sys.executable, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -46,7 +46,7 @@ def launch(*command: str, **options) -> subprocess.CompletedProcess:
 
 
 def files() -> dict[str, bytes]:
-    """All that is in the working folder, but for logs and the files that are locked."""
+    """All files in the working directory, except logs and lock files."""
     return {
         str(p): p.read_bytes() for p in Path().rglob("[!.]*") if p.is_file() and p.parts[0] != "log"
     }
@@ -74,6 +74,6 @@ def metrics_of(run: str) -> dict:
 
 
 def timeless(run: str) -> list[dict[str, str]]:
-    """The rows of a run's history, but for how long they took."""
+    """The rows of a run's history, without the seconds."""
     rows = rows_of(f"result/{run}/history.csv")
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]

@@ -58,7 +58,7 @@ def make_folder(tmp_path_factory, corpus) -> Callable[[], Path]:
 
 @pytest.fixture
 def folder(make_folder, monkeypatch) -> Path:
-    """Such a folder, as the working folder."""
+    """A folder with the small corpus, as the working directory."""
     monkeypatch.chdir(folder := make_folder())
     return folder
 
@@ -73,7 +73,7 @@ def trained_once(make_folder) -> Path:
 
 @pytest.fixture
 def trained(folder, trained_once) -> Path:
-    """A working folder of the test's own, with a copy of that run."""
+    """A copy of `trained_once`, as the working directory of one test."""
     for name in ("pt", "result"):
         shutil.copytree(trained_once / name, folder / name)
     return folder

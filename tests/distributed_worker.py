@@ -1,7 +1,6 @@
-"""Two epochs without dropout; run by torchrun from tests/test_ranks.py, and by the test itself
-alone.
+"""Train two epochs without dropout, under torchrun or in one process (tests/test_ranks.py).
 
-python -m tests.distributed_worker FOLDER: the first process writes what it has in the end.
+python -m tests.distributed_worker FOLDER: the first process writes the final results.
 """
 
 import sys

@@ -2,7 +2,7 @@
 and inputs.
 
 Weights and inputs are not stored: both follow from a seed and, for a weight, from its name. The
-    `.npz` files in tests/parity/ hold the results; `case` in each says how it was made.
+    `.npz` files in tests/parity/ hold the results; `case` in each describes how it was made.
 """
 
 import json
@@ -112,7 +112,7 @@ class Reference:
     weights, the numbers.
     """
 
-    device = "cpu"  # or what pytest's --device says
+    device = "cpu"  # or the value of pytest's --device
 
     def __init__(self, name: str, bert_folder: Path, **overrides):
         self.numbers = np.load(FOLDER / f"{name}.npz")
@@ -191,8 +191,8 @@ class Reference:
 
 
 def relative_difference(got, expected) -> float:
-    """Largest absolute difference over the largest absolute value of the reference (1e-3 where that
-    is larger).
+    """Largest absolute difference over the largest absolute value of the reference (at least
+    1e-3).
     """
     got = (
         got.detach().cpu().double().numpy()

@@ -1,4 +1,4 @@
-"""The two commands end to end, on real files and, where it matters, in real processes."""
+"""The two commands end to end, on real files and, if necessary, in real processes."""
 
 import argparse
 import dataclasses
@@ -34,12 +34,12 @@ from utils.errors import ConfigError
 BEST = "pt/dmd-synthetic-1111/best.pth"
 
 
-def test_a_run_in_a_process_of_its_own_and_what_test_says_of_it(folder, monkeypatch, capsys):
-    """Without a display, which pictures do not need."""
+def test_run_in_a_process_is_scored_by_the_test_command(folder, monkeypatch, capsys):
+    """Without a display, which figures do not need."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MPLBACKEND", "TkAgg")
     trained = launch(str(ROOT / "run.py"), "-d", "synthetic", *TINY, "--name", "tiny", "-s", "7")
-    # no bars, no warnings where the output is no terminal
+    # no progress bars and no warnings if the output is not a terminal
     assert (trained.returncode, trained.stderr) == (0, "")
     scores = r"Acc_2: \S+ F1_score: \S+ Acc_7: \S+ MAE: \S+"
     assert re.search(
@@ -58,7 +58,7 @@ def test_a_run_in_a_process_of_its_own_and_what_test_says_of_it(folder, monkeypa
     assert round(float(np.mean(errors)), 4) == pytest.approx(metrics["MAE"], abs=1e-4)
 
 
-def test_what_is_answered_before_pytorch_is_loaded(trained):
+def test_help_and_invalid_settings_respond_without_pytorch(trained):
     """Help, a wrong setting, data set or flag, and a checkpoint that does not exist. PyTorch takes
     seconds to load.
     """
@@ -79,8 +79,8 @@ def test_what_is_answered_before_pytorch_is_loaded(trained):
     ] * 4 + ["False"], done
 
 
-def test_the_same_run_by_another_name_and_from_python(trained):
-    """The same bytes; and the Python call is the command."""
+def test_run_from_python_equals_run_from_command_line(trained):
+    """Both write the same bytes."""
     assert train("--name", "b", "--deterministic") == 0
     for file in ("1.pth", "2.pth", "best.pth"):
         first, second = (
@@ -93,10 +93,8 @@ def test_the_same_run_by_another_name_and_from_python(trained):
     assert metrics_of("dmd-synthetic-1111") == results[1111]
 
 
-def test_a_model_in_three_lines(trained):
-    """And what it says of an utterance is what the run has predicted; a file that stands alone
-    needs its data set.
-    """
+def test_model_loads_in_three_lines(trained):
+    """Its predictions are those of the run; without run.json, the data set must be given."""
     model, settings = load_model(BEST)
     Path("alone.pth").write_bytes(Path(BEST).read_bytes())
     with pytest.raises(ConfigError, match="-d mosi"):
@@ -122,8 +120,8 @@ def test_a_model_in_three_lines(trained):
     assert torch.equal(output.output_logit, same.output_logit)
 
 
-def test_training_from_the_weights_of_another_run(trained, corpus, capsys):
-    """Those that fit: with wider audio all but its projection."""
+def test_training_starts_from_weights_of_another_run(trained, corpus, capsys):
+    """Matching weights are loaded: with wider audio, all but its projection."""
     wide = {
         split: fields | {"audio": np.repeat(fields["audio"], 2, axis=2)}
         for split, fields in corpus.items()
@@ -149,7 +147,7 @@ def test_training_from_the_weights_of_another_run(trained, corpus, capsys):
     assert call(test_command, "pt/wide-synthetic-1111/best.pth") == 0
 
 
-def test_unaligned_lengths_and_a_dead_modality_in_bf16(folder, corpus):
+def test_unaligned_data_with_a_dead_modality_train_in_bf16(folder, corpus):
     unaligned = {
         split: fields
         | {"audio": np.repeat(fields["audio"], 2, axis=1), "vision": 0 * fields["vision"][:, :30]}
@@ -194,7 +192,7 @@ BAD_RUNS = [
 ]
 
 
-def test_bad_input_is_one_line_and_leaves_everything_as_it_was(trained, capsys):
+def test_bad_input_gives_one_line_and_changes_nothing(trained, capsys):
     Path("broken.json").write_text('{"datasetCommonParams": ')
     for arguments, word in BAD_RUNS:
         assert word in refused(
@@ -203,13 +201,13 @@ def test_bad_input_is_one_line_and_leaves_everything_as_it_was(trained, capsys):
     assert train("--over") == 2  # abbreviated: the command that resumes is made of whole words
 
 
-def test_bad_checkpoints(trained, capsys):
+def test_bad_checkpoints_give_one_line(trained, capsys):
     Path("cut.pth").write_bytes(Path(BEST).read_bytes()[:1000])
     Path("alone.pth").write_bytes(Path(BEST).read_bytes())
     for arguments, word in (
         (["cut.pth"], "cut.pth"),
         (["alone.pth"], "-d mosi"),
-        # trained with nlevels 1, the config says another
+        # trained with nlevels 1, but the config has another value
         (["alone.pth", "-d", "synthetic"], "alone.pth"),
         ([BEST, "--predictions", "alone.pth/out.csv"], "alone.pth"),
         ([BEST, "--predictions", "alone.pth"], "--overwrite"),
@@ -240,5 +238,5 @@ def test_flags_are_options_of_a_run_and_have_no_defaults_of_their_own():
     assert known == options - {"model_name", "after_epoch"}
 
 
-def test_a_renamed_flag_answers_with_its_new_name(folder, capsys):
+def test_renamed_flag_reports_its_new_name(folder, capsys):
     assert "--init is now --init-from" in refused(capsys, train, "--init", "x.pth")

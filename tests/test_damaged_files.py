@@ -1,7 +1,7 @@
 """Damaged features, checkpoints and configs, through the real commands: one line and exit status 2,
 or a result.
 
-Each test makes a few of them, and hundreds where the slow tests run. All are seeded.
+Each test damages a few files, and hundreds of them among the slow tests. All damage is seeded.
 """
 
 import io
@@ -47,8 +47,8 @@ AMOUNTS = [pytest.param(8, id="some"), pytest.param(200, marks=pytest.mark.slow,
 
 @pytest.fixture
 def record(tmp_path, monkeypatch, capsys) -> Iterator[Callable]:
-    """In a folder with features, a config, and a trained run: call a command, and note what it
-    makes of a file.
+    """In a folder with features, a config, and a trained run: call a command on a file, and record
+    the outcome.
     """
     monkeypatch.chdir(tmp_path)
     write_pickle(Path("own.pkl"), make_content())
@@ -103,7 +103,7 @@ VALUES = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_features(record, amount):
+def test_damaged_features_give_one_line(record, amount):
     files = [pickle.dumps(make_content(), protocol) for protocol in (2, 4, 5)]
     files += [
         HOSTILE[name] for name in ("os.system", "protocol 0, nested", "protocol 4, in an array")
@@ -123,7 +123,7 @@ def test_features(record, amount):
 
 
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_checkpoints(record, amount):
+def test_damaged_checkpoints_give_one_line(record, amount):
     state = torch.load(TRAINED / "best.pth")
     name, value = next(iter(state.items()))
     changed = list(damaged((TRAINED / "best.pth").read_bytes(), amount, 0))
@@ -147,7 +147,7 @@ def test_checkpoints(record, amount):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("amount", AMOUNTS)
-def test_configs(record, amount):
+def test_damaged_configs_give_one_line(record, amount):
     for what, content in damaged(json.dumps(CONFIG).encode(), amount, 0):
         Path("damaged.json").write_bytes(content)
         record(

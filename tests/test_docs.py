@@ -111,7 +111,7 @@ ls
 """
 
 
-def test_blocks_of_a_page_are_read_with_their_marks(tmp_path):
+def test_code_blocks_are_read_with_their_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert list(read_blocks(page)) == [

@@ -1,5 +1,4 @@
-"""What a run promises when something goes wrong: nothing is lost, and it ends as if nothing had
-happened.
+"""Runs survive signals, kills and full disks without loss, and end with the same results.
 
 Real signals, real processes, a real full disk. The long tests are marked slow.
 """
@@ -47,7 +46,7 @@ LONGER = ["--epochs", str(EPOCHS)]
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    """run.py in a process of its own."""
+    """Start run.py in a new process."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), "-d", "synthetic", *SMALL, *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -64,7 +63,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def outcome(name: str) -> dict:
-    """All that a run of that name leaves and that must not depend on how it came about."""
+    """The results of a run that must not depend on interruptions."""
     weights = {
         path.name: path.read_bytes() for path in Path(f"pt/{name}-synthetic-1111").glob("*.pth")
     }
@@ -86,7 +85,7 @@ def outcome(name: str) -> dict:
 
 
 def assert_readable(name: str) -> None:
-    """Every file under its final name is whole."""
+    """Check that every file under its final name is complete."""
     for path in Path(f"pt/{name}-synthetic-1111").iterdir():
         if path.suffix in (".pth", ".pt"):
             read_state(path)
@@ -104,7 +103,7 @@ def uninterrupted(make_folder) -> dict:
         return outcome("whole")
 
 
-def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_end(uninterrupted, folder, capsys):
+def test_run_resumed_after_a_signal_equals_uninterrupted_run(uninterrupted, folder, capsys):
     def interrupt():
         while not Path("pt/cut-synthetic-1111/2.pth").exists():
             time.sleep(0.001)
@@ -127,8 +126,8 @@ def test_a_signal_ends_a_run_in_order_and_it_resumes_to_the_same_end(uninterrupt
 
 
 @pytest.mark.slow
-def test_the_last_word_of_an_interrupted_command_resumes_it(folder):
-    """Of two seeds the first has begun; meanwhile no other process may have the run."""
+def test_last_line_of_an_interrupted_command_resumes_it(folder):
+    """Interrupted in the first of two seeds; until then no other process can open the run."""
     many = ["--set", "early_stop=60", "--epochs", "60"]  # so that the second command comes in time
     process = start("--name", "cut", "-s", "1", "2", *many, "--overwrite")
     wait_for(Path("pt/cut-synthetic-1/1.pth"), process)
@@ -147,7 +146,7 @@ def test_the_last_word_of_an_interrupted_command_resumes_it(folder):
     assert [row["seed"] for row in rows_of("result/normal/synthetic-seeds.csv")] == ["1", "2"]
 
 
-def test_ctrl_c_while_pytorch_is_loaded_is_one_line(folder):
+def test_ctrl_c_while_pytorch_is_imported_gives_one_line(folder):
     arguments = [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "-d", "synthetic"]
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -169,7 +168,7 @@ def test_ctrl_c_while_pytorch_is_loaded_is_one_line(folder):
     [["--search", "space.json", "--tune", "3"], ["--suite", "table3"]],
     ids=["sweep", "suite"],
 )
-def test_the_last_word_of_an_interrupted_sweep_or_suite_is_one_line(folder, words):
+def test_interrupted_sweep_or_suite_ends_with_one_line(folder, words):
     Path("space.json").write_text('{"learning_rate": [0.001, 0.01]}')
     process = start(*words, "--resume")
     wait_for(Path("log"), process)
@@ -197,9 +196,7 @@ def test_open_files_do_not_grow_with_the_batches_of_loader_processes(tmp_path):
 
 
 class Old:
-    """The mallopt of glibc 2.31, which refuses a threshold above 32 MiB, and the values that it has
-    accepted.
-    """
+    """mallopt of glibc 2.31, which rejects thresholds above 32 MiB; keeps the accepted values."""
 
     def __init__(self):
         self.accepted = {}
@@ -211,12 +208,12 @@ class Old:
         return 1
 
 
-def test_no_threshold_of_an_older_c_library_is_changed():
+def test_thresholds_of_an_older_glibc_are_not_changed():
     set_thresholds(libc := Old())
     assert not libc.accepted
 
 
-def test_a_file_system_that_refuses_to_sync_folders_does_not_end_a_run(folder, monkeypatch):
+def test_run_continues_if_folders_cannot_be_synced(folder, monkeypatch):
     def refuse_folders(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "Invalid argument")
@@ -226,7 +223,7 @@ def test_a_file_system_that_refuses_to_sync_folders_does_not_end_a_run(folder, m
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_a_file_system_without_locks_is_one_line_at_most(folder, monkeypatch, capsys):
+def test_file_system_without_locks_gives_at_most_one_line(folder, monkeypatch, capsys):
     """Some versions of filelock then raise NotImplementedError, others lock in another way."""
 
     def refuse(descriptor: int, operation: int) -> None:
@@ -237,14 +234,14 @@ def test_a_file_system_without_locks_is_one_line_at_most(folder, monkeypatch, ca
     assert status == 0 or (status == 2 and error.count("\n") == 1 and "file locks" in error), error
 
 
-def test_number_of_checkpoints(folder):
+def test_only_the_given_number_of_checkpoints_is_kept(folder):
     assert train("--set", "keep_checkpoints=1", *LONGER) == 0
     best = metrics_of("dmd-synthetic-1111")["epoch"]
     kept = {path.name for path in Path("pt/dmd-synthetic-1111").glob("*.pth")}
     assert kept == {f"{best}.pth", f"{EPOCHS}.pth", "best.pth"}
 
 
-def test_a_loss_that_is_not_finite(folder, capsys):
+def test_non_finite_loss_ends_training_with_one_line(folder, capsys):
     assert train("--set", "learning_rate=1e30", *LONGER) == 2
     assert re.fullmatch(r"NumericalError: .* not finite.*utterances.*\n", capsys.readouterr().err)
     log = Path("log/dmd-synthetic.log").read_text()
@@ -252,12 +249,12 @@ def test_a_loss_that_is_not_finite(folder, capsys):
     assert_readable("dmd")
 
 
-def test_an_internal_error_keeps_its_traceback(capsys):
+def test_internal_error_keeps_its_traceback(capsys):
     assert run_command(lambda: 1 / 0) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_the_test_command_tells_other_data_and_settings(trained, corpus, capsys):
+def test_test_command_reports_changed_data_and_settings(trained, corpus, capsys):
     checkpoint = "pt/dmd-synthetic-1111/best.pth"
     assert call(test_command, checkpoint) == 0
     assert "WARNING" not in capsys.readouterr().out
@@ -269,10 +266,8 @@ def test_the_test_command_tells_other_data_and_settings(trained, corpus, capsys)
     assert "data is {" in out
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run(folder, capsys):
-    """The operating system refuses files of more than 1 MB; the checkpoint is larger. Then there is
-    room again.
-    """
+def test_checkpoint_that_cannot_be_written_ends_the_run(folder, capsys):
+    """The operating system first rejects files of more than 1 MB, such as the checkpoint."""
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, most[1]))
     try:
@@ -292,16 +287,16 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(folder, capsys):
     )
 
 
-def test_a_log_without_room_does_not_end_the_run(folder):
+def test_full_disk_of_the_log_does_not_end_the_run(folder):
     Path("log").mkdir()
     Path("log/dmd-synthetic.log").symlink_to("/dev/full")
     assert train("--epochs", "1") == 0 and Path("result/dmd-synthetic-1111/metrics.json").exists()
 
 
 @pytest.mark.slow
-def test_twenty_kills_do_not_change_the_end(folder):
-    """SIGKILL at random moments of training, every other while a file is being written; then the
-    run goes on.
+def test_run_killed_twenty_times_equals_uninterrupted_run(folder):
+    """SIGKILL at random moments of training, every other one while a file is written; then the run
+    is resumed.
     """
     epochs = ["--epochs", "12", "--set", "early_stop=12"]
     assert train("--name", "whole", *epochs) == 0
@@ -338,7 +333,7 @@ def test_twenty_kills_do_not_change_the_end(folder):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(folder):
+def test_second_signal_ends_at_once(folder):
     process = start(*LONGER)
     wait_for(Path("pt/dmd-synthetic-1111/1.pth"), process)
     process.send_signal(signal.SIGINT)
@@ -350,7 +345,7 @@ def test_a_second_signal_ends_at_once(folder):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 32 MB: enough for the run."""
+    """A disk of 32 MB, which is enough for the run."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -362,7 +357,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_up(uninterrupted, folder, small_disk, capsys):
+def test_run_resumes_after_a_full_disk(uninterrupted, folder, small_disk, capsys):
     where = ["--model-save-dir", str(small_disk), *LONGER]
     filler = small_disk / "filler"
 

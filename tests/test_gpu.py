@@ -20,7 +20,7 @@ WAYS = PRECISIONS | {"deterministic": ["--deterministic"]}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_training_and_the_scores_of_its_checkpoint(way, folder, device, capsys):
+def test_scores_of_a_checkpoint_match_training(way, folder, device, capsys):
     if way == "tf32" and device == "cpu":
         pytest.skip("tf32 is for CUDA")
     assert train("--device", device, *WAYS[way]) == 0
@@ -35,7 +35,7 @@ def test_training_and_the_scores_of_its_checkpoint(way, folder, device, capsys):
         )
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(folder, device):
+def test_resumed_run_equals_uninterrupted_run(folder, device):
     how = ["--device", device, "--deterministic"]
     assert train("--name", "whole", *how) == 0
     assert train("--name", "cut", "--epochs", "1", *how) == 0
@@ -47,7 +47,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(folder, device):
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="only CUDA has operations that the host waits for"
 )
-def test_no_operation_of_a_step_makes_the_host_wait(device, tmp_path):
+def test_training_step_does_not_synchronize(device, tmp_path):
     # transformers looks at BERT's mask, which it has to wait for
     reference = Reference("mosi_aligned", tmp_path)
     trainer = Trainer(

@@ -1,4 +1,4 @@
-"""Imports go down: a folder uses those below it, and none above or beside it."""
+"""Layers of packages: each package imports only those below it."""
 
 import ast
 from pathlib import Path
@@ -32,7 +32,7 @@ def imported_modules(path: Path) -> set[str]:
     return modules
 
 
-def test_imports_go_down():
+def test_packages_import_only_lower_packages():
     for path in sorted(ROOT.rglob("*.py")):
         folder = path.relative_to(ROOT).parts[0].removesuffix(".py")
         for module in imported_modules(path) if folder in LEVELS else ():

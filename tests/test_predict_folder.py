@@ -24,7 +24,7 @@ def loose(trained) -> Path:
 
 
 def utterances(corpus, rows) -> dict:
-    """The fields of utterances of test; of one without the axis of utterances, for a number."""
+    """The fields of test utterances; for a number, of one utterance without the utterance axis."""
     return {field: corpus["test"][field][rows] for field in FIELDS}
 
 
@@ -39,7 +39,7 @@ def predict(*arguments: str) -> int:
 
 
 def is_that_of_the_run(path: str | Path) -> bool:
-    """Whether ids, labels and predictions are those that the run wrote, digit for digit."""
+    """Whether ids, labels and predictions equal those of the run, digit for digit."""
     rows = rows_of(path)
     for row in rows:
         row.pop("raw_text")
@@ -50,7 +50,7 @@ def predicted(path: str | Path) -> list[float]:
     return [float(row["prediction"]) for row in rows_of(path)]
 
 
-def test_a_file_for_each_utterance_gives_the_predictions_of_the_run(loose, corpus, capsys):
+def test_file_for_each_utterance_gives_the_predictions_of_the_run(loose, corpus, capsys):
     write_each(loose, corpus)
     assert predict("--predictions", "out.csv") == 0
     output = capsys.readouterr()
@@ -63,7 +63,7 @@ def test_a_file_for_each_utterance_gives_the_predictions_of_the_run(loose, corpu
     assert metrics == whole
 
 
-def test_text_features_in_place_of_tokens(folder, corpus, tmp_path):
+def test_text_features_are_predicted_on(folder, corpus, tmp_path):
     without_bert = ["--set", "use_bert=false", "feature_dims=[300,5,20]"]
     assert train(*without_bert) == 0
     for row in range(10):
@@ -129,20 +129,20 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_several_utterances_in_a_file(layout, loose, corpus):
+def test_file_with_several_utterances_is_predicted(layout, loose, corpus):
     write_pickle(loose / "all.pickle", LAYOUTS[layout](utterances(corpus, slice(None))))
     assert predict("--predictions", "out.csv") == 0
     assert is_that_of_the_run("out.csv")
 
 
-def test_one_utterance_with_the_axis_of_utterances(loose, corpus):
+def test_single_utterance_may_have_an_utterance_axis(loose, corpus):
     for row in range(10):
         write_pickle(loose / f"u{row}.pkl", {"test": utterances(corpus, slice(row, row + 1))})
     assert predict("--predictions", "out.csv") == 0
     assert is_that_of_the_run("out.csv")
 
 
-def test_ids_are_the_names_of_files_that_have_none(loose, corpus):
+def test_missing_ids_are_made_from_file_names(loose, corpus):
     several, one = utterances(corpus, slice(0, 3)), utterances(corpus, 3)
     for fields in (several, one):
         fields.pop("id")
@@ -202,7 +202,7 @@ def test_shorter_sequences_are_padded_and_longer_ones_cut(loose, corpus, capsys)
     assert "1 sequences were cut at the end" in capsys.readouterr().out
 
 
-def test_a_text_that_is_cut_still_ends_with_its_last_token():
+def test_text_that_is_cut_still_ends_with_its_last_token():
     tokens = np.array([[101, 5, 6, 7, 102, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
     assert fit_tokens(tokens, 4, 0).tolist() == [[101, 5, 6, 102], [1, 1, 1, 1], [0, 0, 0, 0]]
     assert fit_tokens(tokens, 5, 0).tolist() == tokens[:, :5].tolist()
@@ -222,7 +222,7 @@ def test_silence_of_minus_infinity_is_zero(loose, corpus):
     assert first == pytest.approx(second, abs=1e-6)
 
 
-def test_equal_ids_have_a_row_each_and_a_warning(loose, corpus, capsys):
+def test_repeated_ids_have_a_row_each_and_give_a_warning(loose, corpus, capsys):
     for name in ("a", "b"):
         write_pickle(loose / f"{name}.pkl", utterances(corpus, 0))
     assert predict("--predictions", "out.csv") == 0
@@ -233,7 +233,7 @@ def test_equal_ids_have_a_row_each_and_a_warning(loose, corpus, capsys):
     )
 
 
-def test_a_batch_may_span_files_and_a_file_batches(loose, corpus):
+def test_batch_may_span_files_and_a_file_batches(loose, corpus):
     for name, rows in (("a", slice(0, 1)), ("b", slice(1, 8)), ("c", slice(8, 10))):
         write_pickle(loose / f"{name}.pkl", utterances(corpus, rows))
     assert predict("--predictions", "out.csv", "--set", "eval_batch_size=3") == 0
@@ -338,7 +338,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_is_named_and_the_others_are_predicted(case, loose, corpus, capsys):
+def test_broken_file_is_named_and_the_others_are_predicted(case, loose, corpus, capsys):
     change, reason = BROKEN[case]
     write_each(loose, corpus)
     fields = {field: np.copy(value) for field, value in utterances(corpus, 4).items()}
@@ -381,13 +381,13 @@ def test_unreadable_files_are_named_and_the_others_are_predicted(loose, corpus, 
     assert predicted("out.csv") == pytest.approx(predicted(RESULT)[:2], abs=1e-6)
 
 
-def test_of_broken_files_alone_nothing_is_written(loose, capsys):
+def test_nothing_is_written_if_all_files_are_broken(loose, capsys):
     write_pickle(loose / "a.pkl", {})
     message = refused(capsys, test_command, BEST, "--features", "loose", "--predictions", "out.csv")
     assert "1 of 1 files are broken and were skipped: a.pkl." in message
 
 
-def test_a_folder_without_pickles_is_refused(loose, corpus, capsys):
+def test_folder_without_pickles_is_refused(loose, corpus, capsys):
     write_pickle(loose / ".hidden.pkl", utterances(corpus, 0))
     write_pickle(loose / "a.txt", utterances(corpus, 0))
     write_pickle(loose / "folder.pkl" / "a.pkl", utterances(corpus, 0))

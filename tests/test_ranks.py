@@ -1,4 +1,4 @@
-"""Several processes that train one model: real ones, on the CPU (gloo)."""
+"""Several real processes train one model, on the CPU (gloo)."""
 
 import json
 import re
@@ -17,7 +17,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_train_as_one_does(processes, tmp_path):
+def test_several_processes_match_one_process(processes, tmp_path):
     """All losses on; gradients of three accumulated batches, each clipped."""
     distributed_worker.main(str(tmp_path))
     done = launch(
@@ -42,8 +42,8 @@ def test_several_processes_train_as_one_does(processes, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_utterance_of_another_rank_that_spoils_a_batch_is_named(folder, corpus):
-    """Each rank sees a part of the batch: what the log says must not be of the wrong part."""
+def test_error_names_the_non_finite_utterance_of_another_rank(folder, corpus):
+    """Each rank has a part of the batch; the error must not name an utterance of another part."""
     spoilt = {
         name: value.copy() if hasattr(value, "copy") else value
         for name, value in corpus["train"].items()
@@ -56,8 +56,8 @@ def test_the_utterance_of_another_rank_that_spoils_a_batch_is_named(folder, corp
         assert named and all(ids == corpus["train"]["id"][3] for ids in named), done.stderr
 
 
-def test_the_first_rank_alone_hashes_the_feature_file(folder):
-    """The others open it once, to read it."""
+def test_only_the_first_rank_hashes_the_feature_file(folder):
+    """The other ranks open it once, to read it."""
     arguments = ["-d", "synthetic", *SMALL, "--epochs", "1", "--device", "cpu"]
     program = f"""
 import os, sys
@@ -77,11 +77,11 @@ open("opened" + os.environ["RANK"], "w").write(str(count))
 
 
 @pytest.mark.slow
-def test_two_ranks_train_one_run_which_another_number_of_them_continues(folder, capsys):
+def test_run_of_two_ranks_resumes_with_another_number_of_ranks(folder, capsys):
     settings = ["-d", "synthetic", *SMALL, "--name", "two", "--device", "cpu"]
     done = launch(*TORCHRUN, str(ROOT / "run.py"), *settings, "--epochs", "1")
     assert done.returncode == 0, done.stderr
-    assert len(re.findall("Epoch: 1 TRAIN", done.stdout)) == 1  # the second rank says nothing
+    assert len(re.findall("Epoch: 1 TRAIN", done.stdout)) == 1  # the second rank does not log
     run = Path("result/two-synthetic-1111")
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
     metrics = json.loads((run / "metrics.json").read_text())

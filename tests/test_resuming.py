@@ -1,6 +1,4 @@
-"""What a run that is there already is good for: nothing of it is lost, and nothing passes for what
-it is not.
-"""
+"""Existing runs: they are resumed or replaced only on request, and never mixed with other runs."""
 
 import json
 import shutil
@@ -28,13 +26,13 @@ def stop(row: dict) -> None:
 
 
 @pytest.mark.parametrize("flag", [[], ["--overwrite"], ["--resume"]], ids=str)
-def test_files_that_no_run_has_written_are_never_touched(folder, trained_once, capsys, flag):
+def test_foreign_files_are_never_changed(folder, trained_once, capsys, flag):
     """A published checkpoint in an empty folder, and one among those of a run that has fewer
     epochs.
     """
     Path(f"pt/{RUN}").mkdir(parents=True)
     Path(f"pt/{RUN}/38.pth").write_bytes(b"published")
-    if flag != ["--resume"]:  # here is no run to resume
+    if flag != ["--resume"]:  # this folder has no run to resume
         assert "38.pth" in refused(capsys, train, *flag)
     shutil.rmtree("pt")
     for name in ("pt", "result"):
@@ -50,7 +48,7 @@ def test_files_that_no_run_has_written_are_never_touched(folder, trained_once, c
     assert "run.json" in refused(capsys, train, *flag)
 
 
-def test_a_replacement_removes_the_files_of_a_run_alone(trained):
+def test_overwrite_deletes_only_files_of_the_run(trained):
     foreign = {
         Path(f"{where}/{RUN}/{name}")
         for where in ("pt", "result")
@@ -68,7 +66,7 @@ def test_a_replacement_removes_the_files_of_a_run_alone(trained):
     )
 
 
-def test_a_run_with_other_settings_is_named_and_told_apart(trained, capsys):
+def test_error_about_an_existing_run_shows_differing_settings(trained, capsys):
     message = refused(
         capsys, train, "--set", "learning_rate=2e-4", "ort=feature", "--precision", "bf16"
     )
@@ -84,7 +82,7 @@ def test_a_run_with_other_settings_is_named_and_told_apart(trained, capsys):
     assert "max_epochs: 2 -> 3" in message and "--resume" in message
 
 
-def test_a_run_from_before_a_setting_existed_goes_on(trained, capsys):
+def test_run_of_a_version_without_a_setting_resumes(trained, capsys):
     for where in ("pt", "result"):
         path = Path(f"{where}/{RUN}/run.json")
         config = json.loads(path.read_text())
@@ -100,7 +98,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(trained, capsys):
     assert train("--resume", "--epochs", "3") == 0 and len(timeless(RUN)) == 3
 
 
-def test_resume_begins_a_run_that_does_not_exist(trained, capsys):
+def test_resume_starts_a_run_that_does_not_exist(trained, capsys):
     assert train("--name", "other", "--epochs", "1", "--resume") == 0
     out = capsys.readouterr().out
     assert "no run other-synthetic-1111 exists" in out and "dmd-synthetic" not in out
@@ -109,7 +107,7 @@ def test_resume_begins_a_run_that_does_not_exist(trained, capsys):
     assert metrics_of("dmd-synthetic-2")
 
 
-def test_resume_of_a_misspelt_name_names_the_run_that_was_probably_meant(trained, capsys):
+def test_resume_with_a_misspelled_name_suggests_a_similar_run(trained, capsys):
     assert train("--name", "dms", "--epochs", "1", "--resume") == 0
     [line] = [
         line
@@ -119,7 +117,7 @@ def test_resume_of_a_misspelt_name_names_the_run_that_was_probably_meant(trained
     assert f"{RUN} exists" in line
 
 
-def test_a_run_resumes_without_the_file_of_its_initial_weights(trained, trained_once):
+def test_run_resumes_without_the_file_of_its_initial_weights(trained, trained_once):
     shutil.copy(f"pt/{RUN}/best.pth", "initial.pth")
     options = {
         "dataset_name": "synthetic",
@@ -136,7 +134,7 @@ def test_a_run_resumes_without_the_file_of_its_initial_weights(trained, trained_
     assert timeless("cut-synthetic-1111") == timeless("whole-synthetic-1111")
 
 
-def test_an_error_that_is_not_of_the_run_s_own_files_is_passed_on(folder):
+def test_error_of_other_files_is_not_converted(folder):
     def read_missing_file(row: dict) -> None:
         Path("missing.txt").read_text()
 
@@ -146,8 +144,8 @@ def test_an_error_that_is_not_of_the_run_s_own_files_is_passed_on(folder):
         )
 
 
-def test_figures_are_drawn_of_features_that_are_in_memory(folder, capsys):
-    """The pickle is gone when training ends, and nothing reads it again."""
+def test_figures_use_features_in_memory(folder, capsys):
+    """The pickle is deleted before training ends, and is not read again."""
     pickle = Path("dataset/SYNTHETIC/aligned_50.pkl").rename("own.pkl").resolve()
     config = BASE | {"featurePath": str(pickle)}
     run.DMD_run(dataset_name="synthetic", config=config, after_epoch=lambda row: pickle.unlink())
@@ -169,7 +167,7 @@ def test_seeds_may_be_a_number_or_any_sequence(options, seeds):
     assert RunOptions(**options).seeds == seeds
 
 
-def test_options_of_a_wrong_kind_are_refused():
+def test_options_of_a_wrong_type_are_rejected():
     assert RunOptions(track="tensorboard").track == ("tensorboard",)
     with pytest.raises(ConfigError, match="--track: 'wandbb'"):
         RunOptions(track=["tensorboard", "wandbb"])
@@ -177,7 +175,7 @@ def test_options_of_a_wrong_kind_are_refused():
         RunOptions(seeds=[0.5])
 
 
-def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
+def test_incompatible_resume_is_rejected(trained, corpus, capsys):
     refusals = [
         (["--set", "learning_rate=0.5"], "learning_rate"),
         (["--precision", "bf16"], "precision"),
@@ -197,8 +195,10 @@ def test_what_cannot_be_resumed_is_refused(trained, corpus, capsys):
     ("file", "content"),
     [("result/metrics.json", b"{}"), ("result/run.json", b"[[["), ("pt/training-state.pt", b"cut"),
      ("pt/training-state.pt", None), ("pt/2.pth", None)],
+    ids=["damaged metrics.json", "damaged run.json", "damaged state", "missing state",
+         "missing checkpoint"],
 )  # fmt: skip
-def test_damaged_and_missing_files_of_a_run_are_one_line(trained, file, content, capsys):
+def test_damaged_and_missing_run_files_give_one_line(trained, file, content, capsys):
     where, name = file.split("/")
     path = Path(where, RUN, name)
     path.write_bytes(content) if content is not None else path.unlink()
@@ -206,7 +206,7 @@ def test_damaged_and_missing_files_of_a_run_are_one_line(trained, file, content,
     assert name in refused(capsys, train, "--resume", *further)
 
 
-def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
+def test_files_of_an_incomplete_epoch_are_ignored(trained):
     """The writing of epoch 2 stopped after best.pth and history.csv, and epoch 2 is not trained
     again.
     """
@@ -237,9 +237,9 @@ def test_files_of_an_epoch_that_was_not_completed_are_forgotten(trained):
     assert Path(f"pt/{RUN}/2.pth").read_bytes() == Path(f"pt/{cut}/2.pth").read_bytes()
 
 
-def test_an_interrupted_replacement_leaves_no_old_result(folder, capsys):
-    """The second seed's old run must not count as part of the replacement; one that cannot begin
-    replaces nothing.
+def test_interrupted_replacement_leaves_no_old_result(folder, capsys):
+    """The old run of the second seed must not count as part of the replacement. A replacement that
+    cannot start changes nothing.
     """
     assert train("-s", "1", "2", "--epochs", "1") == 0
     old = Path("pt/dmd-synthetic-2/1.pth").stat().st_mtime_ns
@@ -264,7 +264,7 @@ def test_an_interrupted_replacement_leaves_no_old_result(folder, capsys):
     assert Path("pt/dmd-synthetic-2/1.pth").stat().st_mtime_ns != old
 
 
-def test_resuming_with_changed_code_is_a_warning(trained, capsys):
+def test_resuming_with_changed_code_gives_a_warning(trained, capsys):
     for where in ("pt", "result"):
         path = Path(f"{where}/{RUN}/run.json")
         run_config = json.loads(path.read_text())

@@ -1,6 +1,4 @@
-"""Runs listed and compared, and seeds summed up: real runs and commands, numbers worked out from
-their files.
-"""
+"""List and compare runs, and summarize seeds: real runs and commands, values from their files."""
 
 import contextlib
 import json
@@ -47,7 +45,7 @@ def trained(make_folder) -> Path:
 
 @pytest.fixture
 def runs(trained, tmp_path, monkeypatch) -> Path:
-    """A copy of them, as the working folder."""
+    """A copy of the runs, as the working directory."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("pt"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -69,7 +67,7 @@ def configure(folder: Path, **settings) -> None:
     )
 
 
-def test_files_of_a_run_over_two_seeds(trained, runs):
+def test_run_over_two_seeds_writes_all_files(trained, runs):
     for seed in (1, 2):
         left = {path.name for path in (trained / f"pt/dmd-synthetic-{seed}").iterdir()}
         assert left == {".lock", "1.pth", "2.pth", "best.pth", "run.json", "training-state.pt"}
@@ -141,7 +139,7 @@ def test_run_adds_the_intervals_of_several_seeds(trained, runs, capsys):
     assert f"No intervals over the seeds: {SECOND}/predictions.csv" in capsys.readouterr().out
 
 
-def test_two_runs(runs, capsys):
+def test_comparison_of_two_runs_is_printed_and_saved(runs, capsys):
     assert call(compare, str(A), str(B), "--output", "out/pair.csv") == 0
     printed = capsys.readouterr().out
     assert f"A: {A}\nB: {B}\n10 utterances of test" in printed
@@ -174,7 +172,7 @@ def test_two_runs(runs, capsys):
 
 
 def test_comparisons_and_intervals_are_over_videos(runs, capsys):
-    """Of 10 utterances, 5 clips of either video: a swap of both videos is as extreme as none, p is
+    """10 utterances are clips of two videos. Swapping both is as extreme as swapping none, so p is
     about 1 / 2.
     """
     ids = [f"{video}$_${clip}" for video in ("x", "y") for clip in range(5)]
@@ -202,7 +200,7 @@ def test_comparisons_and_intervals_are_over_videos(runs, capsys):
     )
 
 
-def test_the_better_run_is_named_where_they_differ(runs, capsys):
+def test_better_run_is_named_if_runs_differ(runs, capsys):
     """B predicts the opposite of the label, A the label. All are clips of one video, so utterances
     are swapped: 9 or more of 10 labels are not 0, and 2 / 2^9 < 0.05."""
     change(A, prediction=read(A)["label"])
@@ -241,7 +239,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_nothing_written(case, runs, capsys):
+def test_bad_input_gives_one_line_and_writes_nothing(case, runs, capsys):
     damage, arguments, word = BAD[case]
     damage()
     assert word in refused(capsys, compare, "--output", "result/table.csv", *arguments)
@@ -252,7 +250,7 @@ def rows(*arguments: str) -> pd.DataFrame:
     return pd.read_csv("list.csv").set_index("name")
 
 
-def test_runs_and_seeds_best_first(runs, capsys):
+def test_runs_are_listed_best_first(runs, capsys):
     shutil.copytree("result/paper-synthetic-1", "result/begun-synthetic-1")
     Path("result/begun-synthetic-1/metrics.json").unlink()
     for folder, content in (("damaged", "{"), ("other", '{"name": "no run"}')):
@@ -288,7 +286,7 @@ def test_runs_and_seeds_best_first(runs, capsys):
     assert unfinished.split()[-5:] == ["-"] * 5
 
 
-def test_a_higher_accuracy_is_better_and_filters_hold(runs, capsys):
+def test_accuracy_is_sorted_descending_and_filters_apply(runs, capsys):
     for run, value in (("dmd-synthetic-1", 0.5), ("paper-synthetic-1", 0.7)):
         result = metrics_of(run) | {"valid_Acc_2": value}
         del result["valid_Loss"]
@@ -302,7 +300,7 @@ def test_a_higher_accuracy_is_better_and_filters_hold(runs, capsys):
 
 
 def test_readable_table_keeps_the_numbers_of_its_source():
-    """The wide table is for --output: shortening it for the screen changes nothing in it."""
+    """Shortening the table for the terminal does not change the table for --output."""
     results = {"valid_Loss": 1.23456, "MAE": 0.98765, "Corr": 0.5}
     row = {"name": "a", "dataset": "mosi", "epoch": "3", "learning_rate": "0.000123456"}
     table = list_of_runs.table_of(
@@ -371,7 +369,7 @@ def strict_json(path: Path) -> dict:
 
 
 def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, corpus, capsys):
-    """Where every label of test is 0, Acc_2 and the correlation are not defined."""
+    """If every test label is 0, Acc_2 and the correlation are undefined."""
     neutral = {**corpus["test"], "regression_labels": np.zeros(10, np.float32)}
     write_pickle(Path("dataset/SYNTHETIC/aligned_50.pkl"), {**corpus, "test": neutral})
     command = ["-d", "synthetic", *TINY]
@@ -398,7 +396,7 @@ def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, co
     assert call(figures, str(folder)) == 0
 
 
-def test_metrics_json_that_is_no_object_is_one_line(runs, capsys):
+def test_invalid_metrics_json_gives_one_line(runs, capsys):
     (A / "metrics.json").write_text("[1]")
     assert f"{A}/metrics.json: cannot be read (expected a JSON object)" in refused(
         capsys, compare, str(A), str(B)

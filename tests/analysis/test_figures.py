@@ -53,7 +53,7 @@ def texts(svg: Path) -> str:
     )
 
 
-def test_a_run_draws_itself_and_the_command_draws_the_same(home, copied, capsys):
+def test_run_and_command_draw_the_same_figures(home, copied, capsys):
     folder = home / "result" / RUN
     assert {path.name for path in (folder / "figures").iterdir()} == DRAWN
     best = json.loads((folder / "metrics.json").read_text())["epoch"]
@@ -96,7 +96,7 @@ def test_a_run_draws_itself_and_the_command_draws_the_same(home, copied, capsys)
         assert texts(copied / f"figures/{name}.svg") == texts(folder / f"figures/{name}.svg"), name
 
 
-def test_the_embedding_takes_so_many_utterances_at_equal_distances():
+def test_embedding_uses_evenly_spaced_utterances():
     generator = np.random.default_rng(0)
     features = {m: generator.normal(size=(21, 5)).astype(np.float32) for m in "lva"}
     inspection = Inspection(np.arange(21.0), {}, features, features)
@@ -114,7 +114,7 @@ def test_the_embedding_takes_so_many_utterances_at_equal_distances():
     )
 
 
-def test_the_report_is_self_contained_and_escapes(home, copied):
+def test_report_is_self_contained_and_escapes(home, copied):
     config = json.loads((copied / "run.json").read_text())
     config["settings"]["pretrained"] = "<script>alert('1 & 2')</script>"
     (copied / "run.json").write_text(json.dumps(config))
@@ -138,7 +138,7 @@ def test_the_report_is_self_contained_and_escapes(home, copied):
     ) and "no <i>checkpoint</i>" in unescape(ours)
 
 
-def test_what_history_alone_allows_is_drawn(copied, capsys):
+def test_figures_without_checkpoint_show_the_history(copied, capsys):
     for file in (copied / "run.json", BEST.parent / "run.json"):
         file.write_text(file.read_text().replace("aligned_50.pkl", "moved.pkl"))
     assert call(figures, str(copied)) == 0
@@ -153,7 +153,7 @@ def test_what_history_alone_allows_is_drawn(copied, capsys):
     assert word in (copied / "report.html").read_text()
 
 
-def test_bad_input_is_one_line_and_nothing_written(copied, capsys):
+def test_bad_input_gives_one_line_and_writes_nothing(copied, capsys):
     for arguments in (
         [str(copied), "--checkpoint", "none.pth"],
         [str(copied), "--device", "tpu"],
@@ -162,7 +162,7 @@ def test_bad_input_is_one_line_and_nothing_written(copied, capsys):
         assert arguments[-1] in refused(capsys, figures, *arguments)
 
 
-def test_a_single_epoch_an_undefined_metric_no_checkpoint_and_no_history(copied, capsys):
+def test_figures_of_one_epoch_with_undefined_metric_or_missing_files(copied, capsys):
     history = pd.read_csv(copied / "history.csv").head(1)
     history.assign(best_epoch=1, **{"valid/Acc_2": float("nan")}).to_csv(
         copied / "history.csv", index=False
@@ -175,7 +175,7 @@ def test_a_single_epoch_an_undefined_metric_no_checkpoint_and_no_history(copied,
     assert call(figures, str(copied)) == 2
 
 
-def test_a_failure_to_draw_is_a_warning_and_drawing_changes_no_number(home, copied):
+def test_drawing_changes_no_result_and_its_errors_are_warnings(home, copied):
     before = files()
     (copied / "figures").write_text("in the way")
     start_log(Path("log/run.log"), verbose_level=0)

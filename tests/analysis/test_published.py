@@ -70,7 +70,7 @@ def texts(svg: Path) -> list[str]:
     return [node.text for node in nodes]
 
 
-def test_the_log_of_a_run_ends_with_the_comparison(home):
+def test_log_of_a_run_ends_with_the_comparison(home):
     record = RunFolder(home / "result/dmd-mosi-1111")
     lines = (home / "log/dmd-mosi.log").read_text().splitlines()
     line = lines[-1]
@@ -80,7 +80,7 @@ def test_the_log_of_a_run_ends_with_the_comparison(home):
     assert f"TEST MAE {record.metrics['MAE']:.4f} outside [0.7070, 0.7562] and Acc_2" in line
 
 
-def test_a_published_run_is_inside_every_range(make_run):
+def test_published_run_is_inside_every_range(make_run):
     line = compare_with_published(make_run(course_of("ser-dmd-2023-a", best_epoch=25)))
     assert line == (
         "Against published runs of the released code: TEST MAE 0.7135 inside [0.7070, 0.7562] and "
@@ -100,7 +100,7 @@ def test_a_published_run_is_inside_every_range(make_run):
         pytest.param("loss/total", 7.0, "7.0000 outside [6.4069, 6.4995] in epoch 5", id="loss"),
     ],
 )
-def test_a_value_beyond_the_published_ones_is_outside(make_run, column, value, expected):
+def test_value_beyond_the_published_ones_is_outside(make_run, column, value, expected):
     history = course_of("ser-dmd-2023-a", best_epoch=5)
     history.loc[history["epoch"] == 5, column] = value
     assert expected in compare_with_published(make_run(history))
@@ -109,8 +109,9 @@ def test_a_value_beyond_the_published_ones_is_outside(make_run, column, value, e
 @pytest.mark.parametrize(
     ("epochs", "compared"),
     [(1, [1]), (3, [1, 3]), (5, [1, 5]), (12, [1, 5, 12]), (31, [1, 5, 28]), (60, [1, 5, 35])],
+    ids=["1 epoch", "3 epochs", "5 epochs", "12 epochs", "31 epochs", "60 epochs"],
 )
-def test_the_last_epoch_is_one_that_two_published_runs_have(make_run, epochs, compared):
+def test_last_epoch_is_one_that_two_published_runs_have(make_run, epochs, compared):
     history = course_of("ser-dmd-2023-a").set_index("epoch").reindex(range(1, epochs + 1)).ffill()
     line = compare_with_published(make_run(history.reset_index()))
     assert [int(epoch) for epoch in re.findall(r"in epoch (\d+)", line)] == compared
@@ -125,11 +126,11 @@ def test_the_last_epoch_is_one_that_two_published_runs_have(make_run, epochs, co
         pytest.param({"dataset_name": "synthetic"}, id="other-data"),
     ],
 )
-def test_a_run_with_other_data_is_not_compared(make_run, settings):
+def test_run_with_other_data_is_not_compared(make_run, settings):
     assert compare_with_published(make_run(**settings)) == ""
 
 
-def test_the_figure_of_a_run_with_other_data_shows_no_published_run(make_run):
+def test_figure_of_a_run_with_other_data_shows_no_published_run(make_run):
     other = make_run(need_data_aligned=False)
     figures.draw(other, None)
     drawn = texts(other.results / "figures/training.svg")
@@ -137,7 +138,7 @@ def test_the_figure_of_a_run_with_other_data_shows_no_published_run(make_run):
 
 
 @pytest.mark.parametrize("settings", [{"ort": "feature"}, {"homo_weight": 0.0}], ids=str)
-def test_the_total_loss_of_another_objective_is_not_compared(make_run, settings):
+def test_total_loss_of_another_objective_is_not_compared(make_run, settings):
     line = compare_with_published(make_run(**settings))
     assert "TEST MAE" in line and "total_loss" not in line
 
@@ -152,7 +153,7 @@ def test_ports_are_drawn_but_not_in_the_range(make_run):
     assert ranges_by_epoch("mosi", {"jubaer36-2025": histories["jubaer36-2025"]}, "epoch").empty
 
 
-def test_the_figure_shows_the_published_courses_and_their_range(home):
+def test_figure_shows_published_runs_and_their_range(home):
     folder = home / "result/dmd-mosi-1111"
     drawn = texts(folder / "figures/training.svg")
     released = ["reproduction-report-2023", "ser-dmd-2023-a", "ser-dmd-2023-b"]
@@ -172,14 +173,14 @@ def test_mosei_is_compared_with_the_port_that_exists(make_run):
     )
 
 
-def test_the_figure_of_mosei_has_no_range(make_run):
+def test_figure_of_mosei_has_no_range(make_run):
     mosei = make_run(dataset_name="mosei", feature_dims=[768, 74, 35])
     figures.draw(mosei, None)
     drawn = texts(mosei.results / "figures/training.svg")
     assert "jubaer36-2025 (port)" in drawn and BAND not in drawn
 
 
-def test_the_results_page_shows_every_published_run_and_their_mean():
+def test_results_page_shows_every_published_run_and_their_mean():
     page = (ROOT / "docs/results.md").read_text()
     for row in pd.read_csv(RESULTS_FILE).itertuples():
         (line,) = [

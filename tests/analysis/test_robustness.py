@@ -85,7 +85,7 @@ def test_rate_0_equals_metrics_json(scored):
         assert {name: row[name] for name in SCORES} == {name: metrics[name] for name in SCORES}
 
 
-def test_a_row_for_each_scoring(scored):
+def test_table_has_a_row_for_each_scoring(scored):
     table = pd.read_csv(CSV)
     assert list(table) == ["kind", "rate", "modalities", "draw", "seed", *SCORES]
     expected = []
@@ -100,7 +100,7 @@ def test_a_row_for_each_scoring(scored):
     assert set(table["kind"]) == {"random"}
 
 
-def test_the_same_command_writes_the_same_bytes(scored):
+def test_same_command_writes_the_same_bytes(scored):
     before = [path.read_bytes() for path in WRITTEN]
     for path in WRITTEN:
         path.unlink()
@@ -145,7 +145,7 @@ def test_area_is_the_mean_of_a_curve_over_its_rates():
 
 @pytest.mark.parametrize("kind", ["random", "span"])
 @pytest.mark.parametrize("rate", RATES)
-def test_the_share_is_removed_and_padding_is_untouched(split, kind, rate):
+def test_given_share_is_removed_and_padding_is_unchanged(split, kind, rate):
     tokens = load_token_ids(BERT)
     before = removable_steps(split, tokens)
     removed = remove_steps(split, Scoring(rate, draw=1), kind, tokens)
@@ -182,7 +182,7 @@ def test_steps_of_a_lower_rate_are_among_those_of_a_higher_one(kind):
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_a_span_is_contiguous(split, rate):
+def test_span_is_contiguous(split, rate):
     removable = removable_steps(split, load_token_ids(BERT))
     for m, steps in removable.items():
         chosen = choose_steps(steps, rate, "span", np.random.default_rng(3))
@@ -191,7 +191,7 @@ def test_a_span_is_contiguous(split, rate):
             assert len(places) == 0 or np.ptp(places) == len(places) - 1, m
 
 
-def test_an_utterance_without_real_steps_stays_as_it_is(split):
+def test_utterance_without_real_steps_is_unchanged(split):
     split.text[0, :, 2:] = 0
     split.text[0, 0, 1] = SEP
     split.audio[0] = 0
@@ -222,7 +222,7 @@ def test_text_features_become_zeros(folder, corpus):
     assert (np.abs(gone.sum(axis=1) - available / 2) <= 0.5).all()
 
 
-def test_the_report_has_figure_and_table_and_keeps_other_pictures(scored):
+def test_report_has_figure_and_table_and_keeps_other_pictures(scored):
     page = (FIRST / "report.html").read_text()
     table = mean_scores(pd.read_csv(CSV))
     assert page.count("<img ") == 1 and "Not drawn yet: training, edges" in page
@@ -238,18 +238,18 @@ def test_the_report_has_figure_and_table_and_keeps_other_pictures(scored):
     assert page.count("<img ") == 3 and "Not drawn yet: features, predictions, heads." in page
 
 
-def test_an_overwritten_run_loses_its_robustness(scored):
+def test_overwritten_run_loses_its_robustness(scored):
     assert train("-s", "1", "--overwrite") == 0
     assert not any(path.exists() for path in WRITTEN)
 
 
-def test_checkpoints_elsewhere_are_found(scored):
+def test_checkpoints_in_another_folder_are_found(scored):
     shutil.move("pt", "elsewhere")
     assert call(robustness, RUNS[1], "--draws", "1", "--checkpoint-dir", "elsewhere") == 0
     assert Path(RUNS[1], "robustness.csv").exists()
 
 
-def test_other_scores_than_those_of_the_run_are_a_warning(scored, capsys):
+def test_scores_that_differ_from_the_run_give_a_warning(scored, capsys):
     path = FIRST / "metrics.json"
     metrics = json.loads(path.read_text())
     path.write_text(json.dumps({**metrics, "MAE": 9.5}))
@@ -315,13 +315,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_nothing_written(case, scored, capsys):
+def test_bad_input_gives_one_line_and_writes_nothing(case, scored, capsys):
     damage, arguments, word = BAD[case]
     damage()
     assert word in refused(capsys, robustness, *arguments)
 
 
-def test_a_damaged_table_is_refused(tmp_path):
+def test_damaged_table_is_rejected(tmp_path):
     path = tmp_path / "robustness.csv"
     path.write_text("kind,rate\nrandom,0.1\n")
     with pytest.raises(RunError, match="robustness.csv: cannot be read"):

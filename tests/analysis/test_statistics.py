@@ -1,4 +1,4 @@
-"""Intervals and tests against numbers worked out by hand, SciPy's own, and simulated runs."""
+"""Intervals and tests against numbers computed by hand, SciPy's own, and simulated runs."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_intervals_match_metrics_scored_resample_by_resample():
     )
 
 
-def test_intervals_are_wider_where_clips_of_a_video_err_together():
+def test_intervals_are_wider_if_errors_within_a_video_are_correlated():
     predictions, labels, units = simulated(np.random.default_rng(0), 30, 20, by_video=0.6)
     each = np.arange(len(labels))
     mae = list(CORE_METRICS).index("MAE")
@@ -106,13 +106,13 @@ def test_intervals_are_wider_where_clips_of_a_video_err_together():
         assert width(by_video)[mae] > 1.5 * width(by_utterance)[mae]
 
 
-def test_intervals_stay_the_same_where_clips_of_a_video_are_independent():
+def test_intervals_are_unchanged_if_clips_of_a_video_are_independent():
     predictions, labels, units = simulated(np.random.default_rng(1), 200, 2)
     by_video, by_utterance = (compare(*predictions, labels, u) for u in (units, np.arange(400)))
     assert width(by_video) == pytest.approx(width(by_utterance), rel=0.2)
 
 
-def test_equally_good_runs_rarely_differ_where_clips_of_a_video_err_together():
+def test_equal_runs_rarely_differ_if_errors_within_a_video_are_correlated():
     rng = np.random.default_rng(7)
     by_video, by_utterance = [], []
     for _ in range(100):

@@ -155,7 +155,7 @@ def test_data_set_with_unaligned_features_only_needs_no_flag(tmp_path):
     assert (args.need_data_aligned, args.featurePath) == (False, "/data/u.pkl")
 
 
-def test_absolute_feature_path_stays():
+def test_absolute_feature_path_is_unchanged():
     args = load_config("dmd", "mosi", overrides={"featurePath": "/my/own.pkl"})
     assert args.featurePath == "/my/own.pkl"
 

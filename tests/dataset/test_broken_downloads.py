@@ -59,7 +59,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_every_command_explains_what_the_file_is(case, capsys, trained):
+def test_every_command_names_the_kind_of_a_wrong_file(case, capsys, trained):
     content, words = BROKEN[case]
     Path("broken.pkl").write_bytes(content)
     own = hashlib.sha256(content).hexdigest()
@@ -89,7 +89,7 @@ def test_every_command_explains_what_the_file_is(case, capsys, trained):
         )
 
 
-def test_the_checksum_is_that_of_the_data_set_and_alignment(tmp_path, monkeypatch, capsys):
+def test_checksum_depends_on_data_set_and_alignment(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("broken.pkl").write_bytes(b"")
     for dataset in ("mosi", "mosei"):
@@ -100,7 +100,7 @@ def test_the_checksum_is_that_of_the_data_set_and_alignment(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("protocol", PICKLES)
-def test_a_pickle_that_ends_anywhere_ends_early(protocol, tmp_path):
+def test_truncated_pickle_is_reported_as_incomplete(protocol, tmp_path):
     path, data = tmp_path / "a.pkl", PICKLES[protocol]
     for length in [*range(2, 200, 7), *range(200, len(data), 97), len(data) - 1]:
         path.write_bytes(data[:length])

@@ -1,4 +1,4 @@
-"""python -m dataset.build: real files, numbers worked out by hand, and each kind of mistake."""
+"""python -m dataset.build: real files, numbers computed by hand, and each kind of mistake."""
 
 import csv
 import json
@@ -67,7 +67,7 @@ def made(*arguments: str, file: str = "my.pkl") -> dict:
     return load_pickle(file)
 
 
-def test_every_field_by_hand(data, capsys):
+def test_every_field_matches_hand_computed_values(data, capsys):
     content = made("--text-steps", "8")
     del content["provenance"], content["standardized"]
     assert {split: fields["id"] for split, fields in content.items()} == {
@@ -104,7 +104,7 @@ def test_every_field_by_hand(data, capsys):
     assert [p.name for p in data.iterdir() if p.name.endswith(("tmp", ".pkl"))] == ["my.pkl"]
 
 
-def test_averages_by_hand(data):
+def test_pooling_matches_hand_computed_averages(data):
     sequence = np.array([[1.0], [2], [3], [4], [5], [6], [7]])
     # Steps of zeros do not count
     assert pool(np.array([[2.0], [0], [0], [0], [3]]), 3).tolist() == [
@@ -131,7 +131,7 @@ def test_averages_by_hand(data):
     assert content["valid"]["vision_lengths"] == [3]
 
 
-def test_steps_silence_and_text_features_instead_of_tokens(data, capsys):
+def test_fixed_steps_silence_and_text_features(data, capsys):
     arguments = [*ARGUMENTS, "--text-features", "audio", "--text-steps", "4"]
     assert call(build, *arguments, "--pool-to", "4") == 0
     content, printed = load_pickle("my.pkl"), capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_steps_silence_and_text_features_instead_of_tokens(data, capsys):
     assert content["train"]["audio"][1, 0].tolist() == [1, 0]
 
 
-def test_standardized_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
+def test_file_to_predict_on_is_standardized_like_train(data, capsys):
     # A step of zeros is no data; what never changes becomes zero
     moving = np.array([[1, 7], [0, 0], [3, 7], [5, 7]])
     np.save("audio/v1$_$1.npy", moving)
@@ -189,7 +189,7 @@ def test_standardized_on_train_and_alike_in_a_file_to_predict_on(data, capsys):
         np.array_equal(new["test"][key][:2], content["train"][key]) for key in ("audio", "vision")
     )
     arguments[3:6:2] = "vision", "audio"
-    assert "expected 2 wide" in refused(
+    assert "expected 2 columns" in refused(
         capsys, build, *arguments, "--standardize", "my.pkl", "--overwrite"
     )
 
@@ -206,7 +206,7 @@ def configured(printed: str) -> None:
     Path("own.json").write_text(json.dumps(config))
 
 
-def test_what_is_printed_is_all_that_the_config_needs(data, capsys):
+def test_printed_config_entry_is_complete(data, capsys):
     made("--text-steps", "12", "--audio-steps", "3")
     configured(capsys.readouterr().out)
     args = load_config("dmd", "My", "own.json")  # capitals do not matter
@@ -219,7 +219,7 @@ def test_what_is_printed_is_all_that_the_config_needs(data, capsys):
     assert args.featurePath == str(data / "my.pkl")
 
 
-def test_a_roberta_is_named_and_takes_fewer_tokens_than_it_has_positions(data, capsys):
+def test_roberta_accepts_fewer_tokens_than_it_has_positions(data, capsys):
     os.mkdir("roberta")
     RobertaConfig(
         vocab_size=300, hidden_size=8, max_position_embeddings=22, pad_token_id=1
@@ -228,13 +228,13 @@ def test_a_roberta_is_named_and_takes_fewer_tokens_than_it_has_positions(data, c
     Path("roberta/vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     Path("roberta/merges.txt").write_text("#version: 0.2\n")
     arguments = [*ARGUMENTS, "--pretrained", "roberta", "--text-steps"]
-    assert "takes 3 to 20" in refused(capsys, build, *arguments, "21")
+    assert "accepts 3 to 20 tokens" in refused(capsys, build, *arguments, "21")
     assert call(build, *arguments, "20") == 0
     assert entry(capsys.readouterr().out)["my"]["unaligned"]["transformers"] == "roberta"
     assert load_pickle("my.pkl")["valid"]["text_bert"][0, 0, -1] == 1
 
 
-def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
+def test_built_files_train_and_predict_without_labels(data, capsys):
     made("--pool-to", "5")
     configured(capsys.readouterr().out)
     assert train(*ON_MY_DATA) == 0
@@ -281,7 +281,7 @@ def test_it_trains_and_predicts_on_a_file_without_labels(data, capsys):
     assert "VAL-(dmd)" in capsys.readouterr().out and files() == before
 
 
-def test_files_of_earlier_versions_are_understood(data, capsys):
+def test_files_of_earlier_versions_are_supported(data, capsys):
     content = made("--pool-to", "5", "--standardize")
     configured(capsys.readouterr().out)
     old = {split: content[split] for split in ("train", "valid", "test")}
@@ -311,7 +311,7 @@ RENAMED = {
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_a_renamed_flag_answers_with_its_new_name(old, data, capsys):
+def test_renamed_flag_reports_its_new_name(old, data, capsys):
     new, *values = RENAMED[old]
     assert f"{old} is now {new}. See" in refused(capsys, build, *ARGUMENTS, *TOKENS, old, *values)
     assert call(build, *ARGUMENTS, *TOKENS, new, *values) == 0
@@ -392,13 +392,13 @@ BAD = {  # what is done to the files, further arguments, words of the error
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line_and_writes_nothing(case, data, capsys):
+def test_bad_input_gives_one_line_and_writes_nothing(case, data, capsys):
     change, arguments, words = BAD[case]
     change()
     assert words in refused(capsys, build, *ARGUMENTS, *TOKENS, *arguments)
 
 
-def test_a_file_that_is_there_stays_unless_it_may_go_and_a_better_one_is_whole(data, capsys):
+def test_existing_file_is_replaced_only_by_a_valid_one_with_overwrite(data, capsys):
     Path("my.pkl").write_bytes(b"earlier")
     assert "--overwrite" in refused(capsys, build, *ARGUMENTS, *TOKENS)
     os.mkdir("bert")  # whose vocabulary names more tokens than it has: only dataset.check sees it

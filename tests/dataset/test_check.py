@@ -1,4 +1,4 @@
-"""What python -m dataset.check says of files with known oddities."""
+"""python -m dataset.check on files with known anomalies."""
 
 import pickle
 
@@ -47,7 +47,7 @@ def level_of(findings: dict[str, str], words: str) -> str:
     return level
 
 
-def test_a_good_file_has_no_errors(said):
+def test_good_file_has_no_errors(said):
     findings = said()
     assert "error" not in findings.values()
     for words in (
@@ -61,7 +61,7 @@ def test_a_good_file_has_no_errors(said):
     assert level_of(said("-d", "mosi"), "Set feature_dims=[768,4,4]") == "error"
 
 
-def test_a_vocabulary_that_only_the_hub_knows(content):
+def test_vocabulary_that_is_only_on_the_hub_is_not_checked(content):
     findings = check_content("a.pkl", content, None, False, "bert-base-cased")
     assert "note" in [
         f.level
@@ -118,13 +118,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_odd_is_said(case, content, said):
+def test_check_reports_anomalies(case, content, said):
     change, level, words = CASES[case]
     change(content)
     assert level_of(said(), words) == level
 
 
-def test_a_file_to_predict_on_needs_no_labels_and_one_split(tmp_path, content, said):
+def test_file_to_predict_on_may_lack_labels_and_splits(tmp_path, content, said):
     del content["test"]["regression_labels"], content["train"], content["valid"]
     findings = said("--to-predict")
     assert (
@@ -135,7 +135,7 @@ def test_a_file_to_predict_on_needs_no_labels_and_one_split(tmp_path, content, s
     assert call(check, str(tmp_path / "a.pkl")) == 2
 
 
-def test_the_synthetic_data_pass_and_a_leak_ends_with_status_2(tmp_path, content, said, capsys):
+def test_synthetic_data_pass_and_a_leak_exits_with_status_2(tmp_path, content, said, capsys):
     write_pickle(tmp_path / "synthetic.pkl", generate())
     assert call(check, str(tmp_path / "synthetic.pkl"), "-d", "synthetic") == 0
     printed = capsys.readouterr().out

@@ -109,7 +109,7 @@ def read(output: Path, key: str, name: str) -> dict[str, np.ndarray]:
     return dict(zip(columns, np.load(output / key / f"{name}.npy").T, strict=True))
 
 
-def test_the_others_are_extracted_where_some_fail_and_what_is_missing_is_zeros(extracted):
+def test_failed_clips_are_skipped_and_missing_modalities_are_zeros(extracted):
     result, output = extracted
     assert result.returncode == 2, result
     assert "10 clips: 2 complete, 3 without sound, 1 without a face, 4 failed.\n" in result.stdout
@@ -133,8 +133,8 @@ def test_the_others_are_extracted_where_some_fail_and_what_is_missing_is_zeros(e
 
 
 @pytest.mark.parametrize(("name", "begin"), [("moved", 0), ("turned", 0), ("faceless", 1)])
-def test_what_is_known_of_a_tone(extracted, name, begin):
-    """In stereo as in mono, and from where the sound track begins."""
+def test_audio_features_of_a_tone_match_known_values(extracted, name, begin):
+    """For stereo and mono sound, and for a sound track that begins late."""
     audio, middle = read(extracted[1], "audio", name), 10 * (begin + SECONDS)
     assert len(audio["f0"]) == pytest.approx(SECONDS * 20, abs=3)
     assert not audio["rms"][: begin * 18].any() and not audio["f0"][: begin * 18].any()
@@ -149,7 +149,7 @@ def test_what_is_known_of_a_tone(extracted, name, begin):
         assert (audio["voicing"][part] > 0.5).all()
 
 
-def test_a_face_that_moves_turns_smiles_lies_down_and_fills_the_image(extracted):
+def test_vision_features_follow_a_moving_face(extracted):
     moved, turned, lying, close = (
         read(extracted[1], "vision", name) for name in ("moved", "turned", "lying", "close")
     )
@@ -169,7 +169,7 @@ def test_a_face_that_moves_turns_smiles_lies_down_and_fills_the_image(extracted)
     )
 
 
-def test_a_second_run_does_what_is_new_and_gives_the_same_bytes(clips, extracted):
+def test_second_run_extracts_new_clips_and_gives_the_same_bytes(clips, extracted):
     output = extracted[1]
     files = sorted(output.rglob("*.npy"))
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
@@ -186,7 +186,7 @@ def test_a_second_run_does_what_is_new_and_gives_the_same_bytes(clips, extracted
     }
 
 
-def test_other_words_for_the_units_do_not_matter(clips, extracted):
+def test_features_with_other_unit_descriptions_are_accepted(clips, extracted):
     output = extracted[1]
     description = read_json(output / "features.json")
     description["columns"]["vision"]["pitch"] = (
@@ -203,19 +203,21 @@ def test_other_words_for_the_units_do_not_matter(clips, extracted):
     )
 
 
-def test_no_clips_two_of_one_name_and_no_libraries(tmp_path, monkeypatch, capsys):
+def test_missing_or_ambiguous_clips_and_missing_libraries_give_one_line(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     arguments = [".", "-o", "out"]
     assert "no clips" in refused(capsys, extract, *arguments)
     Path("a.mp4").touch()
     monkeypatch.setitem(sys.modules, "av", None)
     assert "pip install -r requirements-extract.txt" in refused(capsys, extract, *arguments)
-    assert "rates" in refused(capsys, extract, *arguments, "--audio-rate", "0")
+    assert "--audio-rate" in refused(capsys, extract, *arguments, "--audio-rate", "0")
     Path("a.MOV").touch()
     assert "more than one video of a" in refused(capsys, extract, *arguments)
 
 
-def test_pose_and_distances_of_known_points():
+def test_pose_and_distances_match_known_points():
     """A head turned by known angles has them, and keeps its distances anywhere in the image."""
     points = np.random.default_rng(0).normal(size=(478, 3))
     points[[33, 263]], points[[10, 2]] = [[-1, 0, 0], [1, 0, 0]], [[0, -1, 0], [0, 1.5, 0]]

@@ -42,7 +42,7 @@ def settings(path, **changes) -> EasyDict:
     return EasyDict(args | {"use_bert": False, "need_data_aligned": True} | changes)
 
 
-def test_sizes_types_and_order(tmp_path):
+def test_features_have_expected_sizes_types_and_order(tmp_path):
     path = write(tmp_path / "a.pkl", make_content(t_audio=20, t_vision=30))
     for use_bert, width, shape in ((False, 12, (6, 8, 12)), (True, 768, (6, 3, 8))):
         args = settings(
@@ -62,7 +62,7 @@ def test_sizes_types_and_order(tmp_path):
         )
 
 
-def test_one_split_is_enough_where_one_is_asked_for_and_minus_infinity_in_audio_is_silence(
+def test_single_split_is_read_and_minus_infinity_in_audio_becomes_zero(
     tmp_path,
 ):
     content = {"test": make_content()["test"]}
@@ -71,7 +71,7 @@ def test_one_split_is_enough_where_one_is_asked_for_and_minus_infinity_in_audio_
     assert list(features.splits) == ["test"] and features.splits["test"].audio[0, 0, 0] == 0
 
 
-def test_replaced_features_take_their_file_s_width_and_must_be_of_the_same_utterances(tmp_path):
+def test_replaced_features_may_have_another_width_but_not_other_utterances(tmp_path):
     path, other = write(tmp_path / "a.pkl", make_content()), make_content(d_audio=9)
     file = write(tmp_path / "b.pkl", other)
     for replaced in (
@@ -134,7 +134,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_file_is_one_clear_line(case, tmp_path):
+def test_wrong_file_gives_one_line(case, tmp_path):
     apply, pattern = WRONG[case]
     content = make_content()
     apply(content)
@@ -151,14 +151,19 @@ def test_a_wrong_file_is_one_clear_line(case, tmp_path):
         ([1, 2], {}, "holds a list"),
         (pickle.dumps(make_content())[:-200], {}, "not a readable pickle"),
     ],
+    ids=["unaligned", "other widths", "list", "truncated"],
 )
-def test_a_wrong_file_as_a_whole(content, changes, pattern, tmp_path):
+def test_wrong_content_gives_one_line(content, changes, pattern, tmp_path):
     with pytest.raises(DataError, match=pattern) as error:
         prepare_features(settings(write(tmp_path / "wrong.pkl", content), **changes))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("index", "value"), [((0, 0, 0), 1.5), ((0, 2, 0), 7)])
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [((0, 0, 0), 1.5), ((0, 2, 0), 7)],
+    ids=["fraction as token id", "7 as segment id"],
+)
 def test_tokens_must_be_ids(index, value, tmp_path):
     content = make_content()
     content["train"]["text_bert"][index] = value
@@ -166,7 +171,7 @@ def test_tokens_must_be_ids(index, value, tmp_path):
         prepare_features(settings(write(tmp_path / "a.pkl", content), use_bert=True))
 
 
-def test_a_missing_file_says_where_to_get_it(tmp_path):
+def test_error_about_a_missing_file_gives_its_source(tmp_path):
     with pytest.raises(DataError) as error:
         prepare_features(settings(tmp_path / "none.pkl"))
     for word in (
@@ -179,7 +184,7 @@ def test_a_missing_file_says_where_to_get_it(tmp_path):
 
 
 @pytest.mark.parametrize(("protocol", "dtype"), [(4, "f4"), (4, "f8"), (5, "f8")])
-def test_a_large_file_is_held_once(tmp_path, protocol, dtype):
+def test_large_file_is_in_memory_once(tmp_path, protocol, dtype):
     """The peak of memory while loading, over the arrays."""
     content = make_content()
     for split in SIZES:

@@ -1,4 +1,4 @@
-"""python -m dataset.glove on small files of vectors, with numbers worked out by hand."""
+"""python -m dataset.glove on small files of vectors, with numbers computed by hand."""
 
 import pickle
 from pathlib import Path
@@ -47,7 +47,7 @@ def data(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_words_of_a_text():
+def test_text_is_split_into_words():
     assert split_words("I don't KNOW, it's John's; we're (um) well-made…") == [
         "I", "do", "n't", "KNOW", ",", "it", "'s", "John", "'s", ";", "we", "'re", "(", "um", ")",
         "well", "-", "made", "…",
@@ -65,7 +65,7 @@ def test_words_of_a_text():
     ]
 
 
-def test_every_vector_by_hand(data, capsys):
+def test_every_vector_matches_hand_computed_values(data, capsys):
     assert call(glove, *ARGUMENTS) == 0
     before, after = load_pickle("in.pkl"), load_pickle("out.pkl")
     text = after["train"]["text"]
@@ -137,13 +137,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_mistake_is_one_line_and_writes_nothing(case, data, capsys):
+def test_bad_input_gives_one_line_and_writes_nothing(case, data, capsys):
     change, words = BAD[case]
     change()
     assert words in refused(capsys, glove, *ARGUMENTS)
 
 
-def test_the_features_train(folder, capsys):
+def test_glove_features_can_be_trained_on(folder, capsys):
     rng = np.random.default_rng(0)
     words = vocabulary()[5::2]
     Path("vectors.txt").write_text(

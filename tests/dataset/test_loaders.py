@@ -1,4 +1,4 @@
-"""The order of utterances is decided by the seed alone."""
+"""The order of utterances depends only on the seed."""
 
 import torch
 
@@ -14,7 +14,7 @@ def orders(features, seed, epochs=2):
     ]
 
 
-def test_shuffling_follows_the_seed_and_nothing_else(tmp_path):
+def test_shuffling_depends_on_the_seed_only(tmp_path):
     features = prepare_features(settings(write(tmp_path / "a.pkl", make_content())))
     first = orders(features, seed=1)
     torch.manual_seed(99)

@@ -109,7 +109,7 @@ def test_each_file_is_read_with_its_section_of_the_config(dump, dataset, aligned
 
 
 @pytest.mark.parametrize("dataset", ["mosi", "mosei"])
-def test_sections_differ_from_those_with_bert_in_text_and_file_alone(dataset):
+def test_glove_sections_differ_from_bert_in_text_and_file_only(dataset):
     ours, theirs = load_config("dmd", f"{dataset}-glove"), load_config("dmd", dataset)
     differing = {key for key in ours if ours[key] != theirs[key]}
     assert differing == {"featurePath", "feature_dims", "use_bert", "dataset_name"}
@@ -129,7 +129,7 @@ IDS = {
 
 @pytest.mark.parametrize("case", IDS)
 @pytest.mark.parametrize("dump", [dump_as_python_2, pickle.dumps], ids=["Python 2", "Python 3"])
-def test_ids_of_other_kinds(dump, case):
+def test_ids_of_other_types_become_strings(dump, case):
     ids, expected = IDS[case]
     content = make_content()
     if ids is None:
@@ -151,7 +151,7 @@ def test_utterances_without_ids_are_numbered_in_each_split():
 
 
 def without_bert() -> dict:
-    """A file in MMSA's layout, with features of BERT as text."""
+    """A file in MMSA's layout, with BERT features as text."""
     content = make_content()
     for fields in content.values():
         fields["regression_labels"] = fields.pop("labels").reshape(-1)
@@ -160,7 +160,7 @@ def without_bert() -> dict:
     return content
 
 
-def test_training_and_scoring(capsys):
+def test_mult_pickles_can_be_trained_on_and_scored(capsys):
     write(make_content())
     assert call(run_command, "-d", "mosi-glove", *SMALL, "--epochs", "1") == 0
     checkpoint = "pt/dmd-mosi-glove-1111/best.pth"
@@ -250,7 +250,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_file_is_one_clear_line(case):
+def test_wrong_file_gives_one_line(case):
     change, pattern = WRONG[case]
     content = make_content()
     change(content)
@@ -275,7 +275,7 @@ def level_of(levels: dict[str, str], words: str) -> str:
     return level
 
 
-def test_check_knows_the_layout(capsys):
+def test_check_recognizes_the_layout(capsys):
     file = write(make_content())
     for arguments in ((file,), (file, "-d", "mosi-glove")):
         levels = findings(capsys, *arguments)
@@ -287,7 +287,7 @@ def test_check_knows_the_layout(capsys):
     assert level_of(findings(capsys, file, "-d", "mosi"), "no tokens for use_bert=true") == "error"
     assert level_of(findings(capsys, file, "-d", "mosei-glove"), "Set feature_dims=") == "error"
     write(without_bert())
-    assert level_of(findings(capsys, file, "-d", "mosi-glove"), "no GloVe") == "error"
+    assert level_of(findings(capsys, file, "-d", "mosi-glove"), "instead of GloVe") == "error"
     content = make_content()
     del content["test"]["id"]
     write(content)

@@ -1,4 +1,4 @@
-"""The restricted reader reads all that feature files hold, and runs nothing."""
+"""The restricted reader reads all types in feature files, and executes nothing."""
 
 import pickle
 
@@ -25,7 +25,7 @@ def read(path, content, protocol: int):
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_arrays_and_containers_of_every_protocol(protocol, tmp_path):
+def test_arrays_and_containers_of_every_protocol_are_read(protocol, tmp_path):
     content = read(tmp_path / "a.pkl", HARMLESS, protocol)
     assert content.keys() == HARMLESS.keys()
     for name, value in HARMLESS.items():
@@ -54,7 +54,7 @@ def test_every_plain_type_keeps_its_values(dtype, protocol, tmp_path):
     assert scalar == value[0, 0]
 
 
-def test_pickles_of_python_2_and_numpy_1(tmp_path):
+def test_pickles_of_python_2_and_numpy_1_are_read(tmp_path):
     """Texts for bytes, and the module's old name."""
     data = np.array([1.0, -2.0], "<f4").tobytes()
     state = b"(I1\n(I2\ntcnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS"
@@ -64,7 +64,7 @@ def test_pickles_of_python_2_and_numpy_1(tmp_path):
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_pickle_is_refused_in_one_line_and_runs_nothing(case, tmp_path, monkeypatch):
+def test_hostile_pickle_is_rejected_and_executes_nothing(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.pkl").write_bytes(HOSTILE[case])
     with pytest.raises(DataError, match="evil.pkl") as error:
@@ -72,7 +72,7 @@ def test_a_hostile_pickle_is_refused_in_one_line_and_runs_nothing(case, tmp_path
     assert "\n" not in str(error.value) and not (tmp_path / CANARY).exists()
 
 
-def test_every_truncation_and_damage_is_one_line(tmp_path):
+def test_every_truncation_and_damage_gives_one_line(tmp_path):
     data, path = (
         pickle.dumps({"a": np.arange(4.0), "b": ["x", None, np.array(["y"], object)]}),
         tmp_path / "a.pkl",

@@ -32,11 +32,11 @@ def content():
         ("this film was not awful .", 1.6),  # 1.56
     ],
 )
-def test_the_rules_by_hand(sentence, label):
+def test_labels_match_hand_computed_values(sentence, label):
     assert label_of(sentence) == pytest.approx(label)
 
 
-def test_labels_follow_from_the_rules_and_spread_as_mosi_s(content):
+def test_labels_follow_the_rules_and_are_distributed_like_mosi(content):
     for fields in content.values():
         assert fields["regression_labels"] == pytest.approx(
             [label_of(text) for text in fields["raw_text"]]
@@ -50,7 +50,7 @@ def test_labels_follow_from_the_rules_and_spread_as_mosi_s(content):
     )
 
 
-def test_fields_shapes_and_types_of_the_published_layout(content):
+def test_fields_have_published_shapes_and_types(content):
     videos = []
     for split, n in SIZES.items():
         fields = content[split]
@@ -77,7 +77,7 @@ def test_fields_shapes_and_types_of_the_published_layout(content):
     assert len(set.union(*videos)) == sum(map(len, videos))  # no video is in two splits
 
 
-def test_it_is_written_whole_and_once(content, tmp_path):
+def test_synthetic_file_is_written_atomically_and_once(content, tmp_path):
     path = tmp_path / "new" / SYNTHETIC_FILE
     args = settings(path, dataset_name="synthetic", feature_dims=[300, 5, 20])
     prepare_features(args)
@@ -92,7 +92,7 @@ def test_it_is_written_whole_and_once(content, tmp_path):
     assert path.read_bytes() == b"the user's own"
 
 
-def test_tokens_are_bert_s(content):
+def test_tokens_match_the_bert_tokenizer(content):
     assert (FOLDER / "vocab.txt").read_text().split("\n")[:-1] == vocabulary()
     assert BertConfig.from_pretrained(FOLDER).vocab_size == len(vocabulary())
     tokenizer = BertTokenizer.from_pretrained(FOLDER)
@@ -104,7 +104,7 @@ def test_tokens_are_bert_s(content):
 
 
 @pytest.mark.slow
-def test_it_is_learned(content, tmp_path, monkeypatch):
+def test_synthetic_data_can_be_learned(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     metrics = run.DMD_run("dmd", "synthetic", verbose_level=0, figures=False)[1111]
     labels = {split: fields["regression_labels"] for split, fields in content.items()}

@@ -65,7 +65,7 @@ def tokenized(capsys, *arguments: str) -> tuple[dict, list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet", "deberta-v2"])
-def test_every_kind_of_encoder_trains_with_the_printed_words(kind, folder, capsys):
+def test_every_kind_of_encoder_trains_with_the_printed_flags(kind, folder, capsys):
     encoder = make_encoder(kind)
     content, words = tokenized(capsys, "--pretrained", str(encoder))
     ids = json.loads((encoder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -152,7 +152,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_writes_nothing(case, folder, capsys):
+def test_bad_input_gives_one_line_and_writes_nothing(case, folder, capsys):
     change, words = BAD[case]
     change()
     arguments = (SOURCE, "-o", "out.pkl", "--pretrained", str(make_encoder("bert")))
@@ -162,20 +162,22 @@ def test_bad_input_is_one_line_and_writes_nothing(case, folder, capsys):
 @pytest.mark.parametrize(
     ("kind", "pad_token", "steps", "words"),
     [
-        ("roberta", "<pad>", "63", "--text-steps: 63, but"),
+        ("roberta", "<pad>", "63", "--text-steps: 63 is out of range"),
         ("mpnet", "<pad>", "63", "'mpnet' accepts 3 to 62 tokens"),
-        ("bert", "<pad>", "2", "takes 3 to 64."),
+        ("bert", "<pad>", "2", "accepts 3 to 64 tokens"),
         ("gpt2", None, "50", "--pretrained: 'gpt2' has no padding token"),
     ],
     ids=["roberta", "mpnet", "too few", "no padding token"],
 )
-def test_steps_and_encoders_that_do_not_fit(kind, pad_token, steps, words, folder, capsys):
+def test_unsupported_steps_and_encoders_give_one_line(
+    kind, pad_token, steps, words, folder, capsys
+):
     encoder = make_encoder(kind, pad_token)
     arguments = (SOURCE, "-o", "out.pkl", "--pretrained", str(encoder), "--text-steps", steps)
     assert words in refused(capsys, tokenize, *arguments)
 
 
-def test_without_a_tokenizer_the_flag_is_named(folder, capsys, monkeypatch):
+def test_error_about_a_missing_tokenizer_names_the_flag(folder, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     arguments = (SOURCE, "-o", "out.pkl", "--pretrained", "nobody/has-this")
     assert "--pretrained: cannot load 'nobody/has-this'" in refused(capsys, tokenize, *arguments)

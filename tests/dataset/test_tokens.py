@@ -76,7 +76,7 @@ def test_tokens_of_another_vocabulary_are_reported(corpus, other, change):
     assert f"python -m dataset.tokenize a.pkl --pretrained {other} -o OUT.pkl" in warning
 
 
-def test_the_file_of_the_text_is_named(corpus, other):
+def test_warning_names_the_file_of_the_text(corpus, other):
     features = read(corpus)
     features = FeatureSet(
         features.path, features.splits, [64, 5, 20], [50] * 3, text_path="my text.pkl"
@@ -84,7 +84,7 @@ def test_the_file_of_the_text_is_named(corpus, other):
     assert "dataset.tokenize 'my text.pkl' --pretrained" in check_tokens(features, settings(other))
 
 
-def test_less_than_half_must_agree(corpus):
+def test_warning_requires_that_less_than_half_agree(corpus):
     def keep_only(count):
         def change(tokens):
             tokens[count:, 0] = np.where(
@@ -110,7 +110,7 @@ def test_nothing_is_reported_without_raw_text_or_a_tokenizer_or_bert(corpus, oth
     assert check_tokens(features, settings(other)) is None
 
 
-def test_check_ends_with_an_error(folder, other, capsys):
+def test_check_reports_another_vocabulary_as_error(folder, other, capsys):
     file = "dataset/SYNTHETIC/aligned_50.pkl"
     command = [check, file, "-d", "synthetic", "--set"]
     assert call(*command, f"pretrained={BERT}") == 0
@@ -135,7 +135,7 @@ def test_training_warns_once(folder, other, capsys):
     assert "another vocabulary" not in capsys.readouterr().out
 
 
-def test_the_text_of_another_file_is_named_in_training(folder, other, corpus, capsys):
+def test_warning_in_training_names_the_replaced_text_file(folder, other, corpus, capsys):
     write_pickle(Path("text.pkl"), corpus)
     assert train("--set", f"pretrained={other}", "--epochs", "1", "-Ft", "text.pkl") == 0
     assert "text.pkl: 'text_bert' has tokens of another vocabulary" in capsys.readouterr().out

@@ -22,7 +22,7 @@ def write_suite(content) -> str:
     return "own.json"
 
 
-def test_the_table_holds_the_metrics_of_ordinary_runs_and_their_heads(folder):
+def test_table_contains_metrics_of_runs_and_heads(folder):
     published = [
         {
             "source": "paper",
@@ -76,11 +76,11 @@ def test_the_table_holds_the_metrics_of_ordinary_runs_and_their_heads(folder):
         assert [whole[m] for m in ("Acc_2", "MAE")] == pytest.approx(
             [metrics[m] for m in ("Acc_2", "MAE")], abs=1e-4
         )
-        # Without text, its head says the same of every utterance.
+        # Without text, its head predicts the same for every utterance.
         assert pd.isna(scores.loc["as-is", "av", "logits_l_homo", seed]["Corr"])
 
 
-def test_a_suite_continues_where_it_stopped_and_replaces_nothing_silently(folder, capsys):
+def test_suite_resumes_and_never_overwrites_silently(folder, capsys):
     broken = {"rows": {"good": {}, "bad": {"learning_rate": 1e30}}}
     assert train("--suite", write_suite(broken)) == 2
     assert (
@@ -98,7 +98,7 @@ def test_a_suite_continues_where_it_stopped_and_replaces_nothing_silently(folder
 
 
 @pytest.mark.parametrize("dataset", ["mosi", "mosei", "synthetic"])
-def test_the_shipped_suites_and_search_space_fit_the_shipped_config(dataset):
+def test_built_in_suites_and_search_space_match_the_config(dataset):
     options = RunOptions(dataset_name=dataset)
     for key, distribution in load_search_space(DEFAULT_SPACE).items():
         for value in extreme_values(distribution):
@@ -124,7 +124,7 @@ BAD = [
 ]
 
 
-def test_a_bad_suite_is_one_line_before_anything_is_trained(folder, capsys):
+def test_bad_suite_gives_one_line_before_training(folder, capsys):
     for suite, word in BAD:
         assert word in refused(capsys, train, "--suite", write_suite(suite), "--name", "n" * 50)
     for arguments in (["tabel3"], ["none.json"], ["table3", "--tune", "2"]):

@@ -1,4 +1,4 @@
-"""What trackers are sent is what history.csv holds, and they can disturb nothing."""
+"""Trackers receive the rows of history.csv, and their errors do not affect a run."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def assert_events_agree_with_history(epochs: int) -> None:
         assert [value for _, value in shown] == pytest.approx(expected, rel=1e-6, nan_ok=True), name
 
 
-def test_events_agree_with_history_and_change_no_number(folder, trained_once):
+def test_events_match_history_and_do_not_change_results(folder, trained_once):
     assert train("--track", "tensorboard") == 0
     assert_events_agree_with_history(epochs=2)
     for file in ("1.pth", "2.pth", "best.pth"):
@@ -42,7 +42,7 @@ def test_events_agree_with_history_and_change_no_number(folder, trained_once):
     assert not list((RUN / "tensorboard").rglob("events.*"))
 
 
-def test_trackers_that_fail_or_are_not_installed_are_warnings(trained, capsys):
+def test_failing_or_missing_trackers_give_warnings(trained, capsys):
     (RUN / "tensorboard").write_text("in the way")
     missing = sorted(set(TRACKERS) - {str(name) for name in get_available_trackers()})
     assert train("--track", "tensorboard", *missing, "--overwrite") == 0

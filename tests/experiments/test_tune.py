@@ -1,6 +1,4 @@
-"""Sweeps: real studies in real databases; trainings where what a training does matters, sums where
-it does not.
-"""
+"""Sweeps: real studies in real databases, with real training or a formula in its place."""
 
 import json
 import os
@@ -56,7 +54,7 @@ def tune_with(monkeypatch, train_on, trials: int, **config) -> dict | None:
     return tune(RunOptions(dataset_name="synthetic", config=config), trials, "gamma.json")
 
 
-def test_a_sweep_continues_and_its_best_trial_is_an_ordinary_run(space, corpus, capsys):
+def test_sweep_resumes_and_its_best_trial_can_be_trained_as_a_run(space, corpus, capsys):
     once = ("--search", space, "--epochs", "1")
     assert train("--tune", "1", *once) == 0
     assert train("--tune", "2", *once) == 0
@@ -88,7 +86,7 @@ def test_a_sweep_continues_and_its_best_trial_is_an_ordinary_run(space, corpus, 
     assert "data" in refused(capsys, train, *more)
 
 
-def test_a_signal_marks_the_trial_as_failed_and_the_sweep_continues(space):
+def test_signal_marks_the_trial_as_failed_and_the_sweep_continues(space):
     def interrupt():
         while not list(Path("pt").glob("tune-*/pt/*/1.pth")):
             time.sleep(0.001)
@@ -98,11 +96,11 @@ def test_a_signal_marks_the_trial_as_failed_and_the_sweep_continues(space):
     command = ["--tune", "1", "--search", space, "--epochs", "3"]
     assert train(*command) == 143
     assert states() == ["FAIL"] and not list(Path("pt").iterdir())
-    assert train(*command, "--resume") == 0  # as the interrupted command's last word says
+    assert train(*command, "--resume") == 0  # as the last line of the interrupted command suggests
     assert states() == ["FAIL", "COMPLETE"]
 
 
-def test_a_trial_that_diverges_is_pruned_and_an_error_ends_the_sweep(folder, monkeypatch):
+def test_trial_that_diverges_is_pruned_and_an_error_ends_the_sweep(folder, monkeypatch):
     errors = [NumericalError("loss"), ZeroDivisionError("error")]
 
     def train_on(gamma: float, after_epoch) -> dict:
@@ -120,7 +118,7 @@ def test_a_trial_that_diverges_is_pruned_and_an_error_ends_the_sweep(folder, mon
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_study_and_one_is_killed(space):
+def test_study_of_two_processes_survives_a_kill(space):
     command = [
         sys.executable,
         str(ROOT / "run.py"),
@@ -167,7 +165,7 @@ BAD = [
 ]
 
 
-def test_bad_input_is_one_line_before_anything_is_trained(space, monkeypatch, capsys):
+def test_bad_input_gives_one_line_before_training(space, monkeypatch, capsys):
     for flags, word in BAD:
         if isinstance(flags, dict):
             Path(space).write_text(json.dumps(flags))

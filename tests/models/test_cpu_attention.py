@@ -51,7 +51,7 @@ def test_values_and_gradients_match_plain_operations(t_q, t_s, heads, causal):
 @pytest.mark.parametrize(("t_q", "t_s"), [(5, 9), (9, 5), (200, 150)])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 def test_module_matches_pytorch(t_q, t_s, causal, fast):
-    """With the weights of nn.MultiheadAttention, whose attn_mask is True where a query must not
+    """With the weights of nn.MultiheadAttention, whose attn_mask is True if a query must not
     attend.
     """
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_scores_of_hundreds_do_not_overflow(t_q, t_s):
 
 
 def test_gradients_under_dropout_are_those_of_the_same_draw():
-    """Against differences: the draws are equal where the seed is."""
+    """Gradients match finite differences, because equal seeds give equal draws."""
     torch.manual_seed(0)
     tensors = [
         torch.randn(shape, requires_grad=True) for shape in [(4, 6, 8), (4, 9, 8), (4, 9, 8)]
@@ -103,7 +103,7 @@ def test_gradients_under_dropout_are_those_of_the_same_draw():
 
 
 def test_backward_does_not_change_its_gradient():
-    """With one head, or one query, heads are a view of what comes in."""
+    """With one head, or one query, heads are a view of the incoming gradient."""
     for heads, t_q in ((1, 5), (2, 1)):
         q, k = torch.ones(3, t_q, 8, requires_grad=True), torch.ones(3, 6, 8)
         given = torch.ones(3, t_q, 8)
@@ -118,13 +118,13 @@ def test_forward_does_not_change_its_inputs():
     assert (q == 1).all() and (k == 1).all()
 
 
-def test_nan_is_passed_on():
+def test_nan_is_propagated():
     q, k = torch.full((3, 5, 8), torch.nan), torch.ones(3, 6, 8)
     assert attend(q, k, k).isnan().any()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.99, 0.999])
-def test_dropout_keeps_the_stated_share(p):
+def test_dropout_keeps_the_given_share(p):
     torch.manual_seed(0)
     kept = cpu_attention._draw_kept(torch.empty(400, 1000), p)
     assert ((kept == 0) | (kept == 1)).all()
@@ -141,7 +141,7 @@ def test_neighboring_dropout_draws_are_independent():
 
 @pytest.mark.parametrize("p", [0.3, 0.999], ids=["bytes", "floats"])
 def test_dropout_preserves_the_mean(p):
-    """Of equal values: dropping weights changes an output by their sum alone."""
+    """With equal values, dropping weights changes an output only through their sum."""
     assert 0.3 <= LARGEST_BYTE_DROPOUT < 0.999
     torch.manual_seed(0)
     q, v = torch.randn(500, 50, 8), torch.ones(500, 50, 8)
@@ -150,7 +150,7 @@ def test_dropout_preserves_the_mean(p):
     assert rows.mean().item() == pytest.approx(1, abs=5 * rows.std().item() / len(rows) ** 0.5)
 
 
-def test_attention_of_a_model_is_the_cpus_unless_fast_is_false(monkeypatch):
+def test_model_uses_cpu_attention_unless_fast_is_false(monkeypatch):
     used = []
 
     def spy(*arguments):
@@ -167,7 +167,7 @@ def test_attention_of_a_model_is_the_cpus_unless_fast_is_false(monkeypatch):
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 def test_transforms_of_torch_func_work(fast):
-    """Among them those that the CPU's attention has no rule for."""
+    """Including transforms that the CPU's attention does not support."""
     torch.manual_seed(0)
     attention, x = MultiheadAttention(8, 2, 0.0, fast=fast), torch.randn(2, 3, 8)
 

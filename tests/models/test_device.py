@@ -1,6 +1,8 @@
-"""A training step and an evaluation on the `meta` device, which has shapes and no values: a tensor
-that was left on the CPU, or a value that the host waits for, is an error there, as it would be slow
-or wrong on a GPU."""
+"""A training step and an evaluation on the `meta` device, which has shapes but no values.
+
+A tensor that was left on the CPU, or a value that the host waits for, is an error on this device;
+on a GPU it would be wrong or slow.
+"""
 
 import pytest
 import torch
@@ -45,7 +47,7 @@ def batch(trainer) -> dict[str, torch.Tensor]:
     return features | {"labels": torch.empty(16, 1, device=META), "rows": torch.arange(16)}
 
 
-def test_a_group_of_batches_and_an_evaluation(trainer, batch):
+def test_step_and_evaluation_run_without_waiting_for_the_device(trainer, batch):
     counts = []
     for _ in range(2):  # the gradients of the second are added to those of the first
         with CountOperations() as operations:

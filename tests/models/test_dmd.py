@@ -33,8 +33,9 @@ def inputs(model, batch=2):
         ((50, 50, 50), [768, 50, 20], (46, 50, 46), 2),
         ((50, 50, 50), [768, 5, 20], (46, 46, 46), 1),
     ],
+    ids=["unaligned", "audio as wide as the model", "batch of one"],
 )
-def test_lengths_widths_and_a_dead_modality(seq_lens, dims, steps, batch):
+def test_model_accepts_any_lengths_widths_and_a_dead_modality(seq_lens, dims, steps, batch):
     model, objective = build(seq_lens, feature_dims=dims)
     text, audio, vision = inputs(model, batch)
     output = model(text, audio, 0 * vision)
@@ -44,7 +45,7 @@ def test_lengths_widths_and_a_dead_modality(seq_lens, dims, steps, batch):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_seed_gives_the_weights_that_it_always_gave():
+def test_seed_gives_the_recorded_initial_weights():
     """A sum recorded before the modules were rearranged: they draw in the published order."""
     model, objective = build()
     total = sum(
@@ -54,7 +55,7 @@ def test_the_seed_gives_the_weights_that_it_always_gave():
     assert total == pytest.approx(146432.7900108757, rel=1e-9)
 
 
-def test_each_dropout_acts_where_it_should(monkeypatch):
+def test_each_dropout_setting_acts_on_its_own_part(monkeypatch):
     """Every setting has a probability of its own, and every modality a length, so that each draw
     tells whose it is.
     """

@@ -1,6 +1,4 @@
-"""Encoders run together, as on a GPU, against the plain loop over them; and when they must run
-alone.
-"""
+"""Encoders that run together, as on a GPU, match a loop over them; others run separately."""
 
 import sys
 
@@ -56,7 +54,7 @@ def runs(monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["cross", "self", "self, last step"])
 @pytest.mark.parametrize("attn_mask", [True, False], ids=["causal", "full"])
-def test_encoders_together_match_each_alone(kind, attn_mask):
+def test_encoders_run_together_match_separate_encoders(kind, attn_mask):
     torch.manual_seed(0)
     encoders = [encoder.double() for encoder in make_encoders(attn_mask=attn_mask)]
     queries = [torch.randn(2, 6, 8, dtype=torch.double, requires_grad=True) for _ in encoders]
@@ -111,7 +109,7 @@ def compare_steps(
 @pytest.mark.parametrize("path", ["fast", "together"])
 @pytest.mark.parametrize("case", CASES)
 def test_step_of_a_reference_case_matches_the_plain_step(case, path, tmp_path, monkeypatch):
-    """In float64: in float32 they differ by its rounding."""
+    """In float64, because in float32 the results differ by rounding."""
     reference = Reference(case, tmp_path)
     *inputs, labels = (
         reference.batch()[name].double() for name in ("text", "audio", "vision", "labels")
@@ -178,7 +176,7 @@ def test_inference_mode_matches_the_plain_loop(runs, monkeypatch):
     torch.testing.assert_close(*predictions)
 
 
-def test_encoders_of_unlike_lengths_run_alone(runs, monkeypatch):
+def test_encoders_of_different_lengths_run_separately(runs, monkeypatch):
     model, _, inputs = make_model((12, 14, 16))
     use_path(model, "together", monkeypatch)
     model(*inputs)
@@ -241,7 +239,7 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("change", UNLIKE.values(), ids=UNLIKE)
-def test_encoders_that_differ_run_alone(change):
+def test_different_encoders_run_separately(change):
     encoders = make_encoders()
     queries = [[torch.randn(2, 6, 8) for _ in encoders]]
     encoders[0].layers[0].self_attn.dropout.fill_(0.3)  # this may differ, and which are trained
@@ -251,7 +249,7 @@ def test_encoders_that_differ_run_alone(change):
     assert not ensemble.are_alike(encoders, queries)
 
 
-def test_global_hooks_see_every_encoder_alone():
+def test_global_hooks_see_every_encoder_separately():
     encoders = make_encoders()
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *arguments: None)
     try:
@@ -262,8 +260,8 @@ def test_global_hooks_see_every_encoder_alone():
 
 @pytest.mark.parametrize("path", ["plain", "fast", "together"])
 @pytest.mark.parametrize("use_bert", [False, True], ids=["features", "bert"])
-def test_replicas_of_data_parallel_compute_what_the_model_does(path, use_bert, monkeypatch):
-    """As nn.DataParallel makes them, except that the copies of parameters are on the CPU."""
+def test_replicas_of_data_parallel_match_the_model(path, use_bert, monkeypatch):
+    """Replicas as in nn.DataParallel, except that the copies of parameters are on the CPU."""
 
     def copy_parameters(parameters, devices, detach=False):
         return [[p.detach().clone() if detach else p.clone() for p in parameters] for _ in devices]
@@ -299,7 +297,7 @@ def test_replicas_of_data_parallel_compute_what_the_model_does(path, use_bert, m
 
 
 def test_outputs_of_data_parallel_are_gathered(monkeypatch):
-    """As nn.DataParallel gathers them, except that tensors are joined on the CPU."""
+    """Gathered as in nn.DataParallel, except that tensors are joined on the CPU."""
 
     class JoinOnCpu:
         @staticmethod

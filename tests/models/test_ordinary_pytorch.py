@@ -1,4 +1,4 @@
-"""What a PyTorch user does to a model means here what it means elsewhere, on every path."""
+"""Common operations of PyTorch users on models work as usual, on every path."""
 
 import copy
 import gc
@@ -37,9 +37,7 @@ def output_and_terms(trainer: Trainer):
 
 
 def moved(trainer: Trainer, train=None) -> set[str]:
-    """The parameters that a training step moves, without those that get no gradient at all or one
-    of zero.
-    """
+    """The parameters that a training step changes: those with a gradient other than zero."""
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     (train or trainer.train_epoch)()
     return {
@@ -51,14 +49,14 @@ def moved(trainer: Trainer, train=None) -> set[str]:
     "frozen",
     ["trans_l_with_a", "trans_a_mem.layers.1", "self_attentions_c_v", "proj_v", "text_model"],
 )
-def test_what_is_frozen_stays_and_nothing_else(trainer, frozen):
+def test_only_frozen_parameters_stay_unchanged(trainer, frozen):
     everything = moved(copy.deepcopy(trainer))
     trainer.model.get_submodule(frozen).requires_grad_(False)
     assert moved(trainer) == {name for name in everything if not name.startswith(f"{frozen}.")}
 
 
 @pytest.mark.parametrize("way", ["optimizer", "modules"])
-def test_zero_grad_in_every_way(trainer, way):
+def test_every_kind_of_zero_grad_works(trainer, way):
     trainer.training_step(make_batch(1, LABELS))
     if way == "optimizer":
         trainer.optimizer.zero_grad()
@@ -77,9 +75,9 @@ def test_zero_grad_in_every_way(trainer, way):
     assert moved(trainer, trainer.optimizer.step)
 
 
-def test_the_gradient_of_one_loss(trainer):
-    """torch.autograd.grad of each term, which leaves .grad alone; together they are the gradient of
-    their sum.
+def test_gradients_of_loss_terms_add_up(trainer):
+    """torch.autograd.grad of each loss term leaves .grad unset, and the gradients add up to that of
+    the sum.
     """
     _, terms = output_and_terms(trainer)
     encoders = [
@@ -95,7 +93,7 @@ def test_the_gradient_of_one_loss(trainer):
         torch.testing.assert_close(one if two is None else one + two, both, rtol=1e-3, atol=1e-5)
 
 
-def test_a_parameter_group_for_bert():
+def test_bert_can_have_its_own_parameter_group():
     trainer = make_trainer(
         [make_batch(0, LABELS)], learning_rate_bert=1e-6, update_epochs=1, **NO_DROPOUT
     )
@@ -120,7 +118,7 @@ def test_a_parameter_group_for_bert():
     assert largest["rest"] == pytest.approx(trainer.args.learning_rate, rel=0.01)
 
 
-def test_hooks_on_every_parameter_and_on_a_module(trainer):
+def test_hooks_on_parameters_and_modules_are_called(trainer):
     fired, seen = set(), []
     for name, parameter in trainer.model.named_parameters():
         parameter.register_hook(lambda gradient, name=name: fired.add(name))
@@ -152,7 +150,7 @@ def test_deepcopy_is_independent(trainer):
     )
 
 
-def test_a_saved_tensor_has_its_own_size(trainer):
+def test_saved_tensor_has_only_its_own_storage(trainer):
     trainer.train_epoch()
     parameter = trainer.model.trans_l_with_a.layers[0].fc1.weight
     file = io.BytesIO()
@@ -160,7 +158,7 @@ def test_a_saved_tensor_has_its_own_size(trainer):
     assert file.tell() < parameter.nbytes + 4096
 
 
-def test_functional_call_computes_with_the_parameters_that_it_is_given(trainer):
+def test_functional_call_uses_the_given_parameters(trainer):
     batch = make_batch(0, LABELS)
     inputs = (batch["text"], batch["audio"], batch["vision"])
     other = {name: p.detach() * 1.1 for name, p in trainer.model.named_parameters()}
@@ -189,7 +187,7 @@ def test_functional_call_computes_with_the_parameters_that_it_is_given(trainer):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_in_bf16(trainer):
+def test_model_runs_in_bf16(trainer):
     expected = output_and_terms(trainer)[0].output_logit
     trainer.model.to(torch.bfloat16)
     batch = make_batch(0, LABELS)
@@ -201,7 +199,7 @@ def test_a_model_in_bf16(trainer):
 
 
 class SineLayer(Layer):
-    """A layer that a researcher writes; with an activation that nobody gives to `Layer` itself."""
+    """A custom layer, with an activation that `Layer` does not have."""
 
     def forward(self, query, key, value, mask=None):
         norm, norm_ffn = self.layer_norms
@@ -209,8 +207,8 @@ class SineLayer(Layer):
         return query + self.dropout(self.fc2(torch.sin(self.fc1(norm_ffn(query)))))
 
 
-def test_a_layer_of_ones_own_takes_effect(trainer, monkeypatch):
-    """The model computes something else, and the same on all paths."""
+def test_custom_layer_takes_effect(trainer, monkeypatch):
+    """The change affects the output, in the same way on all paths."""
     before = output_and_terms(trainer)[0].output_logit
     for module in trainer.model.modules():
         if type(module) is Layer:
@@ -222,7 +220,7 @@ def test_a_layer_of_ones_own_takes_effect(trainer, monkeypatch):
     trainer.train_epoch()
 
 
-def test_a_head_of_ones_own_takes_effect(trainer):
+def test_custom_head_takes_effect(trainer):
     class Linear(nn.Module):
         def forward(self, z, proj1, proj2, out_layer):
             hidden = proj1(z)
@@ -234,15 +232,15 @@ def test_a_head_of_ones_own_takes_effect(trainer):
     torch.testing.assert_close(output.logits_hetero["l"], expected)
 
 
-def test_an_edit_of_the_layer_class_takes_effect(trainer, monkeypatch):
+def test_edit_of_the_layer_class_takes_effect(trainer, monkeypatch):
     before = output_and_terms(trainer)[0].output_logit
     monkeypatch.setattr(Layer, "forward", SineLayer.forward)
     assert (output_and_terms(trainer)[0].output_logit - before).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
-def test_a_trainer_is_freed_with_its_last_reference(fast):
-    """Of several seeds, none is to hold a GPU's memory until Python's collector runs."""
+def test_trainer_is_freed_with_its_last_reference(fast):
+    """Otherwise each seed would hold GPU memory until Python's garbage collector runs."""
     trainer = make_trainer([make_batch(0, LABELS)], fast=fast)
     trainer.train_epoch()
     parts = [

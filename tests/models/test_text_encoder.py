@@ -1,4 +1,4 @@
-"""What the text encoder is made of: files as they come."""
+"""The text encoder is loaded from the usual kinds of files."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_weights_in_half_precision_are_read_as_float32(bert):
     torch.testing.assert_close(hidden(bert), expected, rtol=0.01, atol=0.01)
 
 
-def test_missing_weights_are_not_made_up_but_for_the_unused_pooler(bert):
+def test_missing_weights_are_rejected_except_for_the_unused_pooler(bert):
     expected = hidden(bert)
     weights = {
         name: value
@@ -57,13 +57,13 @@ def test_missing_weights_are_not_made_up_but_for_the_unused_pooler(bert):
 
 
 @pytest.mark.parametrize("with_weights", [True, False])
-def test_roberta(tmp_path, with_weights):
+def test_roberta_ignores_padding(tmp_path, with_weights):
     model = RobertaModel(
         RobertaConfig(**SIZES, type_vocab_size=1, max_position_embeddings=12, pad_token_id=1)
     ).eval()
     (model if with_weights else model.config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="roberta"):
-        hidden(tmp_path)  # a BERT is asked for, unless `transformers` says otherwise
+        hidden(tmp_path)  # `transformers` is bert by default
     # padding has the id 1
     tokens = torch.tensor([[[0, 6, 7, 2, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]]])
     for kind in ("roberta", "auto"):
@@ -79,7 +79,7 @@ def test_roberta(tmp_path, with_weights):
             torch.testing.assert_close(padded, expected)
 
 
-def test_what_cannot_be_had(tmp_path, monkeypatch):
+def test_encoder_that_cannot_be_loaded_gives_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for load in (lambda name: TextEncoder(name, True, 16), load_tokenizer):
         for name in ("no-such/bert", str(tmp_path)):

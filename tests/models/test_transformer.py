@@ -8,7 +8,7 @@ import torch
 from models.transformer import CrossModalEncoder, SinusoidalPositions, tensor_dropout
 
 
-def test_positions_are_sine_half_then_cosine_half_and_zero_where_padded():
+def test_positions_are_sine_half_then_cosine_half_and_zero_at_padding():
     x = torch.zeros(1, 3, 4)
     x[0, :, 0] = torch.tensor([0.0, 1.0, -2.0])
     positions = SinusoidalPositions(4)(x)[0]
@@ -21,7 +21,7 @@ def test_positions_are_sine_half_then_cosine_half_and_zero_where_padded():
     assert not torch.equal(positions[256], positions[257])  # which bfloat16 cannot count
 
 
-def test_a_step_ignores_what_the_mask_hides():
+def test_step_ignores_masked_steps():
     torch.manual_seed(0)
     model = CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, True)
     query, source = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
@@ -34,8 +34,8 @@ def test_a_step_ignores_what_the_mask_hides():
 
 @pytest.mark.parametrize("attn_mask", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
-def test_last_step_is_the_last_of_all_steps(attn_mask, fast):
-    """Of which the last layer then computes no other."""
+def test_last_step_equals_the_last_of_all_steps(attn_mask, fast):
+    """With last_step, the last layer computes only this step."""
     torch.manual_seed(0)
     model = CrossModalEncoder(8, 2, 2, 0.0, 0.0, 0.0, 0.0, attn_mask, fast)
     query = torch.randn(2, 5, 8)

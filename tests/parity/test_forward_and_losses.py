@@ -12,7 +12,7 @@ from tests.reference import CASES, FOLDER, Reference
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 @pytest.mark.parametrize("case", CASES)
-def test_forward_edges_losses_and_gradients(case, fast, tmp_path):
+def test_forward_edges_losses_and_gradients_match_reference(case, fast, tmp_path):
     reference = Reference(case, tmp_path, fast=fast)
     (model, objective), batch = reference.build(), reference.batch()
     output = model(batch["text"], batch["audio"], batch["vision"])

@@ -47,7 +47,7 @@ def check(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_encoders_run_together(case, tmp_path, monkeypatch):
+def test_encoders_run_together_match_reference(case, tmp_path, monkeypatch):
     check(
         Reference(case, tmp_path),
         1e-5,
@@ -58,10 +58,10 @@ def test_encoders_run_together(case, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.gpu
-def test_compiled(tmp_path):
+def test_compiled_step_matches_reference(tmp_path):
     check(Reference("mosi_aligned_bert", tmp_path), 1e-5, 1e-4, compile=True)
 
 
 @pytest.mark.parametrize("case", CASES[1:])
-def test_bf16(case, tmp_path):
+def test_bf16_step_matches_reference(case, tmp_path):
     check(Reference(case, tmp_path), BF16, 10 * BF16, least=1e-3, precision="bf16")

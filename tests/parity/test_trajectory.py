@@ -19,7 +19,7 @@ NUMBER = re.compile(r"(total_loss|Acc_2|F1_score|Acc_7|MAE|Loss): (-?[\d.]+)")
     "fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "plain"]
 )
 @pytest.mark.parametrize("case", CASES)
-def test_three_epochs(case, fast, tmp_path):
+def test_three_epochs_match_reference(case, fast, tmp_path):
     reference = Reference(case, tmp_path / "bert", fast=fast)
     info = reference.case
     size, n = info["batch_size"], info["n_samples"] // info["batch_size"] * info["batch_size"]

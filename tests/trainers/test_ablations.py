@@ -1,4 +1,4 @@
-"""What the settings that ablations are made of switch off, and the masking of modalities."""
+"""Settings of ablations switch off the intended parts; modalities can be masked."""
 
 import pytest
 import torch
@@ -55,10 +55,8 @@ def test_without_cross_modal_attention_a_modality_reads_only_itself():
 
 @pytest.mark.parametrize("use_bert", [True, False])
 @pytest.mark.parametrize("modalities", ["lva", "lv", "a"])
-def test_a_modality_that_is_not_listed_is_replaced_by_zeros(modalities, use_bert):
-    """Other features of what is masked change nothing; other features of what is kept change the
-    prediction.
-    """
+def test_modality_that_is_not_listed_is_replaced_by_zeros(modalities, use_bert):
+    """Features of masked modalities do not affect the prediction; those of the others do."""
     widths = {} if use_bert else {"feature_dims": [7, 5, 20]}
     args = load_config("dmd", "synthetic", overrides={"nlevels": 1, "use_bert": use_bert} | widths)
     args.seq_lens = [50, 50, 50]

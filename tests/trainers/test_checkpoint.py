@@ -17,7 +17,7 @@ from trainers.checkpoint import OBSOLETE, load_weights, read_checkpoint, save_st
 from utils.errors import CheckpointError
 
 
-def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
+def test_checkpoint_round_trip_with_an_old_position_ids_buffer(tmp_path):
     model = Reference("mosi_aligned_bert", tmp_path / "bert").build()[0]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     save_state(state | {OBSOLETE: torch.arange(64)[None]}, tmp_path / "1.pth")
@@ -36,8 +36,9 @@ def test_round_trip_also_with_an_old_position_ids_buffer(tmp_path):
         (lambda: build(nlevels=2)[0], "layers.1"),
         (lambda: torch.nn.Linear(2, 3), "Missing"),
     ],
+    ids=["other widths", "other steps", "fewer layers", "other model"],
 )
-def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, words):
+def test_error_about_another_model_gives_the_first_difference(tmp_path, other, words):
     save_state(other().state_dict(), tmp_path / "other.pth")
     with pytest.raises(CheckpointError) as error:
         load_weights(build()[0], tmp_path / "other.pth")
@@ -45,7 +46,7 @@ def test_a_checkpoint_of_another_model_says_how_it_differs(tmp_path, other, word
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_torch_save_writes_around_weights_is_read(zipped, tmp_path):
+def test_wrapped_state_dicts_are_read(zipped, tmp_path):
     """In several types; and in the format before PyTorch 1.6, of Lightning and DataParallel."""
     base = torch.arange(12.0).reshape(3, 4)
     state = {
@@ -84,7 +85,7 @@ BAD = {  # content of the file, a word of the error
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_other_files_are_refused_in_one_line_and_run_nothing(case, tmp_path, monkeypatch):
+def test_other_files_are_rejected_and_execute_nothing(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content, words = BAD[case]
     with open("bad.pth", "wb") as file:
@@ -103,9 +104,11 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    "content", ["no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}}]
+    "content",
+    ["no JSON", {"features": {}}, GOOD | {"settings": {"dataset_name": "../../x"}}],
+    ids=["not JSON", "without settings", "path as data set"],
 )
-def test_a_config_of_something_else_is_no_run_s(content, tmp_path):
+def test_config_of_another_program_is_not_a_run_config(content, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(GOOD))
     assert read_run_config(tmp_path) == GOOD
     (tmp_path / "run.json").write_text(content if isinstance(content, str) else json.dumps(content))

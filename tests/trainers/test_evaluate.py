@@ -10,9 +10,9 @@ from tests.reference import Reference, make_loader
 from trainers.evaluate import predict
 
 
-def test_the_batches_of_evaluation_change_nothing(tmp_path):
-    """Loss is as valid_loss says, whatever the loader's batches are; and predict() leaves out
-    nothing that counts.
+def test_evaluation_batch_size_does_not_change_results(tmp_path):
+    """Loss follows valid_loss, whatever the batches of the loader are; predict() matches the full
+    forward pass.
     """
     reference = Reference("mosei_aligned", tmp_path)
     model = reference.build()[0].eval()

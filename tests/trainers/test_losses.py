@@ -18,7 +18,7 @@ ORT = {
 
 
 @pytest.mark.parametrize("kind", ORT)
-def test_orthogonality_of_each_kind(kind):
+def test_orthogonality_matches_its_definition(kind):
     specific = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]])  # one step, two utterances, two channels
     common = torch.tensor([[[4.0, 3.0]], [[-1.0, 0.0]]])
     assert orthogonality_loss(specific, common, kind).item() == pytest.approx(ORT[kind])
@@ -53,9 +53,11 @@ def margin_by_the_letter(vectors, labels, slope):
 
 
 @pytest.mark.parametrize(
-    "labels", [[0.0, 0.0, 1.0, -2.0, 1.0, 1.0], [1.0, 2.0, 3.0, 1.0, 1.0, 1.0]]
+    "labels",
+    [[0.0, 0.0, 1.0, -2.0, 1.0, 1.0], [1.0, 2.0, 3.0, 1.0, 1.0, 1.0]],
+    ids=["repeated labels", "labels without a positive"],
 )
-def test_margin_equals_the_loop(labels):
+def test_margin_loss_matches_a_loop(labels):
     vectors = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
     got = margin_loss(vectors, torch.tensor(labels), 0.15).item()
     assert got == pytest.approx(margin_by_the_letter(vectors.tolist(), labels, 0.15), abs=1e-6)
@@ -69,14 +71,14 @@ def both_margins(vectors, labels):
     )
 
 
-def test_gradients_of_the_margins():
+def test_margin_losses_pass_gradcheck():
     generator = torch.Generator().manual_seed(5)
     vectors = torch.randn(24, 4, generator=generator, dtype=torch.double, requires_grad=True)
     labels = torch.randint(-2, 3, (8,), generator=generator).double().repeat(3)
     assert torch.autograd.gradcheck(both_margins, (vectors, labels))
 
 
-def test_margins_in_chunks_equal_those_of_all_triplets_at_once(monkeypatch):
+def test_margin_losses_do_not_depend_on_chunk_size(monkeypatch):
     generator = torch.Generator().manual_seed(5)
     vectors = torch.randn(24, 4, generator=generator, requires_grad=True)
     labels = torch.randint(-2, 3, (8,), generator=generator).float().repeat(3)
@@ -90,7 +92,7 @@ def test_margins_in_chunks_equal_those_of_all_triplets_at_once(monkeypatch):
         torch.testing.assert_close(gradient, results[0][1])
 
 
-def test_triplets_equal_the_loop():
+def test_triplet_loss_matches_a_loop():
     vectors = torch.randn(12, 4, generator=torch.Generator().manual_seed(3))
     y, m = [0.0, 0.6, 0.0, -1.0] * 3, [0] * 4 + [1] * 4 + [2] * 4
     of = [[cosine(a, b) for b in vectors.tolist()] for a in vectors.tolist()]
@@ -103,16 +105,21 @@ def test_triplets_equal_the_loop():
     assert got == pytest.approx(sum(hinges) / len(hinges), abs=1e-6)
 
 
-EMPTY = [lambda x, kind=kind: orthogonality_loss(x, torch.zeros(3, 2, 4), kind) for kind in ORT]
-# Without a pair
-EMPTY += [
-    lambda x, y=y: both_margins(x[:, 0], torch.tensor(y))
-    for y in ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
-]
+def orthogonality_to_zeros(kind):
+    return lambda x: orthogonality_loss(x, torch.zeros(3, 2, 4), kind)
 
 
-@pytest.mark.parametrize("loss", EMPTY)
-def test_of_nothing_a_loss_is_zero_and_has_a_gradient(loss):
+def margins_of(labels):
+    return lambda x: both_margins(x[:, 0], torch.tensor(labels))
+
+
+EMPTY = {f"orthogonality {kind}": orthogonality_to_zeros(kind) for kind in ORT}
+EMPTY["margins, equal labels"] = margins_of([1.0, 1.0, 1.0])
+EMPTY["margins, different labels"] = margins_of([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("loss", EMPTY.values(), ids=list(EMPTY))
+def test_losses_are_zero_without_pairs(loss):
     x = torch.zeros(3, 2, 4, requires_grad=True)
     value = loss(x)
     value.backward()

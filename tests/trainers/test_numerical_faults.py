@@ -1,4 +1,4 @@
-"""What is not finite stops training before it reaches the weights."""
+"""Non-finite values stop training before they reach the weights."""
 
 import math
 
@@ -20,7 +20,7 @@ def trainer(tmp_path) -> Trainer:
     return Trainer(reference.args, *reference.build(), loaders, torch.device("cpu"))
 
 
-def test_an_infinite_gradient_is_not_hidden_by_clipping(trainer):
+def test_infinite_gradient_is_not_hidden_by_clipping(trainer):
     """All losses are finite; the gradient of one bias is infinite in the second batch."""
     batches = []
     trainer.model.out_layer.bias.register_hook(
@@ -33,7 +33,7 @@ def test_an_infinite_gradient_is_not_hidden_by_clipping(trainer):
     assert all(map(torch.equal, trainer.all_parameters, before))
 
 
-def test_the_utterance_whose_features_are_absurd_is_named(trainer):
+def test_error_names_the_utterance_with_extreme_features(trainer):
     trainer.loaders["train"].dataset.tensors["audio"][6] = 1e38
     before = [p.detach().clone() for p in trainer.all_parameters]
     with pytest.raises(

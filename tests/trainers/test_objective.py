@@ -87,7 +87,7 @@ def expected_terms(
 
 
 @pytest.mark.parametrize(("kind", "gd_prior"), list(itertools.product(KINDS, ("release", "none"))))
-def test_distillation(kind, gd_prior):
+def test_distillation_terms_match_hand_computed_values(kind, gd_prior):
     objective, output = (
         make_objective(homo_repr=kind, hetero_repr=kind, gd_prior=gd_prior),
         make_output(),
@@ -119,8 +119,16 @@ def test_distillation(kind, gd_prior):
         ),
         (dict(zip(WEIGHTS, (3, 0, 4, 2, 0.5, 0), strict=True)), ["homo/logit", "homo/reg"]),
     ],
+    ids=[
+        "release",
+        "homo_repr l1",
+        "hetero_repr off",
+        "paper",
+        "paper with hetero_repr",
+        "weights",
+    ],
 )
-def test_total(overrides, trained):
+def test_total_loss_sums_the_trained_terms(overrides, trained):
     terms = {
         name: value.item()
         for name, value in make_objective(**overrides)(make_output(), LABELS).items()

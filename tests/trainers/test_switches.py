@@ -66,7 +66,7 @@ def make_batch(seed: int, labels) -> dict[str, torch.Tensor]:
         ("step", 1, 1),
     ],
 )
-def test_leftover_batches(leftover, batches, steps, tmp_path, capsys):
+def test_leftover_batches_are_dropped_or_stepped(leftover, batches, steps, tmp_path, capsys):
     """Groups of two. Labels of 50 are beyond any prediction, so that the gradient of the last bias
     is negative in every batch; without momentum Adam then adds the learning rate to it in each
     step."""
@@ -83,10 +83,8 @@ def test_leftover_batches(leftover, batches, steps, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("applied", [False, True])
-def test_weight_decay(applied):
-    """Of a parameter without a gradient of its own, Adam's first step is ±lr where it decays, and
-    else nothing.
-    """
+def test_weight_decay_only_applies_if_enabled(applied):
+    """If a parameter has no gradient, Adam's first step is ±lr with weight decay, otherwise 0."""
     trainer = make_trainer(weight_decay_applied=applied, weight_decay=0.005)
     bias = trainer.objective.homo.W_edge.bias
     before = bias.item()
@@ -96,7 +94,7 @@ def test_weight_decay(applied):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_factors_are_rounded_only_where_it_is_asked_for(precision):
+def test_tf32_is_used_only_for_precision_tf32(precision):
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
     trainer = make_trainer()
     trainer.precision = precision
@@ -106,7 +104,7 @@ def test_factors_are_rounded_only_where_it_is_asked_for(precision):
 
 
 @pytest.mark.parametrize("fusion", ["sigmoid", "gate"])
-def test_gate_multiplies_the_features(fusion):
+def test_fusion_multiplies_features_only_with_gate(fusion):
     model = make_trainer(fusion=fusion, dst_feature_dim_nheads=[2, 1], output_dropout=0.0).model
     generator = torch.Generator().manual_seed(2)
     last_h, common = (
@@ -125,7 +123,7 @@ def test_gate_multiplies_the_features(fusion):
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
-def test_every_parameter_but_the_unused_ones_gets_a_gradient_and_the_loss_falls(switch):
+def test_every_used_parameter_gets_a_gradient_and_the_loss_decreases(switch):
     trainer = make_trainer(**switch, **dict.fromkeys(("text_dropout", "output_dropout"), 0.0))
     # An odd number of utterances: the signs of their errors do not cancel in a bias.
     trainer.training_step(make_batch(0, [1.0, 1.0, -2.0]))

@@ -1,4 +1,4 @@
-"""Signals that are really sent."""
+"""Real signals raise Interrupted."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from utils.interrupts import Interrupted, interrupts_held, orderly_interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_held_signal_comes_where_signals_are_next_let_in(number):
+def test_held_signal_is_raised_when_signals_are_allowed(number):
     passed = []
     with pytest.raises(Interrupted) as interruption, orderly_interrupts(), interrupts_held():
         os.kill(os.getpid(), number)
@@ -22,11 +22,11 @@ def test_a_held_signal_comes_where_signals_are_next_let_in(number):
     assert interruption.value.exit_status == 128 + number
 
 
-def test_a_signal_within_a_destructor_is_not_lost():
+def test_signal_in_a_destructor_is_not_lost():
     class Slow:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGTERM)
-            for _ in range(100):  # the signal is handled here, and what is raised ignored
+            for _ in range(100):  # the signal is handled here, and the exception is ignored
                 pass
 
     with pytest.raises(Interrupted), orderly_interrupts():
@@ -34,7 +34,7 @@ def test_a_signal_within_a_destructor_is_not_lost():
         time.sleep(5)
 
 
-def test_a_held_signal_comes_once_also_after_a_failure():
+def test_held_signal_is_raised_once_after_an_error():
     with pytest.raises(Interrupted) as interruption, orderly_interrupts(), interrupts_held():
         os.kill(os.getpid(), signal.SIGTERM)
         raise OSError

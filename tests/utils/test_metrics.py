@@ -7,7 +7,7 @@ import numpy as np
 from utils.metrics import regression_metrics
 
 
-def test_by_hand():
+def test_metrics_match_hand_computed_values():
     #                      class at ±3:  3     -2    0 (half to even)  -1   2 (half to even)   0
     predictions = np.array([4.0, -2.2, 0.5, -0.6, 1.5, 0.0])
     labels = np.array([3.0, -2.0, 0.0, 1.0, 2.0, -0.4])
@@ -29,7 +29,7 @@ def test_by_hand():
     assert metrics["Corr"] == round(np.corrcoef(predictions, labels)[0, 1], 4)
 
 
-def test_only_neutral_labels_give_nan_not_a_crash():
+def test_metrics_of_neutral_labels_are_nan():
     metrics = regression_metrics(np.array([1.0, -1.0]), np.zeros(2))
     assert (
         math.isnan(metrics["Acc_2"])
