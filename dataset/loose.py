@@ -111,8 +111,7 @@ def read_loose(path: Path, sizes: InputSizes, split: str = "test") -> LooseFile:
         split: The split to read if the file has several.
 
     Returns:
-        Its utterances. If the file has no ids, they are made from its name: `name`, or `name-0`,
-        `name-1`, … for several utterances.
+        Its utterances. If the file has no ids, they are its name: `name`, or `name-0`, `name-1`, …
 
     Raises:
         DataError: The file is unreadable or does not match the model.
@@ -121,7 +120,6 @@ def read_loose(path: Path, sizes: InputSizes, split: str = "test") -> LooseFile:
     content = load_pickle(path)
     keys = ("text_bert" if sizes.use_bert else "text", "audio", "vision")
     fields = _find_fields(content, path, keys, split)
-
     sequences = {}
     for key in keys:
         sequences[key] = _to_sequences(fields, path, key)
@@ -130,7 +128,6 @@ def read_loose(path: Path, sizes: InputSizes, split: str = "test") -> LooseFile:
         _check_count(len(sequences[key]), count, path, key)
     ids = _read_ids(fields, path, count)
     raw_text = _read_strings(fields, path, "raw_text", count)
-
     arrays = {}
     truncated = 0
     for i, field in enumerate(FIELDS):

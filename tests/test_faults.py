@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 
 import test as test_command
+from dataset.synthetic import generate
 from tests.commands import (
-    CONFIG,
     ROOT,
     SMALL,
     call,
@@ -179,26 +179,17 @@ def test_interrupted_sweep_or_suite_ends_with_one_line(folder, words):
 
 
 def test_open_files_do_not_grow_with_the_batches_of_loader_processes(tmp_path):
-    """With batches of 4, an epoch has 150 batches, and the evaluations 90."""
-    settings = [
-        f"{key}={value}"
-        for key, value in (CONFIG | {"batch_size": 4, "eval_batch_size": 4}).items()
-    ]
-    command = [
-        sys.executable,
-        str(ROOT / "run.py"),
-        "-d",
-        "synthetic",
-        "-n",
-        "1",
-        "--no-figures",
-        "--epochs",
-        "1",
-    ]
+    """An epoch and its evaluations have 180 batches, and 128 files may be open."""
+    corpus = {}
+    for split, fields in generate().items():
+        corpus[split] = {field: values[:120] for field, values in fields.items()}
+    write_pickle(tmp_path / "dataset/SYNTHETIC/aligned_50.pkl", corpus)
+    settings = ["batch_size=2", "eval_batch_size=2", "nlevels=1", "dst_feature_dim_nheads=[16,2]"]
+    command = [str(ROOT / "run.py"), "-d", "synthetic", "-n", "1", "--no-figures", "--epochs", "1"]
     most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, most[1]))
     try:
-        done = launch(*command[1:], "--set", *settings, cwd=tmp_path)
+        done = launch(*command, "--set", *settings, cwd=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, most)
     assert (done.returncode, done.stderr) == (0, "")

@@ -112,21 +112,22 @@ def sum_of_hinges(
         The sum for each anchor (n,).
     """
     # The infinities make the hinges of all other pairs zero.
-    raised = (margin + cosine).masked_fill(~negative, -torch.inf)  # [i, k]
-    cosine = cosine.masked_fill(~positive, torch.inf)  # [i, j]
+    to_negatives = (margin + cosine).masked_fill(~negative, -torch.inf)
+    to_positives = cosine.masked_fill(~positive, torch.inf)
     chunk_size = max(1, TRIPLETS_AT_ONCE // len(cosine) ** 2)  # anchors
     if chunk_size >= len(cosine):
-        return _sum_of_all_hinges(cosine, raised)
+        return _sum_over_pairs(to_positives, to_negatives)
     sums = []
-    for chunk in zip(cosine.split(chunk_size), raised.split(chunk_size), strict=True):
+    chunks = zip(to_positives.split(chunk_size), to_negatives.split(chunk_size), strict=True)
+    for chunk in chunks:
         # Computed again in the backward pass, so that only one chunk of triplets is held.
-        sums.append(checkpoint(_sum_of_all_hinges, *chunk, use_reentrant=False))
+        sums.append(checkpoint(_sum_over_pairs, *chunk, use_reentrant=False))
     return torch.cat(sums)
 
 
-def _sum_of_all_hinges(cosine: Tensor, raised: Tensor) -> Tensor:
-    """Σ_jk max(0, raised[i, k] - cosine[i, j])"""
-    differences = raised[:, None, :] - cosine[:, :, None]  # (anchors, positives, negatives)
+def _sum_over_pairs(to_positives: Tensor, to_negatives: Tensor) -> Tensor:
+    """Σ_jk max(0, to_negatives[i, k] - to_positives[i, j])"""
+    differences = to_negatives[:, None, :] - to_positives[:, :, None]  # [i, j, k]
     return differences.relu().sum(dim=(1, 2))
 
 

@@ -84,7 +84,7 @@ def test_leftover_batches_are_dropped_or_stepped(leftover, batches, steps, tmp_p
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_weight_decay_only_applies_if_enabled(applied):
-    """For a parameter without a gradient, Adam's first step is ±lr with weight decay, else 0."""
+    """If a parameter has no gradient, Adam's first step is ±lr with weight decay, otherwise 0."""
     trainer = make_trainer(weight_decay_applied=applied, weight_decay=0.005)
     bias = trainer.objective.homo.W_edge.bias
     before = bias.item()
