@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.options import RunOptions, parse_flags
+from experiments.options import CommandState, RunOptions, parse_flags
 from utils.cli import ArgumentParser, run_command
 from utils.log import logger
 from utils.ranks import is_first_rank, world_size
@@ -165,9 +165,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def resuming_command() -> str:
     """Return the last line of an interrupted command: how to continue it."""
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    if "--overwrite" not in words or CommandState.discarded_runs:
+        words = [word for word in words if word != "--overwrite"] + ["--resume"]
     launcher = "python" if world_size() == 1 else "torchrun …"
-    return f"To continue: {launcher} {shlex.join([SCRIPT, *words, '--resume'])}"
+    return f"To continue: {launcher} {shlex.join([SCRIPT, *words])}"
 
 
 if __name__ == "__main__":

@@ -155,9 +155,13 @@ def check_same_configuration(runs: Sequence[RunFolder]) -> None:
     """Check that runs differ in nothing but their seeds.
 
     Raises:
-        ConfigError: The settings, data or precision of a run differ from those of the first one.
+        ConfigError: The settings, data or precision of a run differ from those of the first one,
+            or two runs have the same seed.
     """
     first = runs[0]
+    seeds = [run.run_config["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"the runs have the seeds {seeds}: name each seed once.")
     for run in runs:
         differences = describe_differences(run.run_config, first.run_config, NOT_COMPARED)
         for difference in differences:

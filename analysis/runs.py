@@ -79,9 +79,13 @@ def read_trials(folder: Path) -> Iterator[dict]:
         For each trial the keys of `read_runs`; its settings are those that the sweep searches.
     """
     for path in sorted(folder.glob("tune/*.csv")):
-        trials = pd.read_csv(path, dtype=str, keep_default_na=False)
-        for row in trials.to_dict("records"):
-            yield _row_of_trial(path.stem, row)
+        try:
+            trials = pd.read_csv(path, dtype=str, keep_default_na=False)
+            rows = [_row_of_trial(path.stem, trial) for trial in trials.to_dict("records")]
+        except (ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+            print(f"Warning: {path}: not a table of trials ({error}).", file=sys.stderr)
+            continue
+        yield from rows
 
 
 def _row_of_trial(study: str, trial: dict[str, str]) -> dict:

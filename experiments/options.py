@@ -1,6 +1,7 @@
 """The options of a run: fields for Python, flags for the command line. Does not import PyTorch."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,12 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 MAX_NAME_BYTES = 100  # data set and seed are appended, and file systems allow 255
 MAX_SEED = 2**32 - 1
+
+
+class CommandState:
+    """What the command has done so far, for the line that it prints after an interrupt."""
+
+    discarded_runs = False  # an interrupted --overwrite continues with --resume from there on
 
 
 @dataclass
@@ -57,6 +64,7 @@ class RunOptions:
     after_epoch: Callable[[dict], None] | None = None
 
     def __post_init__(self):
+        self._check_types()
         self.config = dict(self.config or {})
         if self.epochs is not None:
             self.config["max_epochs"] = self.epochs
@@ -65,6 +73,21 @@ class RunOptions:
             self.track = (self.track,)
         self.name = self.name or self.model_name
         self._check()
+
+    def _check_types(self) -> None:
+        """Raise ConfigError for the first option of a wrong type."""
+        for option in ("model_name", "dataset_name", "name", "device"):
+            if not isinstance(getattr(self, option), str):
+                raise ConfigError(f"{option}: {getattr(self, option)!r} is not a string.")
+        for option in ("config_file", "model_save_dir", "res_save_dir", "log_dir", "init_from"):
+            if not isinstance(getattr(self, option), str | os.PathLike):
+                raise ConfigError(f"{option}: {getattr(self, option)!r} is not a path.")
+        if not isinstance(self.config, dict | None):
+            raise ConfigError(f"config: {self.config!r} is not a dict of settings.")
+        if type(self.num_workers) is not int or self.num_workers < 0:
+            raise ConfigError(f"--num-workers: {self.num_workers!r}; expected an integer from 0.")
+        if self.verbose_level not in (0, 1, 2):
+            raise ConfigError(f"--verbose: {self.verbose_level!r}; expected 0, 1 or 2.")
 
     def _check(self) -> None:
         """Raise ConfigError for the first option that is invalid."""
@@ -265,6 +288,7 @@ def parse_flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunOpti
         metavar="URL",
         help="database of the study (default: an SQLite file)",
     )
+    CommandState.discarded_runs = False
     flags = parser.parse_args(argv)
     chosen = vars(flags).copy()
     for name in ("suite", "tune", "search", "storage"):

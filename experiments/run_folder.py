@@ -15,7 +15,7 @@ from accelerate.utils import recursively_apply
 from filelock import Timeout
 from torch import Tensor, nn
 
-from experiments.options import RunOptions
+from experiments.options import CommandState, RunOptions
 from experiments.run_config import (
     FILE_NAME,
     LIMITS,
@@ -62,7 +62,7 @@ class RunFolder:
         self.results = Path(results)
         self.name = self.results.resolve().name
         if checkpoints is None:
-            checkpoints = self.results.resolve().parents[1] / "pt" / self.name
+            checkpoints = self.results.resolve().parent.parent / "pt" / self.name
         self.checkpoints = Path(checkpoints)
         self.writable = writable
         self.best_file = self.checkpoints / "best.pth"
@@ -377,7 +377,7 @@ class RunFolder:
             RunError: Settings or data differ from those that the run was started with.
         """
         earlier = self.existing_run_config()
-        if earlier is None:
+        if earlier is None or self._has_no_epoch():
             return None
         for difference in describe_differences(earlier, run_config, NOT_COMPARED):
             if not difference.is_longer():
@@ -478,6 +478,7 @@ def discard_runs(folders: Iterable[RunFolder]) -> None:
     """
     for folder in folders:
         folder.discard()
+    CommandState.discarded_runs = True
 
 
 def find_similar_run(folder: RunFolder, prefix: str) -> str:

@@ -65,7 +65,8 @@ def train_seeds(
     """
     folders = run_folders(options, settings.dataset_name, writable=is_first_rank())
     run_config = make_run_config(options, settings)
-    check_existing_runs(folders.values(), options, run_config)
+    if is_first_rank():  # another rank might see what the first one has begun to write
+        check_existing_runs(folders.values(), options, run_config)
     if features is None:
         features = prepare_features(settings, **options.feature_overrides)
     device = prepare_process(options)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import sqlalchemy
 from easydict import EasyDict
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import StorageInternalError
@@ -93,7 +94,9 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
         Path(options.model_save_dir).mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):  # the tables of a database are created once
-            storage = storage or f"sqlite:///{folder / name}.db"
+            if not storage:
+                url = sqlalchemy.URL.create("sqlite", database=str(folder / f"{name}.db"))
+                storage = url.render_as_string()
             study = _open_study(name, storage, settings.KeyEval, comparable)
         sweep = Sweep(
             study=study,

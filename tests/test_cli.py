@@ -5,6 +5,8 @@ import dataclasses
 import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +242,20 @@ def test_flags_are_options_of_a_run_and_have_no_defaults_of_their_own():
 
 def test_renamed_flag_reports_its_new_name(folder, capsys):
     assert "--init is now --init-from" in refused(capsys, train, "--init", "x.pth")
+
+
+def test_scoring_ignores_a_world_size_without_a_launcher(trained, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert call(test_command, BEST) == 0
+    assert "TEST-(dmd)" in capsys.readouterr().out
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert "torchrun" in refused(capsys, train, "--name", "other")
+
+
+def test_reader_of_the_output_may_leave(trained):
+    """As `python -m analysis.runs | head` does."""
+    command = f"{sys.executable} -m analysis.runs {trained}/result | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -385,3 +385,14 @@ def test_run_resumes_after_a_full_disk(uninterrupted, folder, small_disk, capsys
     Path("pt").mkdir()
     Path("pt/full-synthetic-1111").symlink_to(small_disk / "full-synthetic-1111")
     assert outcome("full") == uninterrupted
+
+
+def test_command_interrupted_before_it_replaces_a_run_is_printed_unchanged(trained):
+    """The earlier run must not pass for the new one."""
+    process = start("--overwrite", "--set", "conv1d_kernel_size_l=5")
+    wait_for(Path("log/dmd-synthetic.log"), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    replaced = not Path("result/dmd-synthetic-1111/metrics.json").exists()
+    assert process.returncode == 130
+    assert ("--resume" in error) == replaced and ("--overwrite" in error) != replaced

@@ -272,3 +272,29 @@ def test_resuming_with_changed_code_gives_a_warning(trained, capsys):
         path.write_text(json.dumps(run_config))
     assert train("--resume", "--epochs", "3") == 0
     assert "The code has changed since the run was started (00000000 -> " in capsys.readouterr().out
+
+
+def test_interrupted_replacement_with_other_settings_is_resumed(folder):
+    """The second seed's run was discarded, and its run.json is that of the earlier command."""
+    assert train("-s", "1", "2", "--epochs", "1") == 0
+    changed = {"dataset_name": "synthetic", "config": BASE | {"gamma": 0.2}, "seeds": [1, 2]}
+    with pytest.raises(Stop):
+        run.DMD_run(**changed, figures=False, overwrite=True, after_epoch=stop)
+    run.DMD_run(**changed, figures=False, resume=True)
+    assert len(timeless("dmd-synthetic-2")) == 1
+
+
+WRONG_TYPES = {
+    "name": {"name": 5},
+    "dataset_name": {"dataset_name": None},
+    "config": {"config": "nlevels=1"},
+    "config_file": {"config_file": 5},
+    "--num-workers": {"num_workers": -1},
+    "--verbose": {"verbose_level": 7},
+}
+
+
+@pytest.mark.parametrize("option", WRONG_TYPES)
+def test_options_of_a_wrong_type_are_refused_by_name(option):
+    with pytest.raises(ConfigError, match=f"^{option}"):
+        RunOptions(**WRONG_TYPES[option])

@@ -47,7 +47,13 @@ def init_processes(device: str) -> torch.device:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         # The others wait while the first process scores and draws, longer than the default of 10
         # minutes.
-        dist.init_process_group(backend, timeout=timedelta(days=1))
+        try:
+            dist.init_process_group(backend, timeout=timedelta(days=1))
+        except ValueError as error:  # variables of the environment are missing
+            raise ConfigError(
+                f"WORLD_SIZE is {world_size()}, but {error}: start several processes with torchrun "
+                "or accelerate launch, or unset WORLD_SIZE."
+            ) from error
     return chosen
 
 
@@ -71,7 +77,7 @@ def shard(x: Tensor) -> Tensor:
     Returns:
         (⌈B / world_size⌉, ·)
     """
-    if world_size() == 1:
+    if not dist.is_initialized():
         return x
     length = -(-len(x) // world_size())
     indices = torch.arange(length, device=x.device) * world_size() + rank()
@@ -88,7 +94,7 @@ def all_gather(x: Tensor, batch: int) -> Tensor:
     Returns:
         (B, ·), in the order of the batch.
     """
-    if world_size() == 1:
+    if not dist.is_initialized():
         return x
     return _all_gather(x)[:batch]
 
@@ -121,7 +127,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     Accumulated gradients of earlier batches, which are averages already, stay the same.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if world_size() == 1 or not gradients:
+    if not dist.is_initialized() or not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -135,7 +141,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 def all_gather_objects(x: object) -> list:
     """Gather an object of each process, in the order of their ranks."""
-    if world_size() == 1:
+    if not dist.is_initialized():
         return [x]
     objects = [None] * world_size()
     dist.all_gather_object(objects, x)
@@ -144,8 +150,10 @@ def all_gather_objects(x: object) -> list:
 
 def from_first_rank(compute: Callable[[], object]) -> object:
     """Call a function in the first process only, and return its result in all of them."""
-    result = [compute() if rank() == 0 else None]
-    if world_size() > 1:
+    result = [None]
+    if rank() == 0 or not dist.is_initialized():
+        result = [compute()]
+    if dist.is_initialized():
         dist.broadcast_object_list(result, src=0)
     return result[0]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -48,6 +49,9 @@ def run_command(main: Callable[[], None], after_interrupt: Callable[[], str] = l
         if is_first_rank():  # a launcher stops all its processes
             print(f"Stopped by {interruption}. {after_interrupt()}".rstrip(), file=sys.stderr)
         return interruption.exit_status
+    except BrokenPipeError:  # the reader of the output has gone, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         file, line = log_traceback(error), f"{type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, (DMDError, OSError)):

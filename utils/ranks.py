@@ -8,7 +8,7 @@ import os
 
 def world_size() -> int:
     """Number of processes that train one model."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or "1")
 
 
 def rank() -> int:
