@@ -56,6 +56,7 @@ def test_error_names_the_non_finite_utterance_of_another_rank(folder, corpus):
         assert named and all(ids == corpus["train"]["id"][3] for ids in named), done.stderr
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_hashes_the_feature_file(folder):
     """The other ranks open it once, to read it."""
     arguments = ["-d", "synthetic", *SMALL, "--epochs", "1", "--device", "cpu"]

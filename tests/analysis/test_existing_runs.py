@@ -368,6 +368,7 @@ def strict_json(path: Path) -> dict:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_undefined_metrics_are_null_in_metrics_json_and_nan_when_read(folder, corpus, capsys):
     """If every test label is 0, Acc_2 and the correlation are undefined."""
     neutral = {**corpus["test"], "regression_labels": np.zeros(10, np.float32)}

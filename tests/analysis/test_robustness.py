@@ -100,6 +100,7 @@ def test_table_has_a_row_for_each_scoring(scored):
     assert set(table["kind"]) == {"random"}
 
 
+@pytest.mark.slow
 def test_same_command_writes_the_same_bytes(scored):
     before = [path.read_bytes() for path in WRITTEN]
     for path in WRITTEN:
@@ -109,6 +110,7 @@ def test_same_command_writes_the_same_bytes(scored):
     assert Path("copy/table.csv").read_bytes() == before[0]
 
 
+@pytest.mark.slow
 def test_fewer_draws_are_the_first_of_more_draws(scored):
     both = pd.read_csv(CSV)
     assert call(robustness, RUNS[1], "--draws", "1", "--output", "one.csv") == 0
@@ -249,6 +251,7 @@ def test_checkpoints_in_another_folder_are_found(scored):
     assert Path(RUNS[1], "robustness.csv").exists()
 
 
+@pytest.mark.slow
 def test_scores_that_differ_from_the_run_give_a_warning(scored, capsys):
     path = FIRST / "metrics.json"
     metrics = json.loads(path.read_text())
@@ -303,7 +306,7 @@ BAD = {
     ),
     "weights that are not finite": (spoil_weights, RUNS, "are not finite"),
     "other settings": (lambda: configure(RUNS[1], gamma=0.5), RUNS, "dmd-synthetic-2 has gamma"),
-    "a seed twice": (lambda: None, [RUNS[0], RUNS[0]], "has seed 1, like"),
+    "a seed twice": (lambda: None, [RUNS[0], RUNS[0]], "name each seed once"),
     "no history": (lambda: (FIRST / "history.csv").unlink(), RUNS, "history.csv"),
     "no unknown token": (remove_unknown_token, RUNS, "has no unknown token"),
     "damaged data": (damage_data, RUNS, "aligned_50.pkl"),

@@ -52,6 +52,7 @@ def test_comparison_matches_hand_computed_values():
         assert table[run].tolist() == pytest.approx(scores(predicted, LABELS), abs=5.1e-5)
 
 
+@pytest.mark.slow
 def test_p_matches_the_exact_permutation_test_of_scipy_over_videos():
     """7 videos have 2^7 swaps, which SciPy goes through one by one, each scored by scikit-learn."""
     (a, b), labels, units = simulated(np.random.default_rng(3), videos=7, clips=4, by_video=0.3)

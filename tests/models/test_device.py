@@ -27,7 +27,7 @@ class CountOperations(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "fast"])
+@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "fast"])
 def trainer(request, monkeypatch) -> Trainer:
     # A GPU clips the gradients of all parameters at once; PyTorch does not know that of the meta
     # device.
