@@ -51,15 +51,10 @@ class Predictions:
         return metrics
 
 
-def to_device(
-    batch: dict[str, Tensor], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def to_device(batch: dict[str, Tensor], device: torch.device) -> tuple[Tensor, ...]:
     """Move text, audio, vision and labels of a batch to the device."""
-    text = batch["text"].to(device, non_blocking=True)
-    audio = batch["audio"].to(device, non_blocking=True)
-    vision = batch["vision"].to(device, non_blocking=True)
-    labels = batch["labels"].to(device, non_blocking=True)
-    return text, audio, vision, labels
+    names = ("text", "audio", "vision", "labels")
+    return tuple(batch[name].to(device, non_blocking=True) for name in names)
 
 
 def predict(
@@ -108,15 +103,7 @@ def predict(
 
 
 def evaluation_loss(predicted: Tensor, labels: Tensor, args) -> float:
-    """Compute the `Loss` of predictions, see `predict`.
-
-    Args:
-        predicted, labels: (N,), in file order.
-        args: Settings; `valid_loss` and `batch_size` are used.
-
-    Returns:
-        The mean absolute error, averaged over batches with `valid_loss` batch_mean.
-    """
+    """Compute the `Loss` (see `predict`) of predictions and labels (N,), in file order."""
     batch_size = args.batch_size if args.valid_loss == "batch_mean" else len(labels)
     errors = (predicted - labels).abs()
     losses = [batch.mean() for batch in errors.split(batch_size)]
@@ -126,15 +113,7 @@ def evaluation_loss(predicted: Tensor, labels: Tensor, args) -> float:
 def in_file_order(
     predicted: Sequence[Tensor], labels: Sequence[Tensor], rows: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Join batches in the order of the file.
-
-    Args:
-        predicted, labels: (B, 1) for each batch.
-        rows: (B,) for each batch: numbers of the utterances in the file.
-
-    Returns:
-        Predictions and labels (N,), on the CPU.
-    """
+    """Join the predictions and labels (B, 1) of batches of rows (B,).  -> (N,) each, on the CPU"""
     order = torch.cat(list(rows)).cpu().argsort()
     predicted = torch.cat(list(predicted)).cpu().float().squeeze(1)
     labels = torch.cat(list(labels)).cpu().squeeze(1)
@@ -199,10 +178,7 @@ def inspect(
     """Run the whole model over a split in eval mode.
 
     Args:
-        model: On the device.
-        loader: Loader of the split, in file order.
-        device: Device to compute on.
-        precision: fp32, tf32 or bf16.
+        model, loader, device, precision: As for `predict`.
         modalities: Letters of the modalities to use; those not listed are replaced by zeros.
 
     Raises:

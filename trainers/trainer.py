@@ -105,13 +105,11 @@ class Trainer:
     Args:
         args: The settings.
         model: The model; it is moved to the device.
-        objective: The objective, with the two graphs that are trained along; it is moved to the
-            device.
+        objective: The objective, with the two trained graphs; it is moved to the device.
         loaders: Loaders of train, valid and test.
         device: Device to compute on.
         seed_number: Number of the seed among those of a command, for the log.
-        precision: fp32, tf32 (on CUDA) or bf16 (autocast of the model; losses and metrics stay in
-            fp32).
+        precision: fp32, tf32 (CUDA) or bf16 (autocast of the model; losses stay in fp32).
         compile: Run the forward pass and the losses through torch.compile.
 
     Attributes:
