@@ -17,11 +17,7 @@ OBSOLETE = "text_model.model.embeddings.position_ids"
 
 
 def save_state(state: dict, path: Path) -> None:
-    """Write a state_dict, or nested dicts and lists of tensors, numbers and strings, atomically.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write nested dicts and lists of tensors, numbers and strings atomically. Raises OSError."""
     try:
         write_atomically(path, lambda file: torch.save(state, file))
     except RuntimeError as error:  # torch.save reports a full disk in this way
@@ -55,11 +51,7 @@ def _is_state_dict(state: object) -> bool:
 
 
 def read_state(path: str | Path):
-    """Read a file of `save_state`, without executing code that the file might contain.
-
-    Raises:
-        CheckpointError: The file is missing or unreadable.
-    """
+    """Read a file of `save_state` without executing code in it. Raises CheckpointError."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)

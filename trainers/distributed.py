@@ -70,12 +70,7 @@ def shard(x: Tensor) -> Tensor:
     """Take every `world_size()`th utterance of a batch, from number `rank()` on.
 
     The first utterances are repeated if shards would differ in length; `all_gather` drops them.
-
-    Args:
-        x: (B, ·), the whole batch.
-
-    Returns:
-        (⌈B / world_size⌉, ·)
+    (B, ·) -> (⌈B / world_size⌉, ·)
     """
     if not dist.is_initialized():
         return x

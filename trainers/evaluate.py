@@ -121,11 +121,7 @@ def in_file_order(
 
 
 def check_finite(predicted: Tensor, ids: Sequence[str], split: str) -> None:
-    """Check the predictions (N,) of a split.
-
-    Raises:
-        NumericalError: A prediction is not finite; names the utterances.
-    """
+    """Raise NumericalError, with the utterances, if a prediction (N,) is not finite."""
     bad = (~predicted.isfinite()).nonzero().flatten().tolist()
     if bad:
         names = ", ".join(ids[i] for i in bad[:3])

@@ -385,11 +385,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Load a state that `state_dict` returned.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: The state belongs to another model.
-        """
+        """Load a state that `state_dict` returned; PyTorch raises if it is another model's."""
         self.epoch = state["epoch"]
         self.best_epoch = state["best_epoch"]
         self.best_value = state["best_value"]
