@@ -11,7 +11,8 @@ from pathlib import Path
 
 from config import parse_overrides
 from utils.cli import ArgumentParser, run_command
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError
+from utils.files import check_output
 
 # Modules that load PyTorch are imported inside functions, as in run.py.
 
@@ -55,15 +56,8 @@ def DMD_test(  # noqa: N802  (named like DMD_run)
         raise CheckpointError(
             f"{checkpoint}: no such file. run.py writes pt/<name>-<dataset>-<seed>/best.pth."
         )
-    if (
-        predictions
-        and os.path.exists(predictions)
-        and not (overwrite and os.path.isfile(predictions))
-    ):
-        raise ConfigError(
-            f"--predictions: {predictions} already exists. Choose another file, or replace it with "
-            "--overwrite."
-        )
+    if predictions:
+        check_output(predictions, overwrite, "--predictions")
 
     if features and os.path.isdir(features):
         from experiments.score_folder import score_folder

@@ -17,7 +17,7 @@ import pandas as pd
 from config.schema import DMDConfig
 from dataset.check import BERT_BASE, check_content
 from dataset.features import SPLITS, shorten
-from dataset.pickles import check_output, load_pickle, write_pickle
+from dataset.pickles import load_pickle, write_pickle
 from dataset.sources import (
     TRANSCRIPTS,
     fit_scaling,
@@ -31,6 +31,7 @@ from dataset.tokens import TEXT_STEPS, add_tokens, encoder_kind
 from models.text_encoder import load_tokenizer
 from utils.cli import ArgumentParser, RenamedFlag, run_command
 from utils.errors import ConfigError, DataError
+from utils.files import check_output
 from utils.reading import read_json
 
 MOST_STEPS = 500  # default limit of audio and vision; the longest of the published files

@@ -19,10 +19,11 @@ from easydict import EasyDict
 
 from config import format_overrides
 from dataset.features import SPLITS, take_features, to_strings
-from dataset.pickles import check_output, load_pickle, write_pickle
+from dataset.pickles import load_pickle, write_pickle
 from dataset.tokens import TEXT_STEPS, count_text_steps
 from utils.cli import ArgumentParser, run_command
 from utils.errors import DataError
+from utils.files import check_output
 from utils.reading import printable
 
 WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+|[^\w\s]", re.IGNORECASE)

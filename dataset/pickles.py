@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from utils.errors import ConfigError, DataError
+from utils.errors import DataError
 from utils.files import write_atomically
 from utils.reading import printable
 
@@ -72,27 +72,6 @@ def write_pickle(path: Path, content: dict) -> None:
         OSError: It cannot be written.
     """
     write_atomically(path, lambda file: pickle.dump(content, file, protocol=5))
-
-
-def check_output(path: str | Path, overwrite: bool) -> Path:
-    """Check that a command may write its output file.
-
-    Args:
-        path: The file.
-        overwrite: Allow to overwrite an existing file.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: The path exists and must not be overwritten.
-    """
-    path = Path(path)
-    if path.exists() and not (overwrite and path.is_file()):
-        raise ConfigError(
-            f"--output: {path} already exists. Choose another file, or replace it with --overwrite."
-        )
-    return path
 
 
 def _explain(file: BinaryIO, error: Exception) -> str:

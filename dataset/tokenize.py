@@ -17,11 +17,12 @@ import numpy as np
 
 from config import format_overrides
 from dataset.features import SPLITS, read_provenance, to_strings
-from dataset.pickles import check_output, load_pickle, write_pickle
+from dataset.pickles import load_pickle, write_pickle
 from dataset.tokens import add_tokens, count_text_steps, encoder_kind
 from models.text_encoder import load_tokenizer
 from utils.cli import ArgumentParser, run_command
 from utils.errors import ConfigError, DataError
+from utils.files import check_output
 
 NO_TEXTS = "Tokens are made from raw_text, which MMSA's pickles and those of dataset.build have."
 

@@ -12,7 +12,31 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
+from utils.errors import ConfigError
+
 TEMPORARY = ".{}.{}.dmd-tmp"  # name of a file while the process of that number writes it
+
+
+def check_output(path: str | Path, overwrite: bool, flag: str = "--output") -> Path:
+    """Check that a command may write its output file.
+
+    Args:
+        path: The file.
+        overwrite: Allow to overwrite an existing file.
+        flag: The flag that named the file, for the error message.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: The path exists and must not be overwritten.
+    """
+    path = Path(path)
+    if path.exists() and not (overwrite and path.is_file()):
+        raise ConfigError(
+            f"{flag}: {path} already exists. Choose another file, or replace it with --overwrite."
+        )
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
